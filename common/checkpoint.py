@@ -1,0 +1,58 @@
+"""Checkpoints: what a run keeps, and loading it without running a stranger's code.
+
+`best.pt` holds a model and how it was made; `last.pt` also the objective (a distiller's
+projections), the optimizer and the counters: everything that `--resume` needs. No random state is
+among it because none is carried from one epoch to the next: `fit` seeds every epoch by its number.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.files import UserError, atomic, shown
+
+FORMAT = 1
+
+
+def save(path: Path, content: dict) -> None:
+    """Write a checkpoint atomically: tensors, numbers, strings, lists and dicts only."""
+    with atomic(path) as temporary:
+        torch.save({"format": FORMAT, **content}, temporary)
+
+
+def load(path: Path, stage: str, hint: str = "") -> dict:
+    """Read a checkpoint of `stage` onto the CPU with `weights_only=True`.
+
+    UserError, with `hint` on what to do, if it is missing, damaged, not one of ours, of another
+    stage, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{shown(path)} does not exist. {hint}".strip()) from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise UserError(f"{shown(path)} is refused: {reason} {hint}".strip()) from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{shown(path)} is damaged or not a checkpoint ({reason}).") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{shown(path)} is not a checkpoint of this repository. {hint}".strip())
+    if content["stage"] != stage:
+        raise UserError(
+            f"{shown(path)} was written by {content['stage']}; one of {stage} is expected. {hint}"
+        )
+    return content
+
+
+def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
+    """Fill `module` with a checkpoint's weights. UserError naming what does not fit."""
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        detail = lines[min(1, len(lines) - 1)][:160]
+        raise UserError(f"{shown(path)} does not fit the network: {detail}") from None

@@ -1,0 +1,180 @@
+"""A dataclass is a script's configuration: its command line, its printed start, its config.json.
+
+    @dataclass
+    class Config(TrainConfig):
+        width: int = option(64, "channels of the first level")
+
+    if __name__ == "__main__":
+        launch(main, Config)
+
+gives `--width 64`, a `--help` with every default, and one clear line for a user's mistake.
+"""
+
+import argparse
+import inspect
+import os
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Union, get_args, get_origin, get_type_hints
+
+from common.files import ROOT, UserError, shown
+
+DATA = ROOT / "data" / "spleen2d"
+
+
+def option(default, help: str, choices: tuple | None = None):
+    """A dataclass field with its help text; `choices` limits the values."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class TrainConfig:
+    """What every training has: data, optimisation, hardware, run folder."""
+
+    data: Path = option(DATA, "data set folder, as written by data_prep/")
+    splits: str = option("splits.json", "splits file inside the data set folder")
+    name: str = option("default", "the run is written to runs/NAME in the stage's folder")
+    resume: bool = option(False, "continue the run NAME after its last finished epoch")
+    overwrite: bool = option(False, "delete an existing run NAME first")
+    epochs: int = option(60, "passes over the training slices")
+    batch_size: int = option(16, "slices per step")
+    lr: float = option(1e-3, "AdamW learning rate after warm-up; then a cosine to 0")
+    weight_decay: float = option(1e-2, "AdamW weight decay")
+    warmup: float = option(0.05, "share of all steps with a linearly rising learning rate")
+    clip: float = option(1.0, "largest gradient norm; 0 turns clipping off")
+    foreground: float = option(0.5, "share of drawn slices that show the organ; 0: as they come")
+    augment: bool = option(True, "random rotation, scale, shift, brightness, contrast and noise")
+    seed: int = option(0, "seed of the weights, the sampling and the augmentation")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    bf16: bool = option(True, "bfloat16 autocast where the hardware has it; losses stay float32")
+    channels_last: bool = option(True, "channels-last memory format")
+    workers: int = option(-1, "loader processes; -1: none on a CPU, up to 8 on a GPU")
+    cache_mb: int = option(4096, "decoded slices kept in memory, in MB")
+    save_every: int = option(1, "epochs between two last.pt; the last epoch is always saved")
+
+    def __post_init__(self):
+        """Refuse values that no training can have."""
+        for name in ("epochs", "batch_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; at least 1.")
+        if not 0 <= self.foreground <= 1:
+            raise UserError(f"--foreground is {self.foreground}; it is a share from 0 to 1.")
+        check_name(self.name)
+
+
+@dataclass
+class StudentConfig(TrainConfig):
+    """The recipe of a student, with or without a teacher.
+
+    Both arms of the comparison inherit it, so that they can differ in nothing but the
+    distillation terms (a test holds them to that).
+    """
+
+    epochs: int = option(100, "passes over the training slices")
+    share: str = option("student", "patients to train on", choices=("student", "train"))
+
+
+@dataclass
+class InferenceConfig:
+    """What every inference.py has."""
+
+    data: Path = option(DATA, "data set folder, as written by data_prep/")
+    splits: str = option("splits.json", "splits file inside the data set folder")
+    name: str = option("default", "the run to use: runs/NAME in the stage's folder")
+    subset: str = option("test", "patients to predict", choices=("test", "val", "train", "all"))
+    probabilities: bool = option(False, "also write the probability maps, 16-bit PNG (65535 = 1)")
+    overlays: int = option(24, "how many overlay pictures to write; -1: all")
+    batch_size: int = option(16, "slices per forward pass")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    bf16: bool = option(True, "bfloat16 autocast where the hardware has it")
+    channels_last: bool = option(True, "channels-last memory format")
+    fuse: bool = option(True, "fold BatchNorm into the convolutions")
+
+    def __post_init__(self):
+        """Refuse run names that leave the runs folder."""
+        check_name(self.name)
+
+
+@dataclass
+class MetricsConfig:
+    """What every metrics.py has."""
+
+    data: Path = option(DATA, "data set folder, as written by data_prep/")
+    name: str = option("default", "the run to score: runs/NAME in the stage's folder")
+
+    def __post_init__(self):
+        """Refuse run names that leave the runs folder."""
+        check_name(self.name)
+
+
+def check_name(name: str) -> None:
+    """UserError unless `name` is one plain folder name."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"--name {name!r} is not a plain folder name.")
+
+
+def to_json(config) -> dict:
+    """A config as plain JSON types: what config.json and checkpoints hold."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+
+
+def parse(cls, argv: list[str] | None = None, description: str | None = None):
+    """Build a config of dataclass `cls` from the command line. Unknown flags exit with 2."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    hints = get_type_hints(cls)
+    for f in fields(cls):
+        _add_flag(parser, f, hints[f.name])
+    values = vars(parser.parse_args(argv))
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _add_flag(parser: argparse.ArgumentParser, f, kind) -> None:
+    flag = "--" + f.name.replace("_", "-")
+    default = shown(f.default) if isinstance(f.default, Path) else f.default
+    if isinstance(default, tuple):
+        default = " ".join(map(str, default))
+    help = f.metadata["help"] + ("" if default is None else f" (default: {default})")
+    keywords = {"dest": f.name, "default": f.default, "help": help.replace("%", "%%")}
+    if get_origin(kind) in (Union, UnionType):  # X | None
+        kind = next(a for a in get_args(kind) if a is not type(None))
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **keywords)
+        return
+    if get_origin(kind) is tuple:
+        keywords["nargs"], kind = "*", get_args(kind)[0]
+    if f.metadata["choices"]:
+        keywords["choices"] = f.metadata["choices"]
+    else:
+        keywords["metavar"] = kind.__name__.upper()
+    parser.add_argument(flag, type=kind, **keywords)
+
+
+def describe(config, title: str) -> str:
+    """The configuration as one aligned block of text, printed at the start of a script."""
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    width = max(map(len, values))
+    lines = (
+        f"  {name:<{width}}  {shown(value) if isinstance(value, Path) else value}"
+        for name, value in values.items()
+    )
+    return "\n".join([title, *lines])
+
+
+def launch(main, cls) -> None:
+    """Run `main(config)` as a script: exit code 1 and one line, no traceback, for a UserError."""
+    # The manual is the script's docstring; under torchrun only rank 0 speaks.
+    script = Path(inspect.getfile(main)).resolve()
+    try:
+        config = parse(cls, description=inspect.getmodule(main).__doc__)
+        if os.environ.get("RANK", "0") == "0":
+            print(describe(config, f"{script.parent.name}/{script.name}"), flush=True)
+        main(config)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)

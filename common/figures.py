@@ -1,0 +1,111 @@
+"""Pictures: training curves, overlays of truth and prediction, the comparison of models.
+
+matplotlib figures are made without pyplot: nothing is kept open, no display is needed.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from common.files import atomic
+
+TRUTH, PREDICTION = (0, 158, 115), (230, 97, 0)  # green and orange: told apart by colour-blind eyes
+
+
+def save_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
+    """Write a figure atomically."""
+    FigureCanvasAgg(figure)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+
+
+def curves(path: Path, log: list[dict], title: str) -> None:
+    """Losses (as weighted, log scale) and validation Dice over the epochs of one run."""
+    figure = Figure((9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in log]
+    for name in log[0]:
+        if name not in ("epoch", "lr", "val_dice", "val_pooled"):
+            left.plot(epochs, [row[name] for row in log], label=name.replace("_", " "))
+    left.set(xlabel="epoch", ylabel="weighted loss", yscale="log")
+    left.legend(frameon=False, fontsize=8)
+    right.plot(epochs, [row["val_dice"] for row in log], label="mean over patients")
+    right.plot(epochs, [row["val_pooled"] for row in log], label="pooled over slices", lw=1)
+    right.set(xlabel="epoch", ylabel="validation Dice", ylim=(0, 1))
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.suptitle(title, fontsize=10)
+    save_figure(path, figure)
+
+
+def joint_curves(path: Path, logs: dict[str, list[dict]]) -> None:
+    """Validation Dice and segmentation loss of several runs in one figure."""
+    figure = Figure((9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, log in logs.items():
+        epochs = [int(row["epoch"]) for row in log]
+        left.plot(epochs, [float(row["segmentation"]) for row in log], label=name)
+        right.plot(epochs, [float(row["val_dice"]) for row in log], label=name)
+    left.set(xlabel="epoch", ylabel="segmentation loss (DiceBCE)", yscale="log")
+    right.set(xlabel="epoch", ylabel="validation Dice, mean over patients", ylim=(0, 1))
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    save_figure(path, figure)
+
+
+def outlined(image: np.ndarray, mask: np.ndarray, colour: tuple, scale: int = 1) -> np.ndarray:
+    """A grey uint8 image `(H, W)` as RGB, `scale` times larger, with the mask's outline on it."""
+    image = np.asarray(image).repeat(scale, 0).repeat(scale, 1)
+    inside = np.pad(np.asarray(mask).astype(bool).repeat(scale, 0).repeat(scale, 1), 1)
+    core = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    inside = inside[1:-1, 1:-1]
+    rgb = np.stack([image] * 3, axis=-1)
+    rgb[inside & ~core] = colour
+    return rgb
+
+
+def overlay(path: Path, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> None:
+    """CT | truth (green outline) | prediction (orange outline), side by side as one PNG."""
+    scale = max(1, 320 // image.shape[0])
+    panels = [
+        outlined(image, np.zeros_like(truth), TRUTH, scale),
+        outlined(image, truth, TRUTH, scale),
+        outlined(image, prediction, PREDICTION, scale),
+    ]
+    save_picture(path, np.concatenate(panels, axis=1))
+
+
+def save_picture(path: Path, pixels: np.ndarray) -> None:
+    """Write a uint8 array `(H, W)` or `(H, W, 3)`, or uint16 `(H, W)`, as PNG, atomically."""
+    with atomic(path) as temporary:
+        Image.fromarray(pixels).save(temporary, compress_level=4)
+
+
+def comparison(path: Path, rows: list[dict], models: list[str]) -> None:
+    """One row a patient: CT, truth, then each model's mask with its Dice on that slice.
+
+    A row is a dict: `title`, `image` and `truth` `(H, W)`, `masks` and `dice` by model.
+    """
+    columns = ["CT", "truth", *models]
+    size = (1.9 * len(columns), 2.0 * len(rows) + 0.3)
+    figure = Figure(size, layout="constrained", facecolor="white")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes, row in zip(grid, rows, strict=True):
+        image, truth = row["image"], row["truth"]
+        scale = max(1, 512 // image.shape[0])
+        panels = [
+            outlined(image, np.zeros_like(truth), TRUTH, scale),
+            outlined(image, truth, TRUTH, scale),
+            *(outlined(image, row["masks"][m], PREDICTION, scale) for m in models),
+        ]
+        for axis, panel in zip(axes, panels, strict=True):
+            axis.imshow(panel)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        axes[0].set_ylabel(row["title"], fontsize=8)
+        for axis, model in zip(axes[2:], models, strict=True):
+            axis.set_xlabel(f"Dice {row['dice'][model]:.3f}", fontsize=8)
+    for axis, title in zip(grid[0], columns, strict=True):
+        axis.set_title(title, fontsize=9)
+    save_figure(path, figure, dpi=150)

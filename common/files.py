@@ -1,0 +1,122 @@
+"""Files on disk: atomic writes, JSON and CSV, run folders.
+
+Every writer here writes a temporary file in the target's own folder and renames it. A reader
+sees the old file or the new one, never half of one, whenever the process is killed.
+"""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: the message says what was found and what to do."""
+
+
+def shown(path: Path) -> str:
+    """A path as printed: relative to the working directory or the repository where it can be."""
+    for base in (Path.cwd(), ROOT):
+        if path.is_relative_to(base):
+            return str(path.relative_to(base))
+    return str(path)
+
+
+@contextmanager
+def atomic(path: Path):
+    """Yield a temporary path beside `path`; on success it replaces `path`, else it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers such as Pillow choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 text file atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value) -> None:
+    """Write `value` as indented JSON, one newline at the end; NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, hint: str = ""):
+    """Read a JSON file. UserError, with `hint` on what to do, if it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{shown(path)} does not exist. {hint}".strip()) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{shown(path)} is not a readable JSON file ({error}). {hint}") from None
+
+
+def write_csv(path: Path, rows: Iterable[Mapping]) -> None:
+    """Write rows (dicts with the same keys) with a header, atomically."""
+    rows = list(rows)
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path, columns: Iterable[str] = (), hint: str = "") -> list[dict[str, str]]:
+    """Read a CSV with a header. UserError if it is missing, unreadable or lacks a column."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            names = reader.fieldnames or []
+    except FileNotFoundError:
+        raise UserError(f"{shown(path)} does not exist. {hint}".strip()) from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{shown(path)} is not a readable CSV file ({error}). {hint}") from None
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise UserError(f"{shown(path)} has no column {', '.join(missing)}; found: {names}. {hint}")
+    # A short row gives None, a long one the key None: both are a torn or hand-broken file.
+    torn = [n for n, row in enumerate(rows, start=2) if None in row or None in row.values()]
+    if torn:
+        raise UserError(f"{shown(path)}: line {torn[0]} does not have {len(names)} values. {hint}")
+    return rows
+
+
+def require_space(folder: Path, megabytes: float) -> None:
+    """UserError if the disk that holds `folder` has less than `megabytes` free."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(existing).free / 1e6
+    if free < megabytes:
+        raise UserError(f"{shown(folder)}: {megabytes:.0f} MB are needed, {free:.0f} MB are free.")
+
+
+def new_run(folder: Path, resume: bool, overwrite: bool) -> Path:
+    """Make ready the run folder `<stage>/runs/<name>`: fresh, resumed, or made anew.
+
+    Raises UserError if it already holds a run and neither flag says what to do with it, so that
+    a finished training is never lost to a second `python train.py`.
+    """
+    if (folder / "config.json").exists() and not resume:
+        if not overwrite:
+            raise UserError(
+                f"{shown(folder)} already holds a run. Continue it with --resume, keep it and "
+                "train beside it with --name NEW, or replace it with --overwrite."
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,110 @@
+"""Segmentation and reconstruction losses, and the objectives of teachers and plain students.
+
+Losses take logits and class indices, compute in float32 even under autocast, and return a scalar.
+An objective's `forward(batch)` returns a dict of named, already weighted losses.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def full_precision(tensor: Tensor):
+    """Context without autocast on the tensor's device: sums over a map overflow in half types."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def one_hot(target: Tensor, channels: int) -> Tensor:
+    """Class indices `(N, H, W)` -> float `(N, C, H, W)`; one channel means "is the organ"."""
+    if channels == 1:
+        return (target > 0).float().unsqueeze(1)
+    return F.one_hot(target, channels).movedim(-1, 1).float()
+
+
+class DiceBCELoss(nn.Module):
+    """Soft Dice + cross-entropy from logits `(N, C, H, W)` and class indices `(N, H, W)`.
+
+        Dice = 1 - mean over images and organs of (2 sum(p t) + s) / (sum(p) + sum(t) + s),  s = 1
+        BCE  = mean over pixels of the binary cross-entropy (C = 1) or cross-entropy (C > 1)
+
+    Dice is counted per image: pooled over the batch, a large spleen would hide a missed small
+    one. The smoothing s also gives an empty slice its gradient: predict nothing there. With
+    C > 1 the background is in the cross-entropy and not in the Dice mean.
+    """
+
+    def __init__(self, smooth: float = 1.0):
+        super().__init__()
+        self.smooth = smooth
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The sum of both terms, a scalar."""
+        with full_precision(logits):
+            logits = logits.float()
+            truth = one_hot(target, logits.shape[1])
+            if logits.shape[1] == 1:
+                entropy = F.binary_cross_entropy_with_logits(logits, truth)
+                probability = logits.sigmoid()
+            else:
+                entropy = F.cross_entropy(logits, target)
+                probability, truth = logits.softmax(1)[:, 1:], truth[:, 1:]
+            overlap = 2 * (probability * truth).sum((2, 3)) + self.smooth
+            total = probability.sum((2, 3)) + truth.sum((2, 3)) + self.smooth
+            return (1 - overlap / total).mean() + entropy
+
+
+class SegmentationObjective(nn.Module):
+    """A student alone: DiceBCE of its logits."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.loss = DiceBCELoss()
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """`batch` holds `image (N, 3, H, W)` and `mask (N, H, W)`."""
+        return {"segmentation": self.loss(self.model(batch["image"]).logits, batch["mask"])}
+
+
+def hide_patches(images: Tensor, share: float, grid: int = 16) -> Tensor:
+    """Set random cells of a `grid` x `grid` raster to 0, a share `share` of them, per image.
+
+    Random numbers come from torch's generator of the images' device.
+    """
+    n, _, height, width = images.shape
+    kept = (torch.rand(n, 1, grid, grid, device=images.device) >= share).to(images.dtype)
+    return images * F.interpolate(kept, (height, width), mode="nearest")
+
+
+class MultiTaskObjective(nn.Module):
+    """A teacher: DiceBCE of its segmentation + `weight` x MSE of its reconstruction.
+
+    Full-resolution skips would let the second decoder copy its input and learn nothing, so it
+    restores what it was not shown: in a random half of each batch a quarter of the patches is
+    hidden (as in masked auto-encoders, He et al., arXiv 2111.06377), and the reconstruction is
+    compared with the whole image on that half. The other half stays whole, for it is whole
+    images that the segmentation meets at test time. One forward pass gives both outputs.
+    """
+
+    def __init__(self, model: nn.Module, weight: float = 0.2, hidden: float = 0.25):
+        super().__init__()
+        self.model, self.weight, self.hidden = model, weight, hidden
+        self.loss = DiceBCELoss()
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """`batch` holds `image (N, 3, H, W)` and `mask (N, H, W)`."""
+        images, target = batch["image"], batch["mask"]
+        if not self.weight:
+            output = self.model(images, reconstruct=False)
+            return {"segmentation": self.loss(output.logits, target)}
+        # Batches are drawn in random order: the first half is a random half (one image: itself).
+        half = -(-len(images) // 2)
+        shown = torch.cat([hide_patches(images[:half], self.hidden), images[half:]])
+        if images.is_contiguous(memory_format=torch.channels_last):
+            shown = shown.contiguous(memory_format=torch.channels_last)
+        output = self.model(shown)
+        with full_precision(images):
+            error = F.mse_loss(output.reconstruction[:half].float(), images[:half].float())
+        return {
+            "segmentation": self.loss(output.logits, target),
+            "reconstruction": self.weight * error,
+        }

@@ -1,0 +1,227 @@
+"""Slices through a trained model: masks, probability maps, overlays, reconstructions."""
+
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from tqdm import tqdm
+
+from common import checkpoint, figures
+from common.config import InferenceConfig
+from common.engine import autocast, pick_device, to_device
+from common.files import UserError, read_json, shown, write_json
+from common.losses import hide_patches
+from common.scores import mse, predicted, psnr, ssim
+from common.slices import Slice, SliceDataset, SliceSet, loader, read_image, read_set, read_splits
+from common.unet import Output
+
+
+@dataclass
+class Trained:
+    """A finished training to predict with: its folder, its checkpoint, the slices to predict."""
+
+    folder: Path
+    path: Path
+    checkpoint: dict
+    data: SliceSet
+    slices: list[Slice]
+    device: torch.device
+
+    @property
+    def classes(self) -> int:
+        """Number of logit channels the model was trained with."""
+        return self.checkpoint["classes"]
+
+    def setting(self, name: str):
+        """A flag's value in that training."""
+        return self.checkpoint["config"][name]
+
+
+def open_run(config: InferenceConfig, script: str) -> Trained:
+    """Find the stage's best.pt and the slices of `config.subset`. UserError if either is missing,
+    or if the model was trained on slices of another size or with other classes."""
+    stage = Path(script).resolve().parent
+    folder = stage / "runs" / config.name
+    device = pick_device(config.device)
+    path = folder / "best.pt"
+    content = checkpoint.load(path, stage.name, f"Run {stage.name}/train.py first.")
+    data = read_set(config.data)
+    if data.classes != content["classes"] or data.info["size"] != content["size"]:
+        raise UserError(
+            f"{shown(path)} was trained with {content['classes']} logit channels on slices of "
+            f"{content['size']} pixels; {shown(config.data)} has {data.classes} and "
+            f"{data.info['size']}."
+        )
+    splits = read_splits(data, config.splits)
+    cases = (
+        sorted({s.case for s in data.slices}) if config.subset == "all" else splits[config.subset]
+    )
+    return Trained(folder, path, content, data, data.of(cases), device)
+
+
+def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
+    """The model with the run's weights, on its device, in eval mode, BatchNorm folded in."""
+    checkpoint.load_weights(model, run.checkpoint["model"], run.path)
+    model = model.eval().requires_grad_(False)
+    if config.fuse:
+        fuse(model)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(run.device, memory_format=layout)
+
+
+def fuse(model: nn.Module) -> None:
+    """Fold every BatchNorm2d that follows a Conv2d in an nn.Sequential into it, in place."""
+    for block in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
+        for i in range(len(block) - 1):
+            if isinstance(block[i], nn.Conv2d) and isinstance(block[i + 1], nn.BatchNorm2d):
+                block[i] = fuse_conv_bn_eval(block[i], block[i + 1])
+                block[i + 1] = nn.Identity()
+
+
+@torch.inference_mode()
+def forward(
+    model: nn.Module, run: Trained, config: InferenceConfig, reconstruct=False, change=None
+) -> Iterator[tuple[dict, Output]]:
+    """Batches of the run's slices with the model's output; `change(batch)` may alter images."""
+    dataset = SliceDataset(run.data, run.slices)
+    for batch in tqdm(loader(dataset, config.batch_size), disable=None, leave=False):
+        batch = to_device(batch, run.device, config.channels_last)
+        if change is not None:
+            batch["image"] = change(batch)
+        with autocast(run.device, config.bf16):
+            output = model(batch["image"], reconstruct=reconstruct)
+        yield batch, output
+
+
+def write_predictions(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
+    """predictions/, on request probabilities/, overlays/, and last inference.json: its presence
+    says that the predictions are whole. What an earlier inference wrote is replaced."""
+    done = run.folder / "inference.json"
+    done.unlink(missing_ok=True)
+    for name in ("predictions", "probabilities", "overlays"):
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+    (run.folder / "predictions").mkdir(parents=True)
+    shade = 255 if run.classes == 1 else 1
+    began = time.perf_counter()
+    for batch, output in forward(model, run, config):
+        masks = predicted(output.logits).to(torch.uint8).cpu().numpy() * np.uint8(shade)
+        for name, mask in zip(batch["name"], masks, strict=True):
+            # No atomic rename for each of thousands of files: inference.json vouches for them.
+            path = run.folder / "predictions" / f"{name}.png"
+            Image.fromarray(mask).save(path, compress_level=1)
+        if config.probabilities:
+            _write_probabilities(run.folder / "probabilities", batch["name"], output.logits)
+    seconds = time.perf_counter() - began
+    _write_overlays(run, config.overlays)
+    write_json(
+        done,
+        {
+            "subset": config.subset,
+            "splits": config.splits,
+            "cases": sorted({s.case for s in run.slices}),
+            "epoch": run.checkpoint["epoch"],
+            "parameters": run.checkpoint["parameters"],
+            "seconds_per_slice": seconds / len(run.slices),
+        },
+    )
+    print(
+        f"{len(run.slices)} masks of {len({s.case for s in run.slices})} patients "
+        f"({config.subset}) -> {shown(run.folder / 'predictions')}, "
+        f"{1000 * seconds / len(run.slices):.1f} ms a slice, files included"
+    )
+
+
+def _write_probabilities(folder: Path, names: list[str], logits: Tensor) -> None:
+    """16-bit PNGs, 65535 = 1: one a slice, or one a slice and organ (`_c<k>`)."""
+    logits = logits.float()
+    maps = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]
+    levels = (maps * 65535).round().to(torch.int32).cpu().numpy().astype(np.uint16)
+    for name, organs in zip(names, levels, strict=True):
+        for k, level in enumerate(organs, start=1):
+            suffix = "" if len(organs) == 1 else f"_c{k}"
+            figures.save_picture(folder / f"{name}{suffix}.png", level)
+
+
+def _write_overlays(run: Trained, count: int) -> None:
+    """Overlays of `count` slices with organ, evenly spaced over the patients (-1: of all)."""
+    slices = [s for s in run.slices if s.foreground] or run.slices
+    if 0 <= count < len(slices):
+        chosen = np.linspace(0, len(slices) - 1, count).round().astype(int)
+        slices = [slices[i] for i in sorted(set(chosen.tolist()))]
+    for s in slices:
+        image, truth, mask = (
+            read_image(folder / f"{s.name}.png")
+            for folder in (
+                run.data.folder / "images",
+                run.data.folder / "masks",
+                run.folder / "predictions",
+            )
+        )
+        figures.overlay(run.folder / "overlays" / f"{s.name}.png", image, truth, mask)
+
+
+def hidden_input(images: Tensor, names: list[str], share: float) -> Tensor:
+    """Images `(N, c, H, W)` with patches hidden as in training, by a seed made of the slice name."""
+    parts = []
+    for image, name in zip(images, names, strict=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(name.encode()))
+            parts.append(hide_patches(image[None].cpu(), share))
+    return torch.cat(parts).to(images.device)
+
+
+def write_reconstructions(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
+    """reconstructions/: what the model restores from images with patches hidden as in training.
+
+    Of the whole image the reconstruction would be near perfect and say nothing: the skips pass
+    it through.
+    """
+    folder = run.folder / "reconstructions"
+    shutil.rmtree(folder, ignore_errors=True)
+    share = run.setting("hidden")
+
+    def change(batch: dict) -> Tensor:
+        hidden = hidden_input(batch["image"], batch["name"], share)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        return hidden.contiguous(memory_format=layout)
+
+    for batch, output in forward(model, run, config, reconstruct=True, change=change):
+        grey = output.reconstruction.float().mean(1).clamp(0, 1)
+        pixels = (grey * 255).round().to(torch.uint8).cpu().numpy()
+        for name, picture in zip(batch["name"], pixels, strict=True):
+            figures.save_picture(folder / f"{name}.png", picture)
+    print(f"{len(run.slices)} reconstructions -> {shown(folder)}")
+
+
+def score_reconstructions(folder: Path, data: SliceSet) -> str:
+    """MSE, PSNR and SSIM of reconstructions/ and of its hidden input, added to summary.json.
+
+    Means over slices, as one line a kind. A line that says so if there are none.
+    """
+    paths = sorted((folder / "reconstructions").glob("*.png"))
+    if not paths:
+        return "no reconstructions; inference.py --reconstructions writes them"
+    share = read_json(folder / "config.json")["config"]["hidden"]
+    rows = {"reconstruction": [], "hidden input": []}
+    for path in paths:
+        image = torch.from_numpy(read_image(data.folder / "images" / path.name))[None, None] / 255
+        restored = torch.from_numpy(read_image(path))[None, None] / 255
+        given = hidden_input(image, [path.stem], share)
+        for kind, other in zip(rows, (restored, given), strict=True):
+            rows[kind].append([float(f(other, image)) for f in (mse, psnr, ssim)])
+    means = {kind: np.mean(values, axis=0).tolist() for kind, values in rows.items()}
+    names = ("mse", "psnr_db", "ssim")
+    scores = {kind: dict(zip(names, values, strict=True)) for kind, values in means.items()}
+    write_json(folder / "summary.json", {**read_json(folder / "summary.json"), **scores})
+    return "\n".join(
+        f"{kind:<15} MSE {values[0]:.5f}  PSNR {values[1]:.1f} dB  SSIM {values[2]:.3f}"
+        for kind, values in means.items()
+    )

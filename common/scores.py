@@ -1,0 +1,220 @@
+"""Segmentation and reconstruction scores, per patient first, pooled over slices as second column.
+
+Overlap scores come from counts of pixels, never from means of batch means. Of a patient (or the
+pool) with truth T and prediction P:
+
+    Dice = 2 |P & T| / (|P| + |T|)      IoU       = |P & T| / |P | T|
+    recall = |P & T| / |T|              precision = |P & T| / |P|
+
+A missed organ has Dice 0; so has one that is predicted where there is none. Where neither has a
+pixel, Dice and IoU are undefined (None): such cases are left out of the mean and counted.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.files import UserError, read_json, shown, write_csv, write_json
+from common.slices import SliceSet, read_mask
+
+SCORES = ("dice", "iou", "recall", "precision")
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Logits `(N, C, H, W)` -> class indices `(N, H, W)`; one channel: probability above 0.5."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+
+
+def count(prediction: Tensor, truth: Tensor, organs: int = 1) -> Tensor:
+    """Pixels of class indices `(N, H, W)` -> int64 `(N, organs, 3)`: overlap, predicted, true."""
+    classes = torch.arange(1, organs + 1, device=truth.device)[None, :, None, None]
+    p, t = prediction[:, None] == classes, truth[:, None] == classes
+    return torch.stack([(p & t).sum((2, 3)), p.sum((2, 3)), t.sum((2, 3))], dim=-1)
+
+
+def overlap_scores(overlap: int, predicted: int, true: int) -> dict[str, float | None]:
+    """Dice, IoU, recall and precision from three counts.
+
+    Recall is None without truth, precision without prediction; Dice and IoU without both.
+    """
+
+    def share(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    return {
+        "dice": share(2 * overlap, predicted + true),
+        "iou": share(overlap, predicted + true - overlap),
+        "recall": share(overlap, true),
+        "precision": share(overlap, predicted),
+    }
+
+
+def per_case(cases: Iterable[str], counts: np.ndarray) -> dict[str, dict]:
+    """Scores of each case from the counts `(slices, 3)` of its slices, sorted by case."""
+    cases, counts = np.asarray(list(cases)), np.asarray(counts, dtype=np.int64).reshape(-1, 3)
+    return {
+        str(case): {
+            "slices": int((cases == case).sum()),
+            **overlap_scores(*counts[cases == case].sum(0).tolist()),
+        }
+        for case in np.unique(cases)
+    }
+
+
+def mean_and_spread(values: Iterable[float | None]) -> dict:
+    """Mean, standard deviation (n - 1; None for one value), count, and how many were undefined."""
+    values = list(values)
+    known = np.array([v for v in values if v is not None], dtype=float)
+    return {
+        "mean": float(known.mean()) if known.size else None,
+        "std": float(known.std(ddof=1)) if known.size > 1 else None,
+        "n": int(known.size),
+        "undefined": len(values) - int(known.size),
+    }
+
+
+def summary(cases: list[str], counts: np.ndarray) -> dict:
+    """Both views of a set of slices: `per_patient` (mean, std, n) and `pooled` for each score."""
+    each = per_case(cases, counts)
+    totals = np.asarray(counts, dtype=np.int64).reshape(-1, 3).sum(0).tolist()
+    return {
+        "per_patient": {s: mean_and_spread(row[s] for row in each.values()) for s in SCORES},
+        "pooled": overlap_scores(*totals),
+        "slices": len(cases),
+    }
+
+
+def mse(image: Tensor, reference: Tensor) -> Tensor:
+    """Mean squared error per image of `(N, c, H, W)` in 0..1 -> `(N,)`."""
+    return (image - reference).square().mean((1, 2, 3))
+
+
+def psnr(image: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB for a peak of 1, per image; equal images give 100."""
+    return -10 * mse(image, reference).clamp(min=1e-10).log10()
+
+
+def ssim(image: Tensor, reference: Tensor, sigma: float = 1.5) -> Tensor:
+    """Structural similarity per image of `(N, c, H, W)` in 0..1 (Wang et al., 2004) -> `(N,)`.
+
+    The paper's form: an 11x11 Gaussian window, constants 0.01 and 0.03, means over all places
+    where the window lies inside the image.
+    """
+    offsets = torch.arange(-5, 6, dtype=torch.float64)
+    bell = torch.exp(-(offsets**2) / (2 * sigma**2))
+    bell = (bell / bell.sum()).to(image)
+    channels = image.shape[1]
+
+    def blur(x: Tensor) -> Tensor:
+        x = F.conv2d(x, bell.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+        return F.conv2d(x, bell.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+
+    mean_a, mean_b = blur(image), blur(reference)
+    var_a = blur(image * image) - mean_a**2
+    var_b = blur(reference * reference) - mean_b**2
+    covariance = blur(image * reference) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    bottom = (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    return (top / bottom).mean((1, 2, 3))
+
+
+def score_run(folder: Path, data: SliceSet) -> dict:
+    """Score a run's predictions/ against the data set's masks, paired by name.
+
+    Writes metrics_per_case.csv and summary.json into the run folder and returns the summary:
+    `subset`, `cases` (scores a patient), `per_patient`, `pooled`, `parameters`, `epoch`.
+    UserError if inference has not finished, or naming every slice whose partner is missing.
+    """
+    done = read_json(folder / "inference.json", "Run inference.py first.")
+    slices = data.of(done["cases"])
+    expected = {s.name for s in slices}
+    present = {path.stem for path in (folder / "predictions").glob("*.png")}
+    problems = [f"{name}: predicted, not in the data set" for name in sorted(present - expected)]
+    problems += [f"{name}: in the data set, not predicted" for name in sorted(expected - present)]
+    if problems:
+        listed = "\n  ".join(problems[:20])
+        raise UserError(
+            f"{shown(folder / 'predictions')} and {shown(data.folder)} do not hold the same "
+            f"slices; run inference.py again.\n  {listed}"
+        )
+    counts = []
+    for s in slices:
+        pair = []
+        for parent in (folder / "predictions", data.folder / "masks"):
+            mask = read_mask(parent / f"{s.name}.png", data.classes)
+            pair.append(torch.from_numpy(mask.astype(np.int64))[None])
+        if pair[0].shape != pair[1].shape:
+            raise UserError(f"{s.name}.png: prediction and truth differ in size; predict again.")
+        counts.append(count(*pair).sum(1))
+    cases, table = [s.case for s in slices], torch.cat(counts).numpy()
+    each = per_case(cases, table)
+    result = {
+        "stage": folder.parents[1].name,
+        "run": folder.name,
+        "subset": done["subset"],
+        "parameters": done["parameters"],
+        "epoch": done["epoch"],
+        **summary(cases, table),
+        "cases": each,
+    }
+    write_csv(folder / "metrics_per_case.csv", [{"case": c, **row} for c, row in each.items()])
+    write_json(folder / "summary.json", result)
+    return result
+
+
+def table(result: dict) -> str:
+    """A summary as text: a line a score, per patient mean and spread, and pooled."""
+    patients = len(result["cases"])
+    title = (
+        f"{result['stage']} ({result['run']}): {patients} {result['subset']} patients, "
+        f"{result['slices']} slices, {result['parameters']:,} parameters"
+    )
+    lines = [title, f"{'':<10} {'per patient':>16} {'pooled':>8}"]
+    for score in SCORES:
+        mean, pooled = result["per_patient"][score], result["pooled"][score]
+        lines.append(f"{score:<10} {with_spread(mean):>16} {number(pooled):>8}")
+    if missing := result["per_patient"]["dice"]["undefined"]:
+        lines.append(f"{missing} patients without organ and without prediction are left out")
+    return "\n".join(lines)
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a dash where a score is undefined."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def with_spread(score: dict) -> str:
+    """`0.812 +- 0.034`: mean and standard deviation over patients."""
+    spread = "" if score["std"] is None else f" +- {score['std']:.3f}"
+    return number(score["mean"]) + spread
+
+
+def difference(result: dict, other: dict, score: str = "dice") -> dict | None:
+    """Paired difference of two runs in points (100 x score): mean, std, better, n.
+
+    None unless both scored the same patients of the same subset.
+    """
+    if result["subset"] != other["subset"] or result["cases"].keys() != other["cases"].keys():
+        return None
+    pairs = [(row[score], other["cases"][case][score]) for case, row in result["cases"].items()]
+    gains = [100 * (a - b) for a, b in pairs if a is not None and b is not None]
+    return {**mean_and_spread(gains), "better": sum(g > 0 for g in gains)}
+
+
+def compare(result: dict, title: str, path: Path) -> str:
+    """One line: this run's Dice against the one whose summary.json is `path`."""
+    if not path.exists():
+        return f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare"
+    gain = difference(result, read_json(path))
+    if gain is None or gain["mean"] is None:
+        return f"{title}: {shown(path)} scores other patients, so the two cannot be compared"
+    spread = "" if gain["std"] is None else f" +- {gain['std']:.1f}"
+    return (
+        f"{title}: {gain['mean']:+.1f}{spread} Dice points per patient, "
+        f"better in {gain['better']} of {gain['n']}"
+    )

@@ -1,0 +1,197 @@
+"""NIfTI volumes: checked reading, canonical orientation, HU window, square axial views.
+
+Voxel arrays are `(x, y, z)` in the closest canonical orientation (RAS+: x grows to the patient's
+right, y to the front, z to the head). Axial views are `(row, column)` as a radiologist
+looks at them: the front on top, the patient's right side on the left.
+"""
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from common.files import UserError, read_json, shown
+
+# The abdominal soft-tissue window (centre 40, width 400): fat is -100, organs 30..200 HU.
+HU_WINDOW = (-160, 240)
+# A CT of 1024x1024x1000 int16 voxels is 2 GB; what unpacks to more is a damaged file or a bomb.
+MAX_BYTES = 4 << 30
+
+
+@dataclass
+class Volume:
+    """A 3D image in canonical orientation: voxels `(x, y, z)`, spacing in mm, its stored form."""
+
+    voxels: np.ndarray
+    spacing: tuple[float, float, float]
+    stored_shape: tuple[int, ...]
+    stored_affine: np.ndarray
+    stored_orientation: str
+    sha256: str
+
+    def geometry(self) -> dict:
+        """What dataset.json keeps to bring a mask back into the stored file's frame."""
+        return {
+            "shape": list(self.stored_shape),
+            "affine": [[round(float(v), 6) for v in row] for row in self.stored_affine],
+            "spacing": [round(s, 6) for s in self.spacing],
+            "orientation": self.stored_orientation,
+            "sha256": self.sha256,
+        }
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole content of a .nii or .nii.gz file, unpacked to its end.
+
+    `nib.load` stops reading before gzip's checksum and so returns wrong voxels for a bit-flipped
+    file without a word; reading the stream to its end checks every bit. UserError otherwise.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{shown(path)} does not exist.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{shown(path)} is damaged or cut short ({error}).") from None
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{shown(path)} unpacks to more than {MAX_BYTES >> 30} GiB.")
+    return content
+
+
+def read_volume(path: Path) -> Volume:
+    """Read a 3D NIfTI file; voxels keep the stored type where its scaling is 1 and 0.
+
+    UserError if it is missing, damaged, not NIfTI, not 3D, or holds fewer voxels than it claims.
+    """
+    content = read_bytes(path)
+    try:
+        image = nib.Nifti1Image.from_bytes(content)
+        shape = image.shape
+        if len(shape) == 4 and shape[3] == 1:
+            image = nib.Nifti1Image(np.asanyarray(image.dataobj)[..., 0], image.affine)
+        elif len(shape) != 3:
+            raise UserError(f"{shown(path)} has shape {shape}; a 3D volume is expected.")
+        canonical = nib.as_closest_canonical(image)
+        voxels = np.asanyarray(canonical.dataobj)
+    except UserError:
+        raise
+    except Exception as error:  # nibabel raises many types for a broken header
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{shown(path)} is not a sound NIfTI file ({reason}).") from None
+    if 0 in voxels.shape or voxels.dtype.kind not in "iuf":
+        raise UserError(f"{shown(path)} has shape {shape}, type {voxels.dtype}; a CT is expected.")
+    spacing = tuple(float(s) for s in canonical.header.get_zooms()[:3])
+    if not np.isfinite(image.affine).all() or min(spacing) <= 0:
+        raise UserError(f"{shown(path)} has a broken affine or spacing {spacing}.")
+    return Volume(
+        voxels=voxels,
+        spacing=spacing,
+        stored_shape=image.shape,
+        stored_affine=image.affine,
+        stored_orientation="".join(nib.aff2axcodes(image.affine)),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient of a Decathlon folder: name, image file, label file (None in imagesTs)."""
+
+    name: str
+    image: Path
+    label: Path | None
+
+
+def list_cases(folder: Path) -> list[Case]:
+    """The training cases of a Decathlon folder: what its dataset.json lists, sorted by name.
+
+    UserError naming every file that is listed and missing.
+    """
+    listing = read_json(
+        folder / "dataset.json",
+        "A folder in Decathlon layout holds dataset.json, imagesTr/ and labelsTr/. "
+        "Without one, `python data_prep/make_phantom.py` makes a synthetic one.",
+    )
+    try:
+        pairs = [(str(entry["image"]), str(entry["label"])) for entry in listing["training"]]
+    except (KeyError, TypeError):
+        raise UserError(
+            f'{shown(folder / "dataset.json")} has no list "training" of image and label.'
+        ) from None
+    if not pairs:
+        raise UserError(f"{shown(folder / 'dataset.json')} lists no training volumes.")
+    cases = []
+    for image, label in pairs:
+        name = Path(image).name.removesuffix(".gz").removesuffix(".nii")
+        cases.append(Case(name, folder / image, folder / label))
+    outside = [c.image for c in cases if not c.image.resolve().is_relative_to(folder.resolve())]
+    if outside:
+        raise UserError(f"dataset.json lists files outside its folder: {outside[0]}")
+    missing = [p for case in cases for p in (case.image, case.label) if not p.is_file()]
+    if missing:
+        listed = "\n  ".join(shown(p) for p in missing[:20])
+        raise UserError(f"{len(missing)} files that dataset.json lists are missing:\n  {listed}")
+    names = [case.name for case in cases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"dataset.json lists the same volume twice: {', '.join(twice)}")
+    return sorted(cases, key=lambda case: case.name)
+
+
+def read_case(case: Case) -> tuple[Volume, Volume]:
+    """Image and label of one case, checked against each other. UserError names what differs."""
+    image, label = read_volume(case.image), read_volume(case.label)
+    if image.stored_shape != label.stored_shape:
+        raise UserError(
+            f"{shown(case.label)} has shape {label.stored_shape}, "
+            f"its image {image.stored_shape}; they must be equal."
+        )
+    shift = np.abs(image.stored_affine - label.stored_affine).max()
+    if shift > 1e-3:
+        raise UserError(f"{shown(case.label)}: its affine differs from its image's by {shift:g}.")
+    if not np.isfinite(image.voxels).all():
+        raise UserError(f"{shown(case.image)} holds NaN or infinite voxels.")
+    values = np.unique(label.voxels)
+    if not np.isin(values, (0, 1)).all():
+        listed = ", ".join(f"{v:g}" for v in values[:8])
+        raise UserError(f"{shown(case.label)} holds the values {listed}; 0 and 1 are expected.")
+    return image, label
+
+
+def window(hu: np.ndarray, low: float = HU_WINDOW[0], high: float = HU_WINDOW[1]) -> np.ndarray:
+    """HU to uint8: `low` and below become 0, `high` and above 255, linear between, rounded."""
+    scaled = (np.asarray(hu, np.float32) - low) * (255.0 / (high - low))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def axial_view(voxels: np.ndarray, index: int) -> np.ndarray:
+    """Slice `index` of canonical voxels `(x, y, z)` in radiological view `(row, column)`."""
+    return voxels[::-1, ::-1, index].T
+
+
+def to_square(image: np.ndarray, spacing: tuple[float, float], size: int, mask: bool) -> np.ndarray:
+    """A 2D uint8 image as `(size, size)`: pixels made square, padded with 0, resized.
+
+    `spacing` is (row, column) in mm; equal numbers leave the aspect as it is. CT is resized
+    bicubically with antialiasing, a mask by the nearest pixel, so that its values stay.
+    """
+    heights, widths = image.shape[0] * spacing[0], image.shape[1] * spacing[1]
+    side = max(heights, widths)
+    rows = max(1, round(size * heights / side))
+    columns = max(1, round(size * widths / side))
+    method = Image.Resampling.NEAREST if mask else Image.Resampling.BICUBIC
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    if picture.size != (columns, rows):
+        picture = picture.resize((columns, rows), method)
+    if (rows, columns) == (size, size):
+        return np.asarray(picture)
+    square = np.zeros((size, size), np.uint8)
+    top, left = (size - rows) // 2, (size - columns) // 2
+    square[top : top + rows, left : left + columns] = np.asarray(picture)
+    return square

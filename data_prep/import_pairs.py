@@ -1,0 +1,253 @@
+"""A folder of 2D images and masks -> the slice data set that every stage reads.
+
+    python import_pairs.py --images pictures --masks masks
+    python import_pairs.py --images ISIC_images --masks ISIC_truth --mask-suffix _segmentation
+    python import_pairs.py --images DRIVE/images --image-suffix _training \\
+        --masks DRIVE/1st_manual --mask-suffix _manual1
+    python import_pairs.py --images ct/images --masks ct/masks --patient "^(.+)_([0-9]+)$"
+
+png, jpg, tif, gif and bmp are read, grey or colour (colour becomes grey). An image and its mask
+share the name before its ending, less --image-suffix and --mask-suffix; with both kinds in one
+folder leave --masks out. Masks hold 0 and 1, or 0 and 255; JPEG masks are cut at 128, others at
+--threshold if it is given.
+
+Images of one patient must not fall on both sides of a split: say how the patient is found,
+with --patient (a regular expression on the name; its first group is the patient, a second one,
+if there is one, the slice number) or --patient-csv (columns file and patient). Without either
+every image counts as a patient of its own.
+
+All files are checked before anything is kept: every problem is reported in one go.
+"""
+
+import re
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from common.config import DATA, launch, option
+from common.files import UserError, read_csv, shown
+from common.slices import MAX_PIXELS, Slice, make_splits, write_set
+from common.volumes import to_square
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
+JPEG_THRESHOLD = 128
+
+
+@dataclass
+class Config:
+    """What to import and how to pair it."""
+
+    images: Path = option(Path("images"), "folder of images")
+    masks: Path | None = option(None, "folder of masks; without it: the images' folder")
+    image_suffix: str = option("", "end of an image's name that its mask lacks")
+    mask_suffix: str = option("", "end of a mask's name that its image lacks")
+    patient: str | None = option(None, "regular expression: group 1 patient, group 2 slice")
+    patient_csv: Path | None = option(None, "CSV with the columns file and patient")
+    threshold: int | None = option(None, "mask pixels at or above this value are organ")
+    output: Path = option(DATA, "data set folder to write")
+    organ: str = option("spleen", "name of what the masks show")
+    size: int = option(256, "height and width of the slices in pixels")
+    seed: int = option(0, "seed of the splits")
+    folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split")
+    fold: int = option(0, "the fold to test on, 0 to folds - 1")
+    overwrite: bool = option(False, "replace the data set in the output folder")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image, its mask, and the slice that they become."""
+
+    image: Path
+    mask: Path
+    case: str
+    index: int
+
+
+def list_files(folder: Path, suffix: str) -> dict[str, Path]:
+    """Picture files whose name ends with `suffix`, by name without suffix and ending."""
+    if not folder.is_dir():
+        raise UserError(f"The folder {shown(folder)} does not exist.")
+    files = {}
+    for path in sorted(folder.iterdir()):
+        known = path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+        if known and path.stem.endswith(suffix):
+            key = path.stem.removesuffix(suffix)
+            if key in files:
+                raise UserError(f"{shown(folder)} holds {path.name} and {files[key].name}.")
+            files[key] = path
+    if not files:
+        ending = f" with names ending in {suffix}" if suffix else ""
+        raise UserError(f"{shown(folder)} holds no pictures ({' '.join(ENDINGS)}){ending}.")
+    return files
+
+
+def find_pairs(config: Config) -> list[tuple[str, Path, Path]]:
+    """(name, image, mask) of every pair, by name. UserError naming every file without partner."""
+    images = list_files(config.images, config.image_suffix)
+    masks = list_files(config.masks or config.images, config.mask_suffix)
+    if config.masks is None:  # one folder: what is a mask is no image, and the other way round
+        if config.image_suffix == config.mask_suffix:
+            raise UserError("Images and masks in one folder need --mask-suffix or --masks.")
+        both = set(images.values()) & set(masks.values())
+        longer = images if len(config.image_suffix) < len(config.mask_suffix) else masks
+        for name in [name for name, path in longer.items() if path in both]:
+            del longer[name]
+    lonely = [f"{shown(images[n])} has no mask" for n in sorted(images.keys() - masks.keys())]
+    lonely += [f"{shown(masks[n])} has no image" for n in sorted(masks.keys() - images.keys())]
+    if lonely:
+        listed = "\n  ".join(lonely[:20])
+        raise UserError(
+            f"{len(lonely)} files have no partner; see --image-suffix, --mask-suffix.\n  {listed}"
+        )
+    return [(name, images[name], masks[name]) for name in sorted(images)]
+
+
+def patients_of(found: list[tuple[str, Path, Path]], config: Config) -> list[tuple[str, int]]:
+    """Patient and slice number of every pair; numbers count up where the rule gives none."""
+    if config.patient and config.patient_csv:
+        raise UserError("--patient and --patient-csv exclude each other.")
+    if config.patient_csv:
+        rows = read_csv(config.patient_csv, ("file", "patient"))
+        table = {Path(row["file"]).stem: row["patient"] for row in rows}
+        named = [(table.get(image.stem) or table.get(name), None) for name, image, _ in found]
+        rule = shown(config.patient_csv)
+    elif config.patient:
+        try:
+            pattern = re.compile(config.patient)
+        except re.error as error:
+            raise UserError(f"--patient {config.patient!r}: {error}.") from None
+        if not pattern.groups:
+            raise UserError(f"--patient {config.patient!r} has no group in parentheses.")
+        matches = [pattern.search(name) for name, _, _ in found]
+        named = [(m and m[1], m[2] if m and pattern.groups > 1 else None) for m in matches]
+        rule = f"--patient {config.patient!r}"
+    else:
+        print("no --patient rule: every image counts as a patient of its own", flush=True)
+        return [(_plain(name), 0) for name, _, _ in found]
+    missed = [shown(f[1]) for f, (patient, _) in zip(found, named, strict=True) if not patient]
+    if missed:
+        listed = "\n  ".join(missed[:20])
+        raise UserError(f"{rule} gives no patient for {len(missed)} images:\n  {listed}")
+    counters: dict[str, int] = {}
+    result = []
+    for patient, number in named:
+        case = _plain(patient)
+        if number is not None and not number.isdecimal():
+            raise UserError(f"{rule}: the slice number {number!r} is not a number.")
+        counters[case] = counters.get(case, -1) + 1
+        result.append((case, counters[case] if number is None else int(number)))
+    return result
+
+
+def _plain(name: str) -> str:
+    """A name that is safe as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._") or "case"
+
+
+def read_picture(path: Path) -> tuple[np.ndarray, bool]:
+    """A picture as grey uint8 `(H, W)`, and whether it is a JPEG. UserError if it is not 8-bit."""
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UserError(f"{shown(path)} claims {picture.width}x{picture.height} pixels.")
+            if picture.mode.startswith(("I", "F")):
+                raise UserError(
+                    f"{shown(path)} has mode {picture.mode}; convert it to 8 bits a channel."
+                )
+            return np.asarray(picture.convert("L")), picture.format == "JPEG"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{shown(path)} is damaged or not a picture ({error}).") from None
+
+
+def binary(path: Path, threshold: int | None) -> np.ndarray:
+    """A mask as {0, 255}. UserError if it holds other values and no threshold says what they are."""
+    values, jpeg = read_picture(path)
+    if threshold is None and jpeg:
+        threshold = JPEG_THRESHOLD
+    if threshold is None:
+        found = np.unique(values)
+        if not (np.isin(found, (0, 1)).all() or np.isin(found, (0, 255)).all()):
+            raise UserError(
+                f"{shown(path)} holds {len(found)} values ({found[:5].tolist()} ...); a mask "
+                "holds 0 and 1, or 0 and 255. Cut it with --threshold."
+            )
+        threshold = 1
+    return np.where(values >= threshold, 255, 0).astype(np.uint8)
+
+
+def convert(pair: Pair, config: Config, folder: Path) -> Slice | str:
+    """Write one pair as square PNGs; its manifest row, or what is wrong with it."""
+    try:
+        image, mask = read_picture(pair.image)[0], binary(pair.mask, config.threshold)
+    except UserError as error:
+        return str(error)
+    if image.shape != mask.shape:
+        return (
+            f"{shown(pair.mask)} is {mask.shape[1]}x{mask.shape[0]} pixels, "
+            f"its image {image.shape[1]}x{image.shape[0]}"
+        )
+    mask = to_square(mask, (1, 1), config.size, mask=True)
+    row = Slice(pair.case, pair.index, int((mask > 0).sum()), pair.image.name)
+    image = to_square(image, (1, 1), config.size, mask=False)
+    for kind, pixels in (("images", image), ("masks", mask)):
+        Image.fromarray(pixels).save(folder / kind / f"{row.name}.png", compress_level=4)
+    return row
+
+
+def main(config: Config) -> None:
+    """Pair, check, convert into a folder beside the output, and move it there when it is whole."""
+    found = find_pairs(config)
+    pairs = [
+        Pair(image, mask, case, index)
+        for (_, image, mask), (case, index) in zip(found, patients_of(found, config), strict=True)
+    ]
+    names = [f"{pair.case}_{pair.index:03d}" for pair in pairs]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise UserError(f"Two images become the same slice: {', '.join(twice[:10])}.")
+    splits = make_splits([pair.case for pair in pairs], config.seed, config.folds, config.fold)
+    if config.output.exists() and any(config.output.iterdir()) and not config.overwrite:
+        raise UserError(
+            f"{shown(config.output)} is not empty. Choose another --output, or --overwrite it."
+        )
+    partial = config.output.with_name(config.output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for kind in ("images", "masks"):
+        (partial / kind).mkdir(parents=True)
+    try:
+        with ThreadPoolExecutor() as pool:
+            work = pool.map(lambda pair: convert(pair, config, partial), pairs)
+            rows = list(tqdm(work, total=len(pairs), disable=None, leave=False))
+        if problems := [row for row in rows if isinstance(row, str)]:
+            listed = "\n  ".join(problems[:20])
+            raise UserError(f"{len(problems)} of {len(pairs)} pairs cannot be used:\n  {listed}")
+        info = {
+            "name": config.images.resolve().name,
+            "source": f"2D pairs from {config.images.resolve().name}",
+            "size": config.size,
+            "classes": [config.organ],
+            "cases": {},
+        }
+        rows.sort(key=lambda row: (row.case, row.index))
+        write_set(partial, info, rows, splits)
+        shutil.rmtree(config.output, ignore_errors=True)
+        partial.rename(config.output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shown_organ = sum(row.foreground > 0 for row in rows)
+    parts = ", ".join(f"{len(splits[p])} {p}" for p in ("train", "val", "test"))
+    print(
+        f"{len(rows)} slices ({shown_organ} with {config.organ}) of "
+        f"{len({row.case for row in rows})} patients: {parts} -> {shown(config.output)}"
+    )
+
+
+if __name__ == "__main__":
+    launch(main, Config)

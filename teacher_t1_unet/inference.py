@@ -1,0 +1,39 @@
+"""Segment slices with T1: masks, overlays, on request probability maps; and reconstructions.
+
+    python inference.py                          the test patients, with the run "default"
+    python inference.py --subset val --probabilities
+
+Writes into runs/NAME: predictions/ (mask PNGs), overlays/ (CT | truth | prediction),
+reconstructions/ (what T1 restores from images with a quarter of their patches hidden) and
+inference.json. Then `python metrics.py`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import InferenceConfig, launch, option
+from common.predict import open_run, ready, write_predictions, write_reconstructions
+from common.unet import teacher_t1
+
+
+@dataclass
+class Config(InferenceConfig):
+    """T1 can also reconstruct."""
+
+    reconstructions: bool = option(True, "also write what the reconstruction decoder restores")
+
+
+def main(config: Config) -> None:
+    """Predict the chosen patients."""
+    run = open_run(config, __file__)
+    model = ready(teacher_t1(run.setting("width"), run.classes), run, config)
+    write_predictions(model, run, config)
+    if config.reconstructions:
+        write_reconstructions(model, run, config)
+
+
+if __name__ == "__main__":
+    launch(main, Config)

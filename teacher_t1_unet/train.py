@@ -1,0 +1,43 @@
+"""Train T1, the multi-task U-Net teacher: segmentation + reconstruction of the input.
+
+    python train.py                                      the data set in data/spleen2d
+    python train.py --epochs 2 --width 8 --name check    a quick check that everything works
+    python train.py --resume                             go on after an interruption
+    torchrun --nproc-per-node 4 train.py                 several GPUs (--batch-size is for each)
+
+T1 has 43,236,036 parameters (five levels, 64 to 1024 channels, two decoders) and is trained on
+all training patients. Writes config.json, log.csv, curves.png, last.pt and best.pt into
+runs/NAME; then `python inference.py` and `python metrics.py`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import TrainConfig, launch, option
+from common.engine import fit, start
+from common.losses import MultiTaskObjective
+from common.unet import teacher_t1
+
+
+@dataclass
+class Config(TrainConfig):
+    """T1's own settings."""
+
+    width: int = option(64, "channels of the first level; each of the four below doubles them")
+    reconstruction_weight: float = option(0.2, "weight of the reconstruction loss (the thesis's)")
+    hidden: float = option(0.25, "share of the patches hidden from the reconstructed half")
+
+
+def main(config: Config) -> None:
+    """Data, model, objective, training."""
+    run = start(config, __file__, share="train")
+    model = teacher_t1(config.width, run.classes)
+    objective = MultiTaskObjective(model, config.reconstruction_weight, config.hidden)
+    fit(objective, run, config)
+
+
+if __name__ == "__main__":
+    launch(main, Config)
