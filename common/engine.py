@@ -85,7 +85,7 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
             device = torch.device("cuda", torch.cuda.current_device())
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     data = read_set(config.data)
-    splits = read_splits(data, config.splits)
+    splits = read_splits(data, config.splits, (share, "val"))
     train = SliceDataset(data, data.of(splits[share]), config.cache_mb)
     val = SliceDataset(data, data.of(splits["val"]), config.cache_mb)
     stage = Path(script).resolve().parent

@@ -60,10 +60,8 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
             f"{content['size']} pixels; {shown(config.data)} has {data.classes} and "
             f"{data.info['size']}."
         )
-    splits = read_splits(data, config.splits)
-    cases = (
-        sorted({s.case for s in data.slices}) if config.subset == "all" else splits[config.subset]
-    )
+    subset, everyone = config.subset, sorted({s.case for s in data.slices})
+    cases = everyone if subset == "all" else read_splits(data, config.splits, (subset,))[subset]
     return Trained(folder, path, content, data, data.of(cases), device)
 
 
@@ -169,7 +167,7 @@ def _write_overlays(run: Trained, count: int) -> None:
 
 
 def hidden_input(images: Tensor, names: list[str], share: float) -> Tensor:
-    """Images `(N, c, H, W)` with patches hidden as in training, by a seed made of the slice name."""
+    """Images `(N, c, H, W)` with patches hidden as in training, seeded by the slices' names."""
     parts = []
     for image, name in zip(images, names, strict=True):
         with torch.random.fork_rng(devices=[]):

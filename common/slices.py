@@ -134,20 +134,19 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
 
     With `folds` the test patients are fold number `fold` of that many: over all folds every
     patient is tested exactly once. `student` is a fixed half of the train patients (rounded up).
+    One or two patients cannot be split: they are test patients.
     """
     cases = sorted(set(cases))
-    if len(cases) < 3:
-        raise UserError(f"{len(cases)} patients cannot be split; at least 3 are needed.")
+    if len(cases) < 3:  # too few to train on: a data set to predict
+        parts = {"train": [], "val": [], "test": cases, "student": []}
+        return {"seed": seed, "folds": 0, "fold": 0, **parts}
     if folds and not (2 <= folds <= len(cases) and 0 <= fold < folds):
         raise UserError(
             f"--folds {folds} --fold {fold}: folds run from 2 to the number of patients "
             f"({len(cases)}), fold from 0 to folds - 1."
         )
     order = np.random.default_rng(seed).permutation(cases).tolist()
-    if folds:
-        test = order[fold::folds]
-    else:
-        test = order[: max(1, round(0.2 * len(order)))]
+    test = order[fold::folds] if folds else order[: max(1, round(0.2 * len(order)))]
     rest = [case for case in order if case not in test]
     count = min(max(1, round(0.1 * len(order))), len(rest) - 1)
     if count < 1:
@@ -162,18 +161,18 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
     }
 
 
-def read_splits(data: SliceSet, name: str = "splits.json") -> dict[str, list[str]]:
+def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str, list[str]]:
     """The patients of `train`, `val`, `test` and `student`; checked, or UserError.
 
     Refused: a patient in two of train, val and test; a student patient outside train; a patient
-    without slices; an empty part.
+    without slices; nobody in a part that is `needed`.
     """
     path = data.folder / name
     splits = read_json(path, MAKE_DATA)
     parts = ("train", "val", "test", "student")
     if not isinstance(splits, dict) or not all(isinstance(splits.get(p), list) for p in parts):
         raise UserError(f"{shown(path)} lacks one of the lists {', '.join(parts)}.")
-    problems = [f"{part} is empty" for part in parts if not splits[part]]
+    problems = [f"{part} is empty" for part in needed if not splits[part]]
     known = {s.case for s in data.slices}
     for part in parts:
         problems += [f"{part}: {c} has no slices" for c in splits[part] if c not in known]

@@ -168,7 +168,7 @@ def read_picture(path: Path) -> tuple[np.ndarray, bool]:
 
 
 def binary(path: Path, threshold: int | None) -> np.ndarray:
-    """A mask as {0, 255}. UserError if it holds other values and no threshold says what they are."""
+    """A mask as {0, 255}. UserError if it holds other values and there is no threshold for them."""
     values, jpeg = read_picture(path)
     if threshold is None and jpeg:
         threshold = JPEG_THRESHOLD
