@@ -22,8 +22,16 @@ import numpy as np
 
 from common import figures
 from common.config import check_name, launch, option
-from common.files import ROOT, UserError, read_csv, read_json, shown, write_csv, write_json
-from common.files import write_text
+from common.files import (
+    ROOT,
+    UserError,
+    read_csv,
+    read_json,
+    shown,
+    write_csv,
+    write_json,
+    write_text,
+)
 from common.scores import SCORES, difference, number, overlap_scores, with_spread
 from common.slices import SliceSet, read_image, read_mask, read_set
 

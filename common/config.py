@@ -123,7 +123,9 @@ def to_json(config) -> dict:
 def parse(cls, argv: list[str] | None = None, description: str | None = None):
     """Build a config of dataclass `cls` from the command line. Unknown flags exit with 2."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     hints = get_type_hints(cls)
     for f in fields(cls):

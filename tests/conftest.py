@@ -1,0 +1,90 @@
+"""Shared by the tests: a copy of the repository to run scripts in, and a small phantom there."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
+
+SOURCES = (
+    *("common", "data_prep", "teacher_t1_unet", "student_s1", "kd_t1_s1"),
+    *("reproduce.py", "README.md", "requirements.txt"),
+)
+
+
+def run(repo: Path, *command, cwd: Path | None = None, code: int = 0, **environment):
+    """Run a script of `repo` as a user would; its output. Fails on another exit code."""
+    script, *arguments = map(str, command)
+    result = subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=cwd or repo,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == code, output
+    if code:
+        assert "Traceback" not in output, output
+    return output
+
+
+def load_script(path: Path):
+    """Import a script as a module, to call its main without a new process."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and processes look modules up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def repo(tmp_path_factory) -> Path:
+    """A copy of the repository's sources, without data or runs."""
+    target = tmp_path_factory.mktemp("clone") / "repo"
+    target.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignore = shutil.ignore_patterns("runs", "__pycache__")
+            shutil.copytree(ROOT / name, target / name, ignore=ignore)
+        else:
+            shutil.copy(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture(scope="session")
+def phantom(repo) -> Path:
+    """Eight small phantom patients in Decathlon layout, made by the real script."""
+    flags = ("--patients", 8, "--unlabelled", 1, "--size", 64, "--thickness", 14)
+    run(repo, "data_prep/make_phantom.py", *flags)
+    return repo / "data" / "phantom"
+
+
+@pytest.fixture(scope="session")
+def slices(repo, phantom) -> Path:
+    """The phantom as 32-pixel slices in the default data folder, made by the real script."""
+    run(repo, "slice_nifti.py", "--input", phantom, "--size", 32, cwd=repo / "data_prep")
+    return repo / "data" / "spleen2d"
+
+
+@pytest.fixture
+def own_slices(slices, tmp_path) -> Path:
+    """A copy of the slices that a test may damage."""
+    return Path(shutil.copytree(slices, tmp_path / "slices"))
+
+
+@pytest.fixture
+def stage(tmp_path) -> Path:
+    """The train.py of a stage that exists in this test only: its runs go to a temporary folder."""
+    return tmp_path / "stage" / "train.py"

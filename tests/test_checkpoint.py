@@ -1,0 +1,64 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from common import checkpoint
+from common.files import UserError
+from common.unet import student_s1, student_s2
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "best.pt"
+    checkpoint.save(path, {"stage": "student_s1", "model": student_s1().state_dict()})
+    return path
+
+
+def test_weights_come_back(saved):
+    model = student_s1()
+    content = checkpoint.load(saved, "student_s1")
+    checkpoint.load_weights(model, content["model"], saved)
+    assert all(torch.equal(v, content["model"][k]) for k, v in model.state_dict().items())
+
+
+def test_a_missing_one_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="none.pt does not exist. Train T1 first."):
+        checkpoint.load(tmp_path / "none.pt", "teacher_t1_unet", "Train T1 first.")
+
+
+def test_another_stage_or_network_is_refused(saved):
+    with pytest.raises(UserError, match="written by student_s1; one of teacher_t1_unet"):
+        checkpoint.load(saved, "teacher_t1_unet")
+    with pytest.raises(UserError, match="does not fit the network: size mismatch"):
+        checkpoint.load_weights(student_s2(), checkpoint.load(saved, "student_s1")["model"], saved)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_nothing_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "stage": "student_s1", "model": Evil()}, "evil.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pt", "pickle.pt"):
+        with pytest.raises(UserError, match=name):
+            checkpoint.load(tmp_path / name, "student_s1")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_cut_short_or_foreign_files_are_refused(saved, tmp_path):
+    whole = saved.read_bytes()
+    for share in range(20):
+        saved.write_bytes(whole[: len(whole) * share // 20])
+        with pytest.raises(UserError, match="best.pt"):
+            checkpoint.load(saved, "student_s1")
+    saved.write_text("not a checkpoint")
+    with pytest.raises(UserError, match="best.pt"):
+        checkpoint.load(saved, "student_s1")
+    torch.save([1, 2], saved)
+    with pytest.raises(UserError, match="not a checkpoint of this repository"):
+        checkpoint.load(saved, "student_s1")

@@ -1,0 +1,213 @@
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+
+import pytest
+import torch
+from conftest import ROOT, load_script
+
+from common import checkpoint
+from common.config import StudentConfig
+from common.distillation import Distiller
+from common.engine import evaluate, fit, has_bf16, pick_device, start
+from common.files import UserError, read_csv, read_json
+from common.losses import MultiTaskObjective, SegmentationObjective
+from common.slices import read_set, read_splits
+from common.unet import student_s1, teacher_t1
+
+WEIGHTS = {"prediction": 0.5, "encoder": 0.25, "bottleneck": 0.5, "decoder": 0.25}
+
+
+@dataclass
+class Config(StudentConfig):
+    pass
+
+
+def build(kind, run):
+    torch.manual_seed(0)
+    if kind == "teacher":
+        return MultiTaskObjective(teacher_t1(width=4))
+    student = student_s1()
+    if kind == "student":
+        return SegmentationObjective(student)
+    torch.manual_seed(1)
+    return Distiller(student, teacher_t1(width=4), run.size, WEIGHTS)
+
+
+def train(stage, slices, kind="student", **changes):
+    settings = {"epochs": 4, "batch_size": 8, "device": "cpu"}
+    config = Config(data=slices, **{**settings, **changes})
+    run = start(config, str(stage), config.share)
+    objective = build(kind, run)
+    fit(objective, run, config)
+    return run, objective
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(monkeypatch, epoch):
+    """Let `fit` die right after it has saved an epoch."""
+    from common import engine
+
+    save = engine._save
+
+    def save_and_die(objective, optimizer, run, config, log, is_best):
+        save(objective, optimizer, run, config, log, is_best)
+        if len(log) == epoch:
+            raise Stopped
+
+    monkeypatch.setattr(engine, "_save", save_and_die)
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"), [("teacher", 0), ("student", 0), ("distilled", 0), ("distilled", 2)]
+)
+def test_resume_is_exact_to_the_bit(stage, slices, monkeypatch, kind, workers):
+    run, whole = train(stage, slices, kind, name="whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Stopped):
+            train(stage, slices, kind, name="parts", workers=workers)
+    # Whatever was drawn in between must not matter.
+    torch.rand(7)
+    _, resumed = train(stage, slices, kind, name="parts", workers=workers, resume=True)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    runs = run.folder.parent
+    assert (runs / "whole" / "log.csv").read_text() == (runs / "parts" / "log.csv").read_text()
+    states = [torch.load(runs / n / "last.pt", weights_only=True) for n in ("whole", "parts")]
+    moments = [s["optimizer"]["state"][0]["exp_avg"] for s in states]
+    assert torch.equal(*moments)
+
+
+def test_a_run_leaves_what_it_promises(stage, slices):
+    run, objective = train(stage, slices, epochs=3)
+    names = {p.name for p in run.folder.iterdir()}
+    assert names == {"config.json", "log.csv", "curves.png", "last.pt", "best.pt"}
+    log = read_csv(run.folder / "log.csv")
+    assert [row["epoch"] for row in log] == ["1", "2", "3"]
+    best = checkpoint.load(run.folder / "best.pt", "stage")
+    assert best["val_dice"] == pytest.approx(max(float(r["val_dice"]) for r in log))
+    about = read_json(run.folder / "config.json")
+    assert about["config"]["epochs"] == 3 and about["parameters"] == 57_297
+    assert about["environment"]["torch"] == torch.__version__
+
+
+def test_the_schedule_warms_up_and_ends_near_zero(stage, slices):
+    run, _ = train(stage, slices, epochs=5, warmup=0.2)
+    rates = [float(row["lr"]) for row in read_csv(run.folder / "log.csv")]
+    steps = math.ceil(len(run.train) / 8)
+    assert rates[0] == pytest.approx(Config.lr / steps)
+    assert rates[1] == pytest.approx(Config.lr)
+    assert rates == sorted(rates[:1]) + sorted(rates[1:], reverse=True)
+    assert rates[-1] < 0.2 * Config.lr
+
+
+def test_training_learns_and_evaluate_counts_by_patient(stage, slices):
+    run, objective = train(stage, slices, share="train", epochs=25, lr=5e-3, foreground=0.6)
+    log = read_csv(run.folder / "log.csv")
+    assert float(log[-1]["segmentation"]) < 0.85 * float(log[0]["segmentation"])
+    result = evaluate(objective.model, run.val, run, Config(device="cpu"))
+    splits = read_splits(read_set(slices), "splits.json", ("val",))
+    dice = result["per_patient"]["dice"]
+    assert dice["n"] + dice["undefined"] == len(splits["val"])
+    assert float(log[-1]["val_dice"]) == pytest.approx(dice["mean"], abs=1e-6)
+
+
+def test_resume_with_other_settings_names_them(stage, slices):
+    train(stage, slices, epochs=1)
+    with pytest.raises(UserError, match="lr: 0.001 -> 0.1"):
+        train(stage, slices, epochs=1, lr=0.1, resume=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        train(stage, slices, epochs=1)
+    run, _ = train(stage, slices, epochs=2, resume=True)  # more epochs are welcome
+    assert [r["epoch"] for r in read_csv(run.folder / "log.csv")] == ["1", "2"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(stage, slices):
+    config = Config(data=slices, epochs=3, device="cpu", batch_size=8)
+    run = start(config, str(stage), "student")
+    objective = SegmentationObjective(student_s1())
+    honest, calls = objective.forward, []
+
+    def poisoned(batch):
+        calls.append(1)
+        losses = honest(batch)
+        if len(calls) > math.ceil(len(run.train) / 8) + 1:
+            losses["segmentation"] = losses["segmentation"] * float("nan")
+        return losses
+
+    objective.forward = poisoned
+    with pytest.raises(UserError, match=r"epoch 2, step 2.*segmentation is not finite.*phantom_"):
+        fit(objective, run, config)
+    last = checkpoint.load(run.folder / "last.pt", "stage")
+    assert last["epoch"] == 1 and all(v.isfinite().all() for v in last["objective"].values())
+
+
+def test_both_arms_have_the_same_recipe():
+    plain = load_script(ROOT / "student_s1/train.py").Config
+    distilled = load_script(ROOT / "kd_t1_s1/train.py").Config
+    for f in fields(StudentConfig):
+        assert getattr(plain(), f.name) == getattr(distilled(), f.name)
+    own = {f.name for f in fields(distilled)} - {f.name for f in fields(plain)}
+    assert own == {
+        *("teacher", "scales", "contrast", "prediction", "encoder", "bottleneck", "decoder"),
+        *("temperature", "contrast_temperature", "pixels"),
+    }
+
+
+def test_without_its_terms_the_distilled_student_is_the_plain_one_to_the_bit(repo, slices):
+    teacher = load_script(repo / "teacher_t1_unet/train.py")
+    plain = load_script(repo / "student_s1/train.py")
+    distilled = load_script(repo / "kd_t1_s1/train.py")
+    same = {"data": slices, "epochs": 2, "device": "cpu", "name": "zero"}
+    teacher.main(teacher.Config(**same, width=4))
+    plain.main(plain.Config(**same))
+    path = repo / "teacher_t1_unet/runs/zero/best.pt"
+    distilled.main(distilled.Config(**same, teacher=path, prediction=0.0, scales=()))
+    logs = [(repo / s / "runs/zero/log.csv").read_text() for s in ("student_s1", "kd_t1_s1")]
+    assert logs[0] == logs[1]
+
+
+def test_devices():
+    assert pick_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(UserError, match="unknown"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="0 CUDA devices"):
+            pick_device("cuda")
+    assert isinstance(has_bf16(torch.device("cpu")), bool)
+
+
+def test_two_processes_train_one_model_and_count_every_slice(repo, slices):
+    """torchrun with two gloo processes: ends, one log, one checkpoint, exact validation."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-port", str(20000 + os.getpid() % 20000), "student_s1/train.py"),
+        *("--epochs", "2", "--batch-size", "4", "--device", "cpu", "--name", "two"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("epoch   1/2") == 1  # rank 0 alone speaks
+    folder = repo / "student_s1" / "runs" / "two"
+    log = read_csv(folder / "log.csv")
+    assert [row["epoch"] for row in log] == ["1", "2"]
+    content = checkpoint.load(folder / "best.pt", "student_s1")
+    model = student_s1()
+    checkpoint.load_weights(model, content["model"], folder / "best.pt")
+    config = Config(data=slices, device="cpu", name="alone")
+    run = start(config, str(repo / "student_s1" / "train.py"), "student")
+    dice = evaluate(model, run.val, run, config)["per_patient"]["dice"]["mean"] or 0.0
+    assert dice == pytest.approx(content["val_dice"], abs=1e-6)

@@ -1,0 +1,102 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from common.config import TrainConfig, launch, option, parse, to_json
+from common.files import (
+    UserError,
+    atomic,
+    new_run,
+    read_csv,
+    read_json,
+    write_csv,
+    write_json,
+    write_text,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_csv_and_json_come_back(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"a": 1, "b": "x,y"}, {"a": 2, "b": ""}])
+    assert read_csv(tmp_path / "t.csv", ("a",)) == [{"a": "1", "b": "x,y"}, {"a": "2", "b": ""}]
+    write_json(tmp_path / "t.json", {"a": [1, None]})
+    assert read_json(tmp_path / "t.json") == {"a": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [("a,b\n1\n", "line 2"), ("a\n1\n", "no column b"), ("a,b\n1,2,3\n", "line 2")],
+)
+def test_a_torn_csv_is_named(tmp_path, content, word):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(UserError, match=word):
+        read_csv(tmp_path / "t.csv", ("b",))
+
+
+@pytest.mark.parametrize("content", [None, "{", b"\xff\xfe\x00"])
+def test_a_missing_or_broken_json_is_named(tmp_path, content):
+    if content is not None:
+        write = Path.write_bytes if isinstance(content, bytes) else Path.write_text
+        write(tmp_path / "t.json", content)
+    with pytest.raises(UserError, match="t.json"):
+        read_json(tmp_path / "t.json")
+
+
+def test_an_existing_run_is_kept_unless_told_otherwise(tmp_path):
+    run = tmp_path / "runs" / "a"
+    new_run(run, resume=False, overwrite=False)
+    write_json(run / "config.json", {})
+    with pytest.raises(UserError, match="--resume.*--name.*--overwrite"):
+        new_run(run, resume=False, overwrite=False)
+    assert new_run(run, resume=True, overwrite=False) and (run / "config.json").exists()
+    new_run(run, resume=False, overwrite=True)
+    assert not list(run.iterdir())
+
+
+@dataclass
+class Example(TrainConfig):
+    scales: tuple[str, ...] = option(("a", "b"), "which", choices=("a", "b", "c"))
+    teacher: Path | None = option(None, "where")
+
+
+def test_the_command_line_is_the_dataclass():
+    config = parse(Example, ["--lr", "0.5", "--no-bf16", "--scales", "c", "--teacher", "x/y"])
+    assert (config.lr, config.bf16, config.scales) == (0.5, False, ("c",))
+    assert config.teacher == Path("x/y") and config.epochs == TrainConfig.epochs
+    assert to_json(config)["teacher"] == "x/y"
+    assert parse(Example, ["--scales"]).scales == ()
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--nonsense"], ["--lr", "fast"], ["--scales", "z"], ["--l", "1"]]
+)
+def test_wrong_flags_exit_with_2(wrong, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(Example, wrong)
+    assert exit.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/tmp"])
+def test_a_run_name_cannot_leave_the_runs_folder(name):
+    with pytest.raises(UserError, match="plain folder name"):
+        parse(Example, ["--name", name])
+
+
+def test_a_user_error_is_one_line_and_exit_1(monkeypatch, capsys):
+    def main(config):
+        raise UserError("the file is missing")
+
+    monkeypatch.setattr("sys.argv", ["script"])
+    with pytest.raises(SystemExit) as exit:
+        launch(main, Example)
+    assert exit.value.code == "error: the file is missing"  # printed to stderr with exit code 1

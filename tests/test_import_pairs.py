@@ -1,0 +1,171 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, load_script
+from PIL import Image
+
+from common.files import UserError, read_json
+from common.slices import SliceDataset, read_mask, read_set, read_splits
+
+script = load_script(ROOT / "data_prep/import_pairs.py")
+
+
+def picture(path, mode="L", size=(40, 30), value=120):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((size[1], size[0]), value, np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def mask(path, high=255, size=(40, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((size[1], size[0]), np.uint8)
+    pixels[5:20, 8:30] = high
+    Image.fromarray(pixels).save(path)
+
+
+def make(tmp_path, **settings):
+    config = script.Config(images=tmp_path / "images", output=tmp_path / "out", size=32, **settings)
+    if config.masks is None and (tmp_path / "masks").exists():
+        config.masks = tmp_path / "masks"
+    script.main(config)
+    return read_set(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("image", "mode", "truth", "suffix", "high"),
+    [
+        ("a{}.png", "L", "a{}.png", "", 255),
+        ("a{}.png", "L", "a{}.png", "", 1),
+        ("{}_training.tif", "RGB", "{}_manual1.gif", "_manual1", 255),  # DRIVE
+        ("k{}.jpg", "RGB", "k{}.jpg", "", 255),  # Kvasir-SEG
+        ("ISIC_{}.jpg", "RGB", "ISIC_{}_segmentation.png", "_segmentation", 255),
+        ("b{}.bmp", "L", "b{}.bmp", "", 255),
+    ],
+)
+def test_the_common_layouts(tmp_path, image, mode, truth, suffix, high):
+    for i in range(4):
+        picture(tmp_path / "images" / image.format(i), mode)
+        mask(tmp_path / "masks" / truth.format(i), high)
+    settings = {"mask_suffix": suffix}
+    if "training" in image:
+        settings["image_suffix"] = "_training"
+    data = make(tmp_path, **settings)
+    assert len(data.slices) == 4
+    item = SliceDataset(data, data.slices)[0]
+    assert item["image"].shape == (1, 32, 32)
+    assert set(item["mask"].unique().tolist()) == {0, 1}
+    rows, columns = item["mask"].nonzero().unbind(1)
+    # 40 x 30 pixels become 32 x 24, padded above and below by 4.
+    assert abs(int(rows.min()) - (4 + 4)) <= 1 and abs(int(columns.max()) - 23) <= 1
+
+
+def test_one_folder_for_both(tmp_path):
+    for i in range(3):
+        picture(tmp_path / "images" / f"x{i}.png")
+        mask(tmp_path / "images" / f"x{i}_mask.png")
+    assert len(make(tmp_path, mask_suffix="_mask").slices) == 3
+
+
+def some(tmp_path, names):
+    for name in names:
+        picture(tmp_path / "images" / f"{name}.png")
+        mask(tmp_path / "masks" / f"{name}.png")
+
+
+def test_patients_from_a_regular_expression_stay_together(tmp_path):
+    some(tmp_path, [f"p{p}_{s:03d}" for p in range(5) for s in (3, 10, 100)])
+    data = make(tmp_path, patient=r"^(.+)_(\d+)$")
+    assert [s.name for s in data.slices[:3]] == ["p0_003", "p0_010", "p0_100"]
+    splits = read_splits(data, "splits.json", ("train", "val", "test"))
+    assert sorted(sum((splits[p] for p in ("train", "val", "test")), [])) == [
+        f"p{p}" for p in range(5)
+    ]
+
+
+def test_patients_from_a_csv(tmp_path):
+    some(tmp_path, ["a", "b", "c", "d"])
+    table = tmp_path / "who.csv"
+    table.write_text("file,patient\na.png,A 1\nb.png,A 1\nc.png,P2\nd.png,P3\n")
+    data = make(tmp_path, patient_csv=table)
+    assert [(s.name, s.source) for s in data.slices[:2]] == [
+        ("A_1_000", "a.png"),
+        ("A_1_001", "b.png"),
+    ]
+    table.write_text("file,patient\na.png,P1\n")
+    with pytest.raises(UserError, match="no patient for 3 images"):
+        make(tmp_path, patient_csv=table, overwrite=True)
+
+
+def test_all_lonely_files_are_named(tmp_path):
+    some(tmp_path, ["a", "b", "c"])
+    picture(tmp_path / "images" / "d.png")
+    mask(tmp_path / "masks" / "e.png")
+    with pytest.raises(UserError) as error:
+        make(tmp_path)
+    assert "d.png has no mask" in str(error.value) and "e.png has no image" in str(error.value)
+
+
+def test_bad_pairs_are_all_named_and_nothing_is_left(tmp_path):
+    some(tmp_path, ["a", "b", "c", "d"])
+    mask(tmp_path / "masks" / "a.png", high=7)
+    mask(tmp_path / "masks" / "b.png", size=(41, 30))
+    whole = (tmp_path / "images" / "c.png").read_bytes()
+    (tmp_path / "images" / "c.png").write_bytes(whole[:50])
+    with pytest.raises(UserError, match="3 of 4") as error:
+        make(tmp_path)
+    assert "--threshold" in str(error.value) and "41x30" in str(error.value)
+    assert "c.png is damaged" in str(error.value)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_a_threshold_makes_grey_masks_binary(tmp_path):
+    some(tmp_path, ["a", "b", "c"])
+    mask(tmp_path / "masks" / "a.png", high=7)
+    data = make(tmp_path, threshold=5)
+    assert all(s.foreground for s in data.slices)
+
+
+def test_sixteen_bits_are_refused(tmp_path):
+    some(tmp_path, ["a", "b", "c"])
+    Image.fromarray(np.zeros((30, 40), np.uint16)).save(tmp_path / "images" / "a.png")
+    with pytest.raises(UserError, match="8 bits a channel"):
+        make(tmp_path)
+
+
+def test_an_existing_data_set_is_kept(tmp_path):
+    some(tmp_path, ["a", "b", "c"])
+    make(tmp_path)
+    with pytest.raises(UserError, match="--overwrite"):
+        make(tmp_path)
+    assert make(tmp_path, overwrite=True).slices
+
+
+def test_an_absent_or_empty_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        make(tmp_path)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(UserError, match="holds no pictures"):
+        make(tmp_path)
+
+
+@pytest.mark.skipif(
+    "SPLEEN_REAL_DATA" not in os.environ, reason="SPLEEN_REAL_DATA names no folder of real CT"
+)
+def test_real_slices(tmp_path):
+    folder = Path(os.environ["SPLEEN_REAL_DATA"]) / "real_ct_2d"
+    config = script.Config(
+        images=folder / "images",
+        masks=folder / "masks",
+        patient=r"^(.+)_(\d+)$",
+        output=tmp_path / "out",
+        size=128,
+    )
+    script.main(config)
+    data = read_set(tmp_path / "out")
+    assert len(data.slices) == 213 and len({s.case for s in data.slices}) == 30
+    assert sum(s.foreground > 0 for s in data.slices) == 108
+    first = data.slices[1]
+    assert read_mask(data.folder / "masks" / f"{first.name}.png", 1).sum() == first.foreground
+    assert read_json(data.folder / "dataset.json")["size"] == 128

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from monai.metrics import DiceMetric, MeanIoU
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from common.figures import save_picture
+from common.files import UserError, write_csv, write_json
+from common.scores import (
+    compare,
+    count,
+    difference,
+    mean_and_spread,
+    mse,
+    overlap_scores,
+    per_case,
+    predicted,
+    psnr,
+    score_run,
+    ssim,
+    summary,
+    table,
+)
+from common.slices import read_set
+
+
+def test_counts_give_the_scores_of_monai():
+    torch.manual_seed(0)
+    prediction, truth = (torch.rand(6, 20, 20) > 0.6).long(), (torch.rand(6, 20, 20) > 0.5).long()
+    counts = count(prediction, truth)[:, 0].tolist()
+    ours = [overlap_scores(*c) for c in counts]
+    pair = prediction[:, None].float(), truth[:, None].float()
+    dice, iou = DiceMetric(reduction="none")(*pair), MeanIoU(reduction="none")(*pair)
+    assert np.allclose([s["dice"] for s in ours], dice[:, 0])
+    assert np.allclose([s["iou"] for s in ours], iou[:, 0])
+
+
+def test_closed_form_and_the_identity_of_dice_and_iou():
+    scores = overlap_scores(overlap=30, predicted=40, true=60)
+    assert scores == {"dice": 0.6, "iou": 30 / 70, "recall": 0.5, "precision": 0.75}
+    assert scores["dice"] == pytest.approx(2 * scores["iou"] / (1 + scores["iou"]))
+
+
+def test_a_missed_organ_is_zero_and_nothing_against_nothing_is_undefined():
+    assert overlap_scores(0, 0, 50) == {"dice": 0, "iou": 0, "recall": 0, "precision": None}
+    assert overlap_scores(0, 50, 0) == {"dice": 0, "iou": 0, "recall": None, "precision": 0}
+    assert set(overlap_scores(0, 0, 0).values()) == {None}
+    assert mean_and_spread([0.5, None, 1.0]) == {
+        "mean": 0.75,
+        "std": pytest.approx(np.std([0.5, 1.0], ddof=1)),
+        "n": 2,
+        "undefined": 1,
+    }
+
+
+def test_patients_first_then_pooled():
+    cases = ["b", "a", "b", "c"]
+    counts = np.array([[10, 10, 10], [1, 2, 2], [0, 10, 30], [0, 0, 0]])
+    each = per_case(cases, counts)
+    assert {c: r["dice"] for c, r in each.items()} == {"a": 0.5, "b": 20 / 60, "c": None}
+    both = summary(cases, counts)
+    assert both["per_patient"]["dice"]["mean"] == pytest.approx((0.5 + 20 / 60) / 2)
+    assert both["per_patient"]["dice"]["undefined"] == 1
+    assert both["pooled"]["dice"] == pytest.approx(22 / 64)
+
+
+def test_prediction_is_probability_above_one_half():
+    logits = torch.tensor([[-0.1, 0.1, 0.4, 0.6]]).view(1, 1, 1, 4)
+    assert predicted(logits).flatten().tolist() == [0, 1, 1, 1]
+    assert predicted(torch.cat([torch.zeros_like(logits), logits], 1)).sum() == 3
+
+
+def test_counts_of_several_organs_do_not_mix():
+    prediction, truth = torch.tensor([[[1, 2, 2, 0]]]), torch.tensor([[[1, 1, 2, 2]]])
+    assert count(prediction, truth, organs=2).tolist() == [[[1, 1, 2], [1, 2, 2]]]
+
+
+def test_reconstruction_scores_equal_scikit_image():
+    rng = np.random.default_rng(0)
+    a = rng.random((40, 37)).astype(np.float32)
+    b = np.clip(a + rng.normal(0, 0.1, a.shape), 0, 1).astype(np.float32)
+    x, y = torch.from_numpy(a)[None, None], torch.from_numpy(b)[None, None]
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = structural_similarity(a, b, data_range=1.0, **settings)
+    assert ssim(x, y).item() == pytest.approx(expected, abs=1e-4)
+    assert psnr(x, y).item() == pytest.approx(peak_signal_noise_ratio(a, b, data_range=1), abs=1e-3)
+    assert mse(x, y).item() == pytest.approx(((a - b) ** 2).mean(), abs=1e-6)
+    assert ssim(x, x).item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """A data set of patient `p` with slices 9, 10 and 100, and a run that predicted them."""
+    data, run = tmp_path / "data", tmp_path / "stage" / "runs" / "a"
+    rows = []
+    for k, index in enumerate((9, 10, 100)):
+        mask = np.zeros((8, 8), np.uint8)
+        mask[k : k + 2] = 255
+        save_picture(data / "images" / f"p_{index:03d}.png", mask)
+        save_picture(data / "masks" / f"p_{index:03d}.png", mask)
+        save_picture(run / "predictions" / f"p_{index:03d}.png", mask)
+        rows.append({"case": "p", "slice": index, "foreground": 16, "source": ""})
+    write_csv(data / "manifest.csv", rows)
+    write_json(data / "dataset.json", {"size": 8, "classes": ["spleen"]})
+    about = {"subset": "test", "cases": ["p"], "parameters": 5, "epoch": 1}
+    write_json(run / "inference.json", about)
+    return run, data
+
+
+def test_a_run_is_scored_by_name(small_run):
+    run, data = small_run
+    result = score_run(run, read_set(data))
+    assert result["pooled"]["dice"] == 1 and result["cases"]["p"]["slices"] == 3
+    assert "1.000" in table(result)
+    assert (run / "metrics_per_case.csv").exists() and (run / "summary.json").exists()
+
+
+def test_missing_and_superfluous_partners_are_named(small_run):
+    run, data = small_run
+    (run / "predictions" / "p_010.png").rename(run / "predictions" / "p_011.png")
+    with pytest.raises(UserError) as error:
+        score_run(run, read_set(data))
+    assert "p_010: in the data set, not predicted" in str(error.value)
+    assert "p_011: predicted, not in the data set" in str(error.value)
+
+
+def test_an_unfinished_inference_is_not_scored(small_run):
+    run, data = small_run
+    (run / "inference.json").unlink()
+    with pytest.raises(UserError, match="Run inference.py first"):
+        score_run(run, read_set(data))
+
+
+def result_of(dice, subset="test"):
+    return {"subset": subset, "cases": {c: {"dice": d} for c, d in dice.items()}}
+
+
+def test_gains_are_paired_by_patient(tmp_path):
+    mine, other = (
+        result_of({"a": 0.8, "b": 0.5, "c": None}),
+        result_of({"a": 0.7, "b": 0.6, "c": 0}),
+    )
+    gain = difference(mine, other)
+    assert gain["mean"] == pytest.approx(0) and gain["n"] == 2 and gain["better"] == 1
+    assert difference(mine, result_of({"a": 0.7})) is None
+    assert difference(mine, result_of({"a": 0.7, "b": 0.6, "c": 0}, "val")) is None
+    write_json(tmp_path / "s.json", other)
+    assert "+0.0" in compare(mine, "gain", tmp_path / "s.json")
+    assert "run inference.py" in compare(mine, "gain", tmp_path / "none.json")

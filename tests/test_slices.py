@@ -1,0 +1,215 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.files import UserError, read_csv, write_json
+from common.slices import (
+    Slice,
+    SliceDataset,
+    TrainSampler,
+    loader,
+    make_splits,
+    read_set,
+    read_splits,
+)
+
+PARTS = ("train", "val", "test")
+
+
+@pytest.mark.parametrize("count", [3, 4, 10, 41])
+def test_splits_are_disjoint_by_patient_and_cover_everybody(count):
+    cases = [f"p{i}" for i in range(count)]
+    splits = make_splits(cases, seed=3)
+    assert sorted(sum((splits[p] for p in PARTS), [])) == sorted(cases)
+    assert all(splits[p] for p in PARTS)
+    assert set(splits["student"]) <= set(splits["train"])
+    assert len(splits["student"]) == -(-len(splits["train"]) // 2)
+    assert splits == make_splits(cases[::-1], seed=3)
+
+
+def test_41_patients_are_split_70_10_20():
+    splits = make_splits([f"p{i}" for i in range(41)])
+    assert [len(splits[p]) for p in PARTS] == [29, 4, 8]
+
+
+@pytest.mark.parametrize(("count", "folds"), [(30, 5), (41, 5), (7, 7), (9, 2)])
+def test_over_all_folds_every_patient_is_tested_once(count, folds):
+    cases = [f"p{i}" for i in range(count)]
+    made = [make_splits(cases, 1, folds, fold) for fold in range(folds)]
+    assert sorted(sum((s["test"] for s in made), [])) == sorted(cases)
+    for s in made:
+        assert not set(s["test"]) & (set(s["train"]) | set(s["val"]))
+        assert s["train"] and s["val"]
+
+
+def test_impossible_folds_are_refused():
+    for folds, fold in ((1, 0), (5, 5), (9, 0)):
+        with pytest.raises(UserError, match="--folds"):
+            make_splits(["a", "b", "c", "d"], 0, folds, fold)
+
+
+def test_a_leak_in_splits_json_is_refused(own_slices):
+    data = read_set(own_slices)
+    splits = json.loads((own_slices / "splits.json").read_text())
+    splits["test"].append(splits["train"][0])
+    splits["student"].append("nobody")
+    write_json(own_slices / "splits.json", splits)
+    with pytest.raises(UserError) as error:
+        read_splits(data, "splits.json", ("train",))
+    assert f"{splits['train'][0]} is in train and in test" in str(error.value)
+    assert "nobody is not in train" in str(error.value)
+
+
+def test_the_data_set_is_what_is_on_disk(slices):
+    data = read_set(slices)
+    dataset = SliceDataset(data, data.slices)
+    rows = read_csv(slices / "manifest.csv")
+    assert len(dataset) == len(rows) > 50
+    for i in (0, len(rows) // 2):
+        item = dataset[i]
+        image = np.asarray(Image.open(slices / "images" / f"{item['name']}.png"))
+        assert torch.equal(item["image"][0], torch.from_numpy(image / np.float32(255)))
+        assert int(item["mask"].sum()) == int(rows[i]["foreground"])
+        assert item["image"].dtype == torch.float32 and item["mask"].dtype == torch.int64
+
+
+def test_what_does_not_fit_the_cache_is_read_from_disk(slices):
+    data = read_set(slices)
+    cached, not_cached = SliceDataset(data, data.slices), SliceDataset(data, data.slices, 0)
+    assert len(not_cached.cache) == 0
+    assert torch.equal(cached[3]["image"], not_cached[3]["image"])
+    assert torch.equal(cached[3, 5]["image"], not_cached[3, 5]["image"])
+
+
+def test_image_and_mask_are_augmented_together(own_slices):
+    for path in (own_slices / "masks").iterdir():  # the image is its own mask
+        Image.open(path).save(own_slices / "images" / path.name)
+    data = read_set(own_slices)
+    full = [s for s in data.slices if s.foreground > 15]
+    dataset = SliceDataset(data, full)
+    moved = 0
+    for seed in range(20):
+        plain, item = dataset[seed % len(full)], dataset[seed % len(full), seed]
+        image, mask = item["image"][0] > 0.45, item["mask"] > 0
+        moved += not torch.equal(mask, plain["mask"] > 0)
+        union = (image | mask).sum()
+        assert union == 0 or (image & mask).sum() / union > 0.6
+        assert set(item["mask"].unique().tolist()) <= {0, 1}
+        assert item["image"].min() >= 0 and item["image"].max() <= 1
+    assert moved > 15
+
+
+def test_augmentation_depends_on_its_seed_alone(slices):
+    data = read_set(slices)
+    dataset = SliceDataset(data, data.slices)
+    first = dataset[2, 77]["image"]
+    torch.rand(5)
+    state = torch.get_rng_state()
+    assert torch.equal(dataset[2, 77]["image"], first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(dataset[2, 78]["image"], first)
+
+
+def some_slices(here, rest):
+    return [Slice("a", i, 9 if i < here else 0) for i in range(here + rest)]
+
+
+@pytest.mark.parametrize(("here", "rest", "share"), [(10, 90, 0.5), (60, 20, 0.25), (7, 3, 1.0)])
+def test_the_sampler_holds_the_foreground_share_and_repeats_only_when_it_must(here, rest, share):
+    slices = some_slices(here, rest)
+    drawn = [i for i, _ in TrainSampler(slices, share, True, seed=0)]
+    organ = [i for i in drawn if i < here]
+    assert len(drawn) == len(slices)
+    assert len(organ) == round(share * len(slices))
+    counts = np.bincount(organ, minlength=here)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_share_zero_draws_every_slice_once():
+    drawn = list(TrainSampler(some_slices(5, 12), 0, False, seed=1))
+    assert sorted(drawn) == list(range(17)) != drawn
+
+
+def test_processes_share_an_epoch_and_epochs_differ():
+    def draw(rank=0, world=1, epoch=1):
+        sampler = TrainSampler(some_slices(8, 9), 0.5, True, 4, rank, world)
+        sampler.epoch = epoch
+        assert len(list(sampler)) == len(sampler)
+        return list(sampler)
+
+    assert sorted(draw(0, 2) + draw(1, 2)) == sorted(draw())
+    assert draw(epoch=1) == draw(epoch=1) != draw(epoch=2)
+
+
+def test_worker_processes_change_nothing(slices):
+    data = read_set(slices)
+    dataset = SliceDataset(data, data.slices[:20])
+    runs = []
+    for workers in (0, 2):
+        sampler = TrainSampler(dataset.slices, 0.5, True, seed=0)
+        runs.append([b["image"] for b in loader(dataset, 8, sampler, workers)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def damage(folder, kind):
+    """Damage one file; the words that the error must hold."""
+    name = read_set(folder).slices[4].name
+    image, mask = folder / "images" / f"{name}.png", folder / "masks" / f"{name}.png"
+    if kind == "missing mask":
+        mask.unlink()
+        return f"masks/{name}.png is missing"
+    if kind == "mask values":
+        Image.fromarray(np.full((32, 32), 7, np.uint8)).save(mask)
+        return r"holds the values \[7\]"
+    if kind == "size":
+        Image.fromarray(np.zeros((30, 32), np.uint8)).save(mask)
+        return r"\(30, 32\), its image \(32, 32\)"
+    if kind == "truncated":
+        image.write_bytes(image.read_bytes()[:90])
+        return f"images/{name}.png is damaged"
+    if kind == "colour":
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)
+        return "mode RGB"
+    image.write_text("hello")
+    return "not a picture"
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing mask", "mask values", "size", "truncated", "colour", "text"]
+)
+def test_a_bad_file_is_named(own_slices, kind):
+    words = damage(own_slices, kind)
+    data = read_set(own_slices)
+    with pytest.raises(UserError, match=words):
+        SliceDataset(data, data.slices)
+
+
+def test_all_bad_files_are_named_at_once(own_slices):
+    for s in read_set(own_slices).slices[:3]:
+        (own_slices / "masks" / f"{s.name}.png").unlink()
+    data = read_set(own_slices)
+    with pytest.raises(UserError, match="3 of") as error:
+        SliceDataset(data, data.slices)
+    assert str(error.value).count("is missing") == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("dataset.json", None),
+        ("dataset.json", "[]"),
+        ("manifest.csv", "case,slice,foreground\n"),
+        ("manifest.csv", "case,slice\na,1\n"),
+        ("manifest.csv", "case,slice,foreground\na,x,1\n"),
+        ("manifest.csv", "case,slice,foreground\n../a,1,1\n"),
+    ],
+)
+def test_a_broken_index_is_named(own_slices, file, content):
+    (own_slices / file).unlink()
+    if content is not None:
+        (own_slices / file).write_text(content)
+    with pytest.raises(UserError):
+        read_set(own_slices)

@@ -1,0 +1,156 @@
+import gzip
+import itertools
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common import volumes
+from common.files import UserError
+from common.slices import read_image, read_mask, read_set
+from common.volumes import Case, axial_view, list_cases, read_case, read_volume, to_square, window
+
+
+def save(path, voxels, affine=None, orientation="RAS"):
+    image = nib.Nifti1Image(voxels, np.diag([1, 2, 3, 1.0]) if affine is None else affine)
+    start, end = nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(orientation)
+    nib.save(image.as_reoriented(nib.orientations.ornt_transform(start, end)), path)
+    return path
+
+
+def test_window_is_the_closed_form():
+    hu = np.array([-2000, -160, -159, 40, 239, 240, 3000])
+    assert window(hu).tolist() == [0, 0, 1, 128, 254, 255, 255]
+
+
+def test_every_stored_orientation_gives_the_same_radiological_view(tmp_path):
+    voxels = np.zeros((6, 5, 4), np.int16)
+    voxels[5, :, 1] = 100  # the patient's right
+    voxels[:, 4, 1] = 200  # the front
+    for axes in itertools.permutations(("RL", "AP", "SI")):
+        for code in map("".join, itertools.product(*axes)):
+            volume = read_volume(save(tmp_path / "v.nii.gz", voxels, orientation=code))
+            view = axial_view(volume.voxels, 1)
+            assert volume.stored_orientation == code and volume.spacing == (1, 2, 3)
+            assert (view[0] == 200).all()  # the front is the top row
+            assert (view[1:, 0] == 100).all()  # the right side is the left column
+
+
+def test_stored_scaling_is_applied(tmp_path):
+    image = nib.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
+    image.header.set_slope_inter(2, -1000)
+    nib.save(image, tmp_path / "v.nii")
+    assert read_volume(tmp_path / "v.nii").voxels.max() == 2 * 7 - 1000
+
+
+def test_flipped_bits_and_truncations_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    path = save(tmp_path / "v.nii.gz", rng.integers(-900, 900, (16, 16, 8), dtype=np.int16))
+    whole = path.read_bytes()
+    expected = read_volume(path).voxels
+    for trial in range(60):
+        broken = bytearray(whole)
+        if trial % 2:
+            broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
+        else:
+            broken = broken[: rng.integers(len(broken))]
+        path.write_bytes(broken)
+        try:  # a flip in gzip's own header (its time stamp, say) changes no voxel
+            assert np.array_equal(read_volume(path).voxels, expected)
+        except UserError as error:
+            assert "v.nii.gz" in str(error)
+
+
+def test_a_gzip_bomb_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(volumes, "MAX_BYTES", 1 << 20)
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(bytes(4 << 20)))
+    with pytest.raises(UserError, match="unpacks to more than"):
+        read_volume(tmp_path / "b.nii.gz")
+
+
+def test_what_is_no_volume_is_refused(tmp_path):
+    (tmp_path / "text.nii.gz").write_bytes(gzip.compress(b"not an image" * 99))
+    (tmp_path / "plain.nii.gz").write_text("hello")
+    save4 = nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), np.eye(4))
+    nib.save(save4, tmp_path / "four.nii.gz")
+    for name in ("text.nii.gz", "plain.nii.gz", "four.nii.gz", "absent.nii.gz"):
+        with pytest.raises(UserError, match=name):
+            read_volume(tmp_path / name)
+
+
+def test_image_and_label_must_belong_together(tmp_path):
+    image = save(tmp_path / "i.nii.gz", np.zeros((4, 4, 4), np.int16))
+    label = tmp_path / "l.nii.gz"
+    case = Case("i", image, label)
+    save(label, np.zeros((4, 4, 5), np.uint8))
+    with pytest.raises(UserError, match="shape"):
+        read_case(case)
+    save(label, np.zeros((4, 4, 4), np.uint8), np.diag([1, 2, 3.1, 1]))
+    with pytest.raises(UserError, match="affine"):
+        read_case(case)
+    save(label, np.full((4, 4, 4), 3, np.uint8))
+    with pytest.raises(UserError, match="values 3"):
+        read_case(case)
+    save(label, np.ones((4, 4, 4), np.uint8))
+    save(image, np.full((4, 4, 4), np.nan, np.float32))
+    with pytest.raises(UserError, match="NaN"):
+        read_case(case)
+
+
+def test_listing_names_every_missing_file_and_refuses_to_leave_the_folder(tmp_path):
+    with pytest.raises(UserError, match="dataset.json"):
+        list_cases(tmp_path)
+    entry = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [entry]}))
+    with pytest.raises(UserError, match="2 files"):
+        list_cases(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": []}))
+    with pytest.raises(UserError, match="no training volumes"):
+        list_cases(tmp_path)
+    entry["image"] = "../../etc/passwd"
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [entry]}))
+    with pytest.raises(UserError, match="outside"):
+        list_cases(tmp_path)
+
+
+def test_squares_keep_the_aspect_in_mm_and_masks_stay_binary():
+    mask = np.zeros((40, 20), np.uint8)
+    mask[10:30, 5:15] = 255
+    square = to_square(mask, (1.0, 2.0), 80, mask=True)  # 40 mm x 40 mm: fills it
+    assert set(np.unique(square)) == {0, 255}
+    assert square.mean() == pytest.approx(mask.mean(), rel=0.02)
+    narrow = to_square(mask, (1.0, 1.0), 80, mask=True)  # 40 mm x 20 mm: padded left and right
+    assert not narrow[:, :20].any() and not narrow[:, 60:].any()
+    assert np.array_equal(to_square(mask[:20], (1, 1), 20, mask=True), mask[:20])
+
+
+def test_slices_at_native_size_restack_to_the_volume(repo, phantom, tmp_path):
+    from conftest import run
+
+    flags = ("--input", phantom, "--output", tmp_path / "native", "--size", 64)
+    run(repo, "data_prep/slice_nifti.py", *flags)
+    data = read_set(tmp_path / "native")
+    for case in list_cases(phantom)[:3]:
+        image, label = read_case(case)
+        names = [f"{s.name}.png" for s in data.of([case.name])]
+        stack = np.stack([read_image(data.folder / "images" / n) for n in names], axis=-1)
+        masks = np.stack([read_mask(data.folder / "masks" / n, 1) for n in names], axis=-1)
+        assert np.array_equal(stack.transpose(1, 0, 2)[::-1, ::-1], window(image.voxels))
+        assert np.array_equal(masks.transpose(1, 0, 2)[::-1, ::-1], label.voxels)
+        geometry = data.info["cases"][case.name]
+        assert geometry["shape"] == list(nib.load(case.image).shape)
+        assert np.allclose(geometry["affine"], nib.load(case.image).affine, atol=1e-5)
+
+
+def test_the_phantom_s_spleen_lies_on_the_left_and_overlaps_liver_in_hu(phantom):
+    for case in list_cases(phantom):
+        image, label = read_case(case)
+        x, y, z = (axis.mean() for axis in np.nonzero(label.voxels))
+        assert x < label.voxels.shape[0] * 0.4  # canonical x grows to the right
+        assert y < label.voxels.shape[1] * 0.6  # and y to the front
+        present = label.voxels.any((0, 1))
+        assert present.any() and not present[0] and not present[-1]
+        spleen = np.median(image.voxels[label.voxels > 0])
+        mirrored = image.voxels[::-1][label.voxels > 0]  # liver, mostly
+        assert abs(np.median(mirrored) - spleen) < 80
