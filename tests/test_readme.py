@@ -1,0 +1,60 @@
+"""The README's commands exist, their flags too; its numbers are those of the code."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, load_script
+
+from common.config import parse
+from common.unet import parameters, student_s1, teacher_t1
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(script, arguments) of every python command, scripts found through the `cd` before them."""
+    found = []
+    for block in BLOCKS:
+        folder = Path()
+        lines = block.replace("\\\n", " ").splitlines()
+        for line in lines:
+            for part in re.split(r"&&|;", line.split("#")[0]):
+                words = shlex.split(part)
+                if words[:1] == ["cd"]:
+                    folder = Path() if words[1] == ".." else Path(words[1].removeprefix("../"))
+                elif words[:1] == ["python"] or words[:1] == ["torchrun"]:
+                    script = next(i for i, w in enumerate(words) if w.endswith(".py"))
+                    found.append((str(folder / words[script]), words[script + 1 :]))
+    return found
+
+
+def test_there_are_commands():
+    scripts = {script for script, _ in commands()}
+    assert {"reproduce.py", "kd_t1_s1/train.py", "data_prep/import_pairs.py"} <= scripts
+
+
+@pytest.mark.parametrize(("script", "arguments"), commands())
+def test_every_command_exists_and_takes_its_flags(script, arguments):
+    module = load_script(ROOT / script)
+    cls = getattr(module, "Config", None) or getattr(module, "InferenceConfig", None)
+    parse(cls or module.MetricsConfig, arguments)
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^make (\w+)", "\n".join(BLOCKS), re.M))
+    assert {"demo", "test"} <= targets
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_files_and_pictures_it_links_exist():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links)
+
+
+def test_parameter_counts():
+    assert f"{parameters(teacher_t1()):,}" in README
+    assert f"{parameters(student_s1()):,}" in README

@@ -1,0 +1,220 @@
+"""The user's own commands, run as processes on a small phantom."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, load_script, run
+from PIL import Image
+
+from common.config import launch
+from common.slices import read_set
+
+STAGES = ("teacher_t1_unet", "student_s1", "kd_t1_s1")
+SCRIPTS = [
+    *("reproduce.py", "data_prep/make_phantom.py", "data_prep/check_volumes.py"),
+    *("data_prep/slice_nifti.py", "data_prep/import_pairs.py"),
+    *(f"{stage}/{script}.py" for stage in STAGES for script in ("train", "inference", "metrics")),
+]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_every_flag_with_its_default(script, monkeypatch, capsys):
+    module = load_script(ROOT / script)
+    monkeypatch.setattr("sys.argv", [script, "--help"])
+    cls = getattr(module, "Config", None) or getattr(module, "InferenceConfig", None)
+    with pytest.raises(SystemExit) as exit:
+        launch(module.main, cls or module.MetricsConfig)
+    text = capsys.readouterr().out
+    assert exit.value.code == 0
+    assert module.__doc__.strip().splitlines()[0] in text
+    assert "--" in text and "(default: " in text
+
+
+@pytest.fixture(scope="module")
+def trained(repo, slices):
+    """The three stages by hand, each from its own folder, with default names."""
+    short = ("--epochs", "2", "--batch-size", "8")
+    log = {}
+    for stage in STAGES:
+        flags = (*short, "--width", "4") if stage == "teacher_t1_unet" else short
+        log[stage] = [run(repo, "train.py", *flags, cwd=repo / stage)]
+        extra = ("--probabilities",) if stage == "student_s1" else ()
+        log[stage].append(run(repo, "inference.py", *extra, cwd=repo / stage))
+        log[stage].append(run(repo, "metrics.py", cwd=repo / stage))
+    return repo, log
+
+
+def test_each_stage_leaves_its_files(trained, slices):
+    repo, _ = trained
+    data = read_set(slices)
+    test = json.loads((slices / "splits.json").read_text())["test"]
+    names = {f"{s.name}.png" for s in data.of(test)}
+    for stage in STAGES:
+        folder = repo / stage / "runs" / "default"
+        assert {p.name for p in (folder / "predictions").iterdir()} == names
+        some = np.asarray(Image.open(folder / "predictions" / sorted(names)[0]))
+        assert some.shape == (32, 32) and set(np.unique(some)) <= {0, 255}
+        assert list((folder / "overlays").glob("*.png"))
+        summary = json.loads((folder / "summary.json").read_text())
+        assert sorted(summary["cases"]) == test
+        rows = list(csv.DictReader((folder / "metrics_per_case.csv").open()))
+        assert [row["case"] for row in rows] == test
+    restored = repo / "teacher_t1_unet/runs/default/reconstructions"
+    assert {p.name for p in restored.iterdir()} == names
+    assert "ssim" in json.loads((restored.parent / "summary.json").read_text())["reconstruction"]
+    chances = repo / "student_s1/runs/default/probabilities"
+    assert {p.name for p in chances.iterdir()} == names
+    chance = np.asarray(Image.open(chances / sorted(names)[0]))
+    mask = np.asarray(Image.open(chances.parent / "predictions" / sorted(names)[0]))
+    assert chance.dtype == np.uint16 and ((chance > 32768) <= (mask == 255)).all()
+    assert not (repo / "kd_t1_s1/runs/default/reconstructions").exists()
+
+
+def test_what_is_printed(trained):
+    _, log = trained
+    assert "57,297 parameters, 0 more in the training objective" in log["student_s1"][0]
+    assert "teacher" in log["kd_t1_s1"][0] and "validation Dice" in log["kd_t1_s1"][0]
+    assert "contrast_bottleneck" in log["kd_t1_s1"][0]
+    assert "PSNR" in log["teacher_t1_unet"][2]
+    assert "gain over plain S1: " in log["kd_t1_s1"][2] and "Dice points" in log["kd_t1_s1"][2]
+    assert "against T1: " in log["kd_t1_s1"][2]
+
+
+def test_scripts_run_from_any_directory(trained, slices, tmp_path):
+    repo, _ = trained
+    for script in ("inference.py", "metrics.py"):
+        run(repo, repo / "student_s1" / script, cwd=tmp_path)
+
+
+def test_the_phantom_and_the_slices_are_the_same_bytes_again(repo, phantom, slices, tmp_path):
+    flags = ("--patients", 8, "--unlabelled", 1, "--size", 64, "--thickness", 14)
+    run(repo, "data_prep/make_phantom.py", *flags, "--output", tmp_path / "again")
+    assert files_of(phantom) == files_of(tmp_path / "again")
+    again = ("--input", phantom, "--output", tmp_path / "slices", "--size", 32, "--workers", 1)
+    run(repo, "data_prep/slice_nifti.py", *again)
+    assert files_of(slices) == files_of(tmp_path / "slices")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "slices" / "images").iterdir()}
+    run(repo, "data_prep/slice_nifti.py", *again, "--folds", 4, "--fold", 1)
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "slices/images").iterdir()}
+    assert json.loads((tmp_path / "slices/splits.json").read_text())["folds"] == 4
+
+
+def test_killed_slicing_is_no_data_set_and_goes_on(repo, phantom, slices, tmp_path):
+    flags = ("--input", phantom, "--output", tmp_path / "out", "--size", 32, "--workers", 1)
+    command = [sys.executable, "data_prep/slice_nifti.py", *map(str, flags)]
+    process = subprocess.Popen(command, cwd=repo, start_new_session=True)
+    while process.poll() is None and not list(tmp_path.glob("out/.done/*")):
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    import os
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    run(repo, "data_prep/slice_nifti.py", *flags)
+    assert files_of(slices) == files_of(tmp_path / "out")
+
+
+def test_check_volumes_names_every_bad_case(repo, phantom, tmp_path):
+    import shutil
+
+    folder = Path(shutil.copytree(phantom, tmp_path / "task"))
+    assert "8 cases are sound" in run(repo, "data_prep/check_volumes.py", "--input", folder)
+    for number, cut in ((1, 500), (4, 900)):
+        path = folder / "imagesTr" / f"phantom_{number:03d}.nii.gz"
+        path.write_bytes(path.read_bytes()[:cut])
+    for script in ("check_volumes.py", "slice_nifti.py"):
+        output = () if script == "check_volumes.py" else ("--output", tmp_path / "out")
+        text = run(repo, f"data_prep/{script}", "--input", folder, *output, code=1)
+        assert "2 of 8" in text and "phantom_001" in text and "phantom_004" in text
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    for number in (1, 4):
+        name = f"imagesTr/phantom_{number:03d}.nii.gz"
+        (folder / name).write_bytes((phantom / name).read_bytes())
+    for kind in ("imagesTr", "labelsTr"):
+        shutil.copy(folder / kind / "phantom_000.nii.gz", folder / kind / "phantom_002.nii.gz")
+    text = run(repo, "data_prep/check_volumes.py", "--input", folder, code=1)
+    assert "phantom_000 = phantom_002" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("student_s1/train.py --data nowhere", 1, "No data set in nowhere"),
+        ("student_s1/train.py --wings 2", 2, "unrecognized arguments: --wings 2"),
+        ("student_s1/train.py --name x --device cuda", 1, "PyTorch sees 0 CUDA devices"),
+        ("student_s1/inference.py --name never", 1, "never/best.pt does not exist"),
+        ("student_s1/metrics.py --name never", 1, "inference.json does not exist"),
+        ("kd_t1_s1/train.py --name x --teacher none.pt", 1, "none.pt does not exist"),
+        (
+            "kd_t1_s1/train.py --name y --teacher student_s1/runs/default/best.pt",
+            1,
+            "written by student_s1; one of teacher_t1_unet",
+        ),
+        ("data_prep/slice_nifti.py --input nowhere", 1, "make_phantom.py"),
+        ("data_prep/import_pairs.py --images nowhere", 1, "nowhere does not exist"),
+        ("reproduce.py --input a --data b", 1, "exclude each other"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(trained, command, code, words):
+    import torch
+
+    repo, _ = trained
+    if "cuda" in command and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    text = run(repo, *command.split(), code=code)
+    assert words in text
+    assert text.strip().splitlines()[-1].startswith("error: ") or code == 2
+
+
+def test_an_image_size_that_the_network_cannot_take(trained, phantom, tmp_path):
+    repo, _ = trained
+    flags = ("--input", phantom, "--output", tmp_path / "s20", "--size", 20)
+    run(repo, "data_prep/slice_nifti.py", *flags)
+    train = ("teacher_t1_unet/train.py", "--data", tmp_path / "s20", "--name", "s20", "--width", 4)
+    assert "--size 32" in run(repo, *train, code=1)
+    predict = ("student_s1/inference.py", "--data", tmp_path / "s20")
+    assert "was trained with 1 logit channels on slices of 32" in run(repo, *predict, code=1)
+
+
+def test_a_second_training_does_not_destroy_the_first(trained):
+    repo, _ = trained
+    before = (repo / "student_s1/runs/default/best.pt").read_bytes()
+    text = run(repo, "train.py", cwd=repo / "student_s1", code=1)
+    assert "--resume" in text and "--overwrite" in text
+    assert (repo / "student_s1/runs/default/best.pt").read_bytes() == before
+
+
+def test_reproduce_runs_the_study_and_takes_up_where_it_stopped(repo):
+    flags = ("--quick", "--patients", 6, "--thickness", 20, "--size", 32, "--width", 4)
+    short = ("--teacher-epochs", 1, "--student-epochs", 1, "--name", "tiny")
+    first = run(repo, "reproduce.py", *flags, *short)
+    folder = repo / "results" / "tiny"
+    table = (folder / "table.md").read_text()
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
+        "T1",
+        "S1",
+        "KD(T1,S1)",
+    ]
+    assert table in first
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    gain = float(rows[2]["dice_mean"]) - float(rows[1]["dice_mean"])
+    assert float(rows[2]["dice_gain_points"]) == pytest.approx(100 * gain, abs=1e-6)
+    for picture in ("curves.png", "comparison.png"):
+        assert Image.open(folder / picture).width > 500
+    (folder / "table.md").unlink()
+    (repo / "kd_t1_s1/runs/tiny/summary.json").unlink()
+    again = run(repo, "reproduce.py", *flags, *short)
+    assert again.count("done before") == 11
+    assert (folder / "table.md").read_text() == table
