@@ -84,7 +84,6 @@ def fuse(model: nn.Module) -> None:
                 block[i + 1] = nn.Identity()
 
 
-@torch.inference_mode()
 def forward(
     model: nn.Module, run: Trained, config: InferenceConfig, reconstruct=False, change=None
 ) -> Iterator[tuple[dict, Output]]:
@@ -94,7 +93,7 @@ def forward(
         batch = to_device(batch, run.device, config.channels_last)
         if change is not None:
             batch["image"] = change(batch)
-        with autocast(run.device, config.bf16):
+        with torch.inference_mode(), autocast(run.device, config.bf16):
             output = model(batch["image"], reconstruct=reconstruct)
         yield batch, output
 
