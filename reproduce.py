@@ -11,17 +11,19 @@ table.csv, curves.png (validation Dice of the three runs) and comparison.png (te
 a row: CT, truth, what each model found).
 """
 
+import hashlib
 import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from common import config as base
 from common import figures
-from common.config import check_name, launch, option
+from common.config import launch, option, to_json
 from common.files import (
     ROOT,
     UserError,
@@ -51,33 +53,35 @@ QUICK = {
 
 
 @dataclass
-class Config:
+class Config(base.Config):
     """What to run on. A value that is left out is the stage's own default."""
 
     quick: bool = option(False, "small and short, on the phantom")
     input: Path | None = option(None, "CT volumes, a folder in Decathlon layout")
     data: Path | None = option(None, "an existing slice data set, instead of volumes")
     name: str | None = option(None, "name of the runs and of the folder in results/")
-    patients: int | None = option(None, "patients of the phantom")
+    patients: int | None = option(None, "patients of the phantom", low=1)
     thickness: float | None = option(None, "slice thickness of the phantom in mm")
-    size: int | None = option(None, "height and width of the slices")
-    width: int | None = option(None, "channels of T1's first level")
-    teacher_epochs: int | None = option(None, "epochs of T1")
-    student_epochs: int | None = option(None, "epochs of S1 and of KD(T1,S1)")
-    batch_size: int | None = option(None, "slices per step")
-    seed: int = option(0, "seed of the trainings")
+    size: int | None = option(None, "height and width of the slices", low=1)
+    width: int | None = option(None, "channels of T1's first level", low=1)
+    teacher_epochs: int | None = option(None, "epochs of T1", low=1)
+    student_epochs: int | None = option(None, "epochs of S1 and of KD(T1,S1)", low=1)
+    batch_size: int | None = option(None, "slices per step", low=1)
+    seed: int = option(0, "seed of the trainings", low=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
 
     def __post_init__(self):
         """Fill in what --quick means."""
+        super().__post_init__()
         if self.input and self.data:
             raise UserError("--input (volumes) and --data (slices) exclude each other.")
+        # The steps run in the repository's root, wherever this was started.
+        self.input, self.data = (p and p.resolve() for p in (self.input, self.data))
         if self.quick:
             for name, value in QUICK.items():
                 if getattr(self, name) is None:
                     setattr(self, name, value)
         self.name = self.name or ("quick" if self.quick else "study")
-        check_name(self.name)
 
 
 def flags(**values) -> list[str]:
@@ -109,7 +113,7 @@ def plan(config: Config) -> tuple[Path, list[tuple[list[str], Path]]]:
             own += flags(width=config.width)
         if stage == "kd_t1_s1":
             own += flags(teacher=ROOT / MODELS["T1"] / "runs" / config.name / "best.pt")
-        train = [f"{stage}/train.py", *common, *recipe, *own, "--resume"]
+        train = [f"{stage}/train.py", *common, *recipe, *own]
         steps.append((train, run / "best.pt"))
         steps.append(([f"{stage}/inference.py", *common], run / "inference.json"))
         scored = flags(data=data, name=config.name)
@@ -121,27 +125,44 @@ def plan(config: Config) -> tuple[Path, list[tuple[list[str], Path]]]:
     return data, steps
 
 
-def run_steps(steps: list[tuple[list[str], Path]], record: Path) -> None:
+def run_steps(steps: list[tuple[list[str], Path]], record: Path, data: Path) -> None:
     """Run each step that is not done; a step after one that ran is run again too.
 
-    UserError at the first step that fails: the step has said why.
+    A training that was interrupted is resumed; one whose command or data have changed starts
+    anew. UserError at the first step that fails: the step has said why.
     """
-    done = read_json(record) if record.exists() else {}
-    fresh = False
-    for number_, (command, leaves) in enumerate(steps, start=1):
-        line = " ".join(shown(Path(p)) if p.startswith("/") else p for p in command)
-        print(f"\n[{number_}/{len(steps)}] python {line}", flush=True)
-        if not fresh and done.get(command[0]) == command and leaves.exists():
+    known = read_json(record) if record.exists() else {}
+    for place, (command, leaves) in enumerate(steps, start=1):
+        script = command[0]
+        line = " ".join(shown(Path(part)) if part.startswith("/") else part for part in command)
+        print(f"\n[{place}/{len(steps)}] python {line}", flush=True)
+        now = {"command": command, "data": None if "data_prep" in script else state_of(data)}
+        before = known.get(script, {})
+        same = all(before.get(key) == value for key, value in now.items())
+        if same and before["done"] and leaves.exists():
             print("done before", flush=True)
             continue
-        fresh = True
+        # Whatever comes later was made from what this step is about to change.
+        keep = {other[0] for other, _ in steps[:place]}
+        known = {name: step for name, step in known.items() if name in keep}
+        known[script] = {**now, "done": False}
+        write_json(record, known)
+        if script.endswith("train.py"):
+            command = [*command, "--resume" if same else "--overwrite"]
         began = time.perf_counter()
         code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
         if code:
-            raise UserError(f"{command[0]} failed (exit code {code}); mend it and run this again.")
+            raise UserError(f"{script} failed (exit code {code}); mend it and run this again.")
         print(f"{time.perf_counter() - began:.0f} s", flush=True)
-        done[command[0]] = command
-        write_json(record, done)
+        known[script]["done"] = True
+        write_json(record, known)
+
+
+def state_of(data: Path) -> str:
+    """A hash of the data set's index files, and so of its slices and splits."""
+    names = ("dataset.json", "manifest.csv", "splits.json")
+    contents = [(data / n).read_bytes() if (data / n).exists() else b"" for n in names]
+    return hashlib.sha256(b"\n".join(contents)).hexdigest()
 
 
 def write_tables(results: dict[str, dict], folder: Path) -> str:
@@ -152,7 +173,8 @@ def write_tables(results: dict[str, dict], folder: Path) -> str:
     for model, result in results.items():
         gain = difference(result, plain) if model.startswith("KD") else None
         scores = [with_spread(result["per_patient"][s]) for s in SCORES]
-        shown_gain = "" if gain is None else f"{gain['mean']:+.1f}"
+        points = gain and gain["mean"]
+        shown_gain = "" if points is None else f"{points:+.1f}"
         pooled = number(result["pooled"]["dice"])
         rows.append([model, f"{result['parameters']:,}", *scores, pooled, shown_gain])
         record = {"model": model, "parameters": result["parameters"]}
@@ -160,7 +182,7 @@ def write_tables(results: dict[str, dict], folder: Path) -> str:
             record[f"{s}_mean"] = result["per_patient"][s]["mean"]
             record[f"{s}_std"] = result["per_patient"][s]["std"]
             record[f"{s}_pooled"] = result["pooled"][s]
-        record["dice_gain_points"] = None if gain is None else gain["mean"]
+        record["dice_gain_points"] = points
         records.append(record)
     write_csv(folder / "table.csv", records)
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
@@ -178,6 +200,9 @@ def compare_pictures(results: dict[str, dict], data: SliceSet, name: str, path: 
     *_, last = results.values()
     scored = {c: row["dice"] for c, row in last["cases"].items() if row["dice"] is not None}
     order = sorted(scored, key=scored.get, reverse=True)
+    if not order:
+        print("no test patient shows the organ: no comparison figure")
+        return
     places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"}
     rows = []
     for place, title in places.items():
@@ -210,11 +235,10 @@ def main(config: Config) -> None:
     folder = ROOT / "results" / config.name
     data_folder, steps = plan(config)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    run_steps(steps, folder / "steps.json")
+    run_steps(steps, folder / "steps.json", data_folder)
     runs = {model: ROOT / stage / "runs" / config.name for model, stage in MODELS.items()}
     results = {model: read_json(run / "summary.json") for model, run in runs.items()}
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
-    write_json(folder / "config.json", settings)
+    write_json(folder / "config.json", to_json(config))
     text = write_tables(results, folder)
     figures.joint_curves(
         folder / "curves.png", {m: read_csv(r / "log.csv") for m, r in runs.items()}

@@ -17,9 +17,17 @@ FORMAT = 1
 
 
 def save(path: Path, content: dict) -> None:
-    """Write a checkpoint atomically: tensors, numbers, strings, lists and dicts only."""
-    with atomic(path) as temporary:
-        torch.save({"format": FORMAT, **content}, temporary)
+    """Write a checkpoint atomically: tensors, numbers, strings, lists and dicts only.
+
+    UserError if it cannot be written (disk full, folder read-only): the old one is still there.
+    """
+    try:
+        with atomic(path) as temporary:
+            torch.save({"format": FORMAT, **content}, temporary)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{shown(path)} could not be written ({error}); the old one stays."
+        ) from None
 
 
 def load(path: Path, stage: str, hint: str = "") -> dict:
@@ -41,10 +49,9 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
         raise UserError(f"{shown(path)} is damaged or not a checkpoint ({reason}).") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{shown(path)} is not a checkpoint of this repository. {hint}".strip())
-    if content["stage"] != stage:
-        raise UserError(
-            f"{shown(path)} was written by {content['stage']}; one of {stage} is expected. {hint}"
-        )
+    if content.get("stage") != stage:
+        found = content.get("stage")
+        raise UserError(f"{shown(path)} was written by {found}; one of {stage} is expected. {hint}")
     return content
 
 

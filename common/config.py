@@ -24,13 +24,36 @@ from common.files import ROOT, UserError, shown
 DATA = ROOT / "data" / "spleen2d"
 
 
-def option(default, help: str, choices: tuple | None = None):
-    """A dataclass field with its help text; `choices` limits the values."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default, help: str, choices: tuple | None = None, low=None, high=None):
+    """A dataclass field with its help text; `choices`, or `low` to `high`, limit the values."""
+    limits = {"choices": choices, "low": low, "high": high}
+    return field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass
-class TrainConfig:
+class Config:
+    """The base of every configuration: checks the values against their fields' limits."""
+
+    def __post_init__(self):
+        """UserError naming every flag whose value is outside its limits."""
+        problems = []
+        for f in fields(self):
+            value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
+            above = low is None or value is None or value >= low
+            below = high is None or value is None or value <= high
+            if not (above and below):
+                flag = "--" + f.name.replace("_", "-")
+                limit = f"at least {low}" if high is None else f"from {low} to {high}"
+                problems.append(f"{flag} is {value}; it must be {limit}")
+        if problems:
+            raise UserError("; ".join(problems))
+        name = getattr(self, "name", None)
+        if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+            raise UserError(f"--name {name!r} is not a plain folder name.")
+
+
+@dataclass
+class TrainConfig(Config):
     """What every training has: data, optimisation, hardware, run folder."""
 
     data: Path = option(DATA, "data set folder, as written by data_prep/")
@@ -38,30 +61,25 @@ class TrainConfig:
     name: str = option("default", "the run is written to runs/NAME in the stage's folder")
     resume: bool = option(False, "continue the run NAME after its last finished epoch")
     overwrite: bool = option(False, "delete an existing run NAME first")
-    epochs: int = option(60, "passes over the training slices")
-    batch_size: int = option(16, "slices per step")
-    lr: float = option(1e-3, "AdamW learning rate after warm-up; then a cosine to 0")
-    weight_decay: float = option(1e-2, "AdamW weight decay")
-    warmup: float = option(0.05, "share of all steps with a linearly rising learning rate")
-    clip: float = option(1.0, "largest gradient norm; 0 turns clipping off")
-    foreground: float = option(0.5, "share of drawn slices that show the organ; 0: as they come")
+    epochs: int = option(60, "passes over the training slices", low=1)
+    batch_size: int = option(16, "slices per step", low=1)
+    lr: float = option(1e-3, "AdamW learning rate after warm-up; then a cosine to 0", low=0.0)
+    weight_decay: float = option(1e-2, "AdamW weight decay", low=0.0)
+    warmup: float = option(
+        0.05, "share of all steps with a linearly rising learning rate", low=0.0, high=1.0
+    )
+    clip: float = option(1.0, "largest gradient norm; 0 turns clipping off", low=0.0)
+    foreground: float = option(
+        0.5, "least share of drawn slices that show the organ; 0: as they come", low=0.0, high=1.0
+    )
     augment: bool = option(True, "random rotation, scale, shift, brightness, contrast and noise")
-    seed: int = option(0, "seed of the weights, the sampling and the augmentation")
+    seed: int = option(0, "seed of the weights, the sampling and the augmentation", low=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     bf16: bool = option(True, "bfloat16 autocast where the hardware has it; losses stay float32")
     channels_last: bool = option(True, "channels-last memory format")
-    workers: int = option(-1, "loader processes; -1: none on a CPU, up to 8 on a GPU")
-    cache_mb: int = option(4096, "decoded slices kept in memory, in MB")
-    save_every: int = option(1, "epochs between two last.pt; the last epoch is always saved")
-
-    def __post_init__(self):
-        """Refuse values that no training can have."""
-        for name in ("epochs", "batch_size", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; at least 1.")
-        if not 0 <= self.foreground <= 1:
-            raise UserError(f"--foreground is {self.foreground}; it is a share from 0 to 1.")
-        check_name(self.name)
+    workers: int = option(-1, "loader processes; -1: none on a CPU, up to 8 on a GPU", low=-1)
+    cache_mb: int = option(4096, "decoded slices kept in memory, in MB", low=0)
+    save_every: int = option(1, "epochs between two last.pt; the last epoch is always saved", low=1)
 
 
 @dataclass
@@ -72,47 +90,33 @@ class StudentConfig(TrainConfig):
     distillation terms (a test holds them to that).
     """
 
-    epochs: int = option(100, "passes over the training slices")
+    epochs: int = option(100, "passes over the training slices", low=1)
     share: str = option("student", "patients to train on", choices=("student", "train"))
 
 
 @dataclass
-class InferenceConfig:
+class InferenceConfig(Config):
     """What every inference.py has."""
 
     data: Path = option(DATA, "data set folder, as written by data_prep/")
-    splits: str = option("splits.json", "splits file inside the data set folder")
+    splits: str | None = option(None, "splits file; without it: the one the run was trained with")
     name: str = option("default", "the run to use: runs/NAME in the stage's folder")
     subset: str = option("test", "patients to predict", choices=("test", "val", "train", "all"))
     probabilities: bool = option(False, "also write the probability maps, 16-bit PNG (65535 = 1)")
-    overlays: int = option(24, "how many overlay pictures to write; -1: all")
-    batch_size: int = option(16, "slices per forward pass")
+    overlays: int = option(24, "how many overlay pictures to write; -1: all", low=-1)
+    batch_size: int = option(16, "slices per forward pass", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     bf16: bool = option(True, "bfloat16 autocast where the hardware has it")
     channels_last: bool = option(True, "channels-last memory format")
     fuse: bool = option(True, "fold BatchNorm into the convolutions")
 
-    def __post_init__(self):
-        """Refuse run names that leave the runs folder."""
-        check_name(self.name)
-
 
 @dataclass
-class MetricsConfig:
+class MetricsConfig(Config):
     """What every metrics.py has."""
 
     data: Path = option(DATA, "data set folder, as written by data_prep/")
     name: str = option("default", "the run to score: runs/NAME in the stage's folder")
-
-    def __post_init__(self):
-        """Refuse run names that leave the runs folder."""
-        check_name(self.name)
-
-
-def check_name(name: str) -> None:
-    """UserError unless `name` is one plain folder name."""
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise UserError(f"--name {name!r} is not a plain folder name.")
 
 
 def to_json(config) -> dict:

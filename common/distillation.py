@@ -5,6 +5,8 @@ student features to one dimension belong to the loss, are in the optimizer and a
 prediction map of a one-channel network is a Bernoulli distribution, not a softmax over one value.
 """
 
+import hashlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -172,6 +174,7 @@ class Distiller(nn.Module):
             raise UserError(f"No distillation term {', '.join(sorted(unknown))}.")
         self.model = student
         self._teacher = (teacher.eval().requires_grad_(False),)
+        self.fingerprint = fingerprint(teacher)
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.contrast, self.pixels = contrast, pixels
         self.segmentation = DiceBCELoss()
@@ -191,6 +194,18 @@ class Distiller(nn.Module):
     def teacher(self) -> nn.Module:
         """The frozen teacher."""
         return self._teacher[0]
+
+    def get_extra_state(self) -> dict[str, str]:
+        """What a checkpoint keeps of the teacher: which one it was, not its weights."""
+        return {"teacher": self.fingerprint}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """UserError if a resumed run was begun with another teacher."""
+        if state["teacher"] != self.fingerprint:
+            raise UserError(
+                "This run was begun with another teacher: the weights in --teacher have changed "
+                "since. Train under another --name, or anew with --overwrite."
+            )
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """`batch` holds `image (N, 3, H, W)` and `mask (N, H, W)`."""
@@ -213,6 +228,14 @@ class Distiller(nn.Module):
             term = loss(mine, theirs, positions, found, images.shape[-2:])
             losses[f"contrast_{scale}"] = self.weights[scale] * term
         return losses
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of all weights."""
+    digest = hashlib.sha256()
+    for value in module.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

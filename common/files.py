@@ -105,18 +105,32 @@ def require_space(folder: Path, megabytes: float) -> None:
         raise UserError(f"{shown(folder)}: {megabytes:.0f} MB are needed, {free:.0f} MB are free.")
 
 
-def new_run(folder: Path, resume: bool, overwrite: bool) -> Path:
-    """Make ready the run folder `<stage>/runs/<name>`: fresh, resumed, or made anew.
+def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
+    """UserError if `<stage>/runs/<name>` holds a run and neither flag says what to do with it.
 
-    Raises UserError if it already holds a run and neither flag says what to do with it, so that
-    a finished training is never lost to a second `python train.py`.
+    A finished training is never lost to a second `python train.py`.
     """
-    if (folder / "config.json").exists() and not resume:
-        if not overwrite:
-            raise UserError(
-                f"{shown(folder)} already holds a run. Continue it with --resume, keep it and "
-                "train beside it with --name NEW, or replace it with --overwrite."
-            )
+    if (folder / "config.json").exists() and not (resume or overwrite):
+        raise UserError(
+            f"{shown(folder)} already holds a run. Continue it with --resume, keep it and train "
+            "beside it with --name NEW, or replace it with --overwrite."
+        )
+
+
+def new_run(folder: Path, keep: bool) -> None:
+    """Make the run folder, empty unless `keep`; what killed processes left half-written goes."""
+    if not keep and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    for leftover in folder.glob(".*.tmp*"):
+        leftover.unlink()
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Move the folder `new` to `target`; what was there is removed after that, not before."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -94,8 +94,7 @@ class MultiTaskObjective(nn.Module):
         """`batch` holds `image (N, 3, H, W)` and `mask (N, H, W)`."""
         images, target = batch["image"], batch["mask"]
         if not self.weight:
-            output = self.model(images, reconstruct=False)
-            return {"segmentation": self.loss(output.logits, target)}
+            return {"segmentation": self.loss(self.model(images).logits, target)}
         # Batches are drawn in random order: the first half is a random half (one image: itself).
         half = -(-len(images) // 2)
         shown = torch.cat([hide_patches(images[:half], self.hidden), images[half:]])

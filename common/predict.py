@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from common import checkpoint, figures
 from common.config import InferenceConfig
-from common.engine import autocast, pick_device, to_device
+from common.device import autocast, layout, pick_device, to_device
 from common.files import UserError, read_json, shown, write_json
+from common.loading import SliceDataset, loader, seeded
 from common.losses import hide_patches
 from common.scores import mse, predicted, psnr, ssim
-from common.slices import Slice, SliceDataset, SliceSet, loader, read_image, read_set, read_splits
+from common.slices import Slice, SliceSet, check_patients, read_image, read_set, read_splits
 from common.unet import Output
 
 
@@ -32,6 +33,7 @@ class Trained:
     path: Path
     checkpoint: dict
     data: SliceSet
+    cases: list[str]
     slices: list[Slice]
     device: torch.device
 
@@ -46,23 +48,29 @@ class Trained:
 
 
 def open_run(config: InferenceConfig, script: str) -> Trained:
-    """Find the stage's best.pt and the slices of `config.subset`. UserError if either is missing,
-    or if the model was trained on slices of another size or with other classes."""
+    """Find the stage's best.pt and the slices of `config.subset`.
+
+    UserError if either is missing, if the model was trained on slices of another size, or if it
+    was trained or chosen on patients that this split calls test patients.
+    """
     stage = Path(script).resolve().parent
     folder = stage / "runs" / config.name
     device = pick_device(config.device)
     path = folder / "best.pt"
     content = checkpoint.load(path, stage.name, f"Run {stage.name}/train.py first.")
     data = read_set(config.data)
-    if data.classes != content["classes"] or data.info["size"] != content["size"]:
+    if data.classes != content["classes"] or data.size != content["size"]:
         raise UserError(
             f"{shown(path)} was trained with {content['classes']} logit channels on slices of "
-            f"{content['size']} pixels; {shown(config.data)} has {data.classes} and "
-            f"{data.info['size']}."
+            f"{content['size']} pixels; {shown(config.data)} has {data.classes} and {data.size}."
         )
-    subset, everyone = config.subset, sorted({s.case for s in data.slices})
-    cases = everyone if subset == "all" else read_splits(data, config.splits, (subset,))[subset]
-    return Trained(folder, path, content, data, data.of(cases), device)
+    if config.subset == "all":
+        cases = sorted({s.case for s in data.slices})
+    else:
+        splits = read_splits(data, config.splits or content["config"]["splits"], (config.subset,))
+        check_patients(content["patients"], splits, (config.subset,), path)
+        cases = splits[config.subset]
+    return Trained(folder, path, content, data, cases, data.of(cases), device)
 
 
 def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
@@ -71,8 +79,7 @@ def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
     model = model.eval().requires_grad_(False)
     if config.fuse:
         fuse(model)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return model.to(run.device, memory_format=layout)
+    return model.to(run.device, memory_format=layout(config.channels_last))
 
 
 def fuse(model: nn.Module) -> None:
@@ -98,42 +105,52 @@ def forward(
         yield batch, output
 
 
-def write_predictions(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
-    """predictions/, on request probabilities/, overlays/, and last inference.json: its presence
-    says that the predictions are whole. What an earlier inference wrote is replaced."""
+def predict(
+    model: nn.Module, run: Trained, config: InferenceConfig, reconstructions: bool = False
+) -> None:
+    """Write predictions/ and overlays/, on request probabilities/ and reconstructions/.
+
+    What an earlier inference wrote is removed first. inference.json comes last: its presence says
+    that the rest is whole.
+    """
     done = run.folder / "inference.json"
     done.unlink(missing_ok=True)
-    for name in ("predictions", "probabilities", "overlays"):
+    for name in ("predictions", "probabilities", "overlays", "reconstructions"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    (run.folder / "predictions").mkdir(parents=True)
-    shade = 255 if run.classes == 1 else 1
     began = time.perf_counter()
+    _write_masks(model, run, config)
+    seconds = time.perf_counter() - began
+    _write_overlays(run, config.overlays)
+    if reconstructions:
+        _write_reconstructions(model, run, config)
+    about = {
+        "subset": config.subset,
+        "cases": run.cases,
+        "epoch": run.checkpoint["epoch"],
+        "parameters": run.checkpoint["parameters"],
+        "hidden": run.setting("hidden") if reconstructions else None,
+        "seconds_per_slice": seconds / len(run.slices),
+    }
+    write_json(done, about)
+    print(
+        f"{len(run.slices)} masks of {len(run.cases)} patients ({config.subset}) -> "
+        f"{shown(run.folder / 'predictions')}, {1000 * seconds / len(run.slices):.1f} ms a slice, "
+        "files included"
+    )
+
+
+def _write_masks(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
+    """Mask PNGs in predictions/, and probability maps if they are wanted."""
+    (run.folder / "predictions").mkdir(parents=True)
+    shade = np.uint8(255 if run.classes == 1 else 1)
     for batch, output in forward(model, run, config):
-        masks = predicted(output.logits).to(torch.uint8).cpu().numpy() * np.uint8(shade)
+        masks = predicted(output.logits).to(torch.uint8).cpu().numpy() * shade
         for name, mask in zip(batch["name"], masks, strict=True):
             # No atomic rename for each of thousands of files: inference.json vouches for them.
             path = run.folder / "predictions" / f"{name}.png"
             Image.fromarray(mask).save(path, compress_level=1)
         if config.probabilities:
             _write_probabilities(run.folder / "probabilities", batch["name"], output.logits)
-    seconds = time.perf_counter() - began
-    _write_overlays(run, config.overlays)
-    write_json(
-        done,
-        {
-            "subset": config.subset,
-            "splits": config.splits,
-            "cases": sorted({s.case for s in run.slices}),
-            "epoch": run.checkpoint["epoch"],
-            "parameters": run.checkpoint["parameters"],
-            "seconds_per_slice": seconds / len(run.slices),
-        },
-    )
-    print(
-        f"{len(run.slices)} masks of {len({s.case for s in run.slices})} patients "
-        f"({config.subset}) -> {shown(run.folder / 'predictions')}, "
-        f"{1000 * seconds / len(run.slices):.1f} ms a slice, files included"
-    )
 
 
 def _write_probabilities(folder: Path, names: list[str], logits: Tensor) -> None:
@@ -169,26 +186,22 @@ def hidden_input(images: Tensor, names: list[str], share: float) -> Tensor:
     """Images `(N, c, H, W)` with patches hidden as in training, seeded by the slices' names."""
     parts = []
     for image, name in zip(images, names, strict=True):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(name.encode()))
+        with seeded(zlib.crc32(name.encode())):
             parts.append(hide_patches(image[None].cpu(), share))
     return torch.cat(parts).to(images.device)
 
 
-def write_reconstructions(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
-    """reconstructions/: what the model restores from images with patches hidden as in training.
+def _write_reconstructions(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
+    """What the model restores from images with patches hidden as in training.
 
     Of the whole image the reconstruction would be near perfect and say nothing: the skips pass
     it through.
     """
-    folder = run.folder / "reconstructions"
-    shutil.rmtree(folder, ignore_errors=True)
-    share = run.setting("hidden")
+    folder, share = run.folder / "reconstructions", run.setting("hidden")
 
     def change(batch: dict) -> Tensor:
         hidden = hidden_input(batch["image"], batch["name"], share)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        return hidden.contiguous(memory_format=layout)
+        return hidden.contiguous(memory_format=layout(config.channels_last))
 
     for batch, output in forward(model, run, config, reconstruct=True, change=change):
         grey = output.reconstruction.float().mean(1).clamp(0, 1)
@@ -201,17 +214,19 @@ def write_reconstructions(model: nn.Module, run: Trained, config: InferenceConfi
 def score_reconstructions(folder: Path, data: SliceSet) -> str:
     """MSE, PSNR and SSIM of reconstructions/ and of its hidden input, added to summary.json.
 
-    Means over slices, as one line a kind. A line that says so if there are none.
+    Means over the slices of inference.json, as one line a kind. UserError naming a slice whose
+    reconstruction is missing; a line that says so if none were wanted.
     """
-    paths = sorted((folder / "reconstructions").glob("*.png"))
-    if not paths:
+    done = read_json(folder / "inference.json", "Run inference.py first.")
+    if done["hidden"] is None:
         return "no reconstructions; inference.py --reconstructions writes them"
-    share = read_json(folder / "config.json")["config"]["hidden"]
     rows = {"reconstruction": [], "hidden input": []}
-    for path in paths:
-        image = torch.from_numpy(read_image(data.folder / "images" / path.name))[None, None] / 255
-        restored = torch.from_numpy(read_image(path))[None, None] / 255
-        given = hidden_input(image, [path.stem], share)
+    for name in (s.name for s in data.of(done["cases"])):
+        image, restored = (
+            torch.from_numpy(read_image(parent / f"{name}.png"))[None, None] / 255
+            for parent in (data.folder / "images", folder / "reconstructions")
+        )
+        given = hidden_input(image, [name], done["hidden"])
         for kind, other in zip(rows, (restored, given), strict=True):
             rows[kind].append([float(f(other, image)) for f in (mse, psnr, ssim)])
     means = {kind: np.mean(values, axis=0).tolist() for kind, values in rows.items()}

@@ -7,7 +7,7 @@ pool) with truth T and prediction P:
     recall = |P & T| / |T|              precision = |P & T| / |P|
 
 A missed organ has Dice 0; so has one that is predicted where there is none. Where neither has a
-pixel, Dice and IoU are undefined (None): such cases are left out of the mean and counted.
+pixel, the scores are undefined (None): such cases are left out of the mean and counted.
 """
 
 from collections.abc import Iterable
@@ -29,27 +29,25 @@ def predicted(logits: Tensor) -> Tensor:
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
 
-def count(prediction: Tensor, truth: Tensor, organs: int = 1) -> Tensor:
-    """Pixels of class indices `(N, H, W)` -> int64 `(N, organs, 3)`: overlap, predicted, true."""
-    classes = torch.arange(1, organs + 1, device=truth.device)[None, :, None, None]
-    p, t = prediction[:, None] == classes, truth[:, None] == classes
-    return torch.stack([(p & t).sum((2, 3)), p.sum((2, 3)), t.sum((2, 3))], dim=-1)
+def count(prediction: Tensor, truth: Tensor, organ: int = 1) -> Tensor:
+    """One class's pixels in class indices `(N, H, W)`: overlap, predicted, true, int64 `(N, 3)`."""
+    p, t = prediction == organ, truth == organ
+    return torch.stack([(p & t).sum((1, 2)), p.sum((1, 2)), t.sum((1, 2))], dim=-1)
 
 
 def overlap_scores(overlap: int, predicted: int, true: int) -> dict[str, float | None]:
     """Dice, IoU, recall and precision from three counts.
 
-    Recall is None without truth, precision without prediction; Dice and IoU without both.
+    A missed organ is 0 in all four, precision included: left out, the misses would raise its
+    mean. Without truth recall is None; without truth and prediction all four are.
     """
-
-    def share(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
+    if not true and not predicted:
+        return dict.fromkeys(SCORES)
     return {
-        "dice": share(2 * overlap, predicted + true),
-        "iou": share(overlap, predicted + true - overlap),
-        "recall": share(overlap, true),
-        "precision": share(overlap, predicted),
+        "dice": 2 * overlap / (predicted + true),
+        "iou": overlap / (predicted + true - overlap),
+        "recall": overlap / true if true else None,
+        "precision": overlap / predicted if predicted else 0.0,
     }
 
 
@@ -150,7 +148,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
             pair.append(torch.from_numpy(mask.astype(np.int64))[None])
         if pair[0].shape != pair[1].shape:
             raise UserError(f"{s.name}.png: prediction and truth differ in size; predict again.")
-        counts.append(count(*pair).sum(1))
+        counts.append(count(*pair))
     cases, table = [s.case for s in slices], torch.cat(counts).numpy()
     each = per_case(cases, table)
     result = {

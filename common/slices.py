@@ -1,4 +1,4 @@
-"""The slice data set: files on disk, splits by patient, the torch Dataset and its loaders.
+"""The slice data set on disk: images, masks, manifest, and splits by patient.
 
 images/<case>_<slice:03d>.png   8-bit grey
 masks/<case>_<slice:03d>.png    {0, 255} for one class, class indices for several
@@ -7,19 +7,11 @@ dataset.json                    name, source, window, size, classes, cases (geom
 splits.json                     seed, folds, fold, patients of train / val / test / student
 """
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from common.files import UserError, read_csv, read_json, shown, write_csv, write_json
 
@@ -56,8 +48,17 @@ class SliceSet:
     @property
     def classes(self) -> int:
         """Number of logit channels: 1 for one organ (sigmoid), else organs + background."""
-        names = self.info["classes"]
-        return 1 if len(names) == 1 else len(names) + 1
+        return 1 if self.organs == 1 else self.organs + 1
+
+    @property
+    def organs(self) -> int:
+        """Number of organs that the masks show."""
+        return len(self.info["classes"])
+
+    @property
+    def size(self) -> int:
+        """Height and width of the slices."""
+        return int(self.info["size"])
 
     def of(self, cases: list[str]) -> list[Slice]:
         """The slices of these cases."""
@@ -113,6 +114,11 @@ def read_set(folder: Path) -> SliceSet:
     info = read_json(folder / "dataset.json", MAKE_DATA)
     if not isinstance(info, dict) or not info.get("classes") or "size" not in info:
         raise UserError(f"{shown(folder / 'dataset.json')} lacks size or classes. {MAKE_DATA}")
+    if len(info["classes"]) > 1:
+        raise UserError(
+            f"{shown(folder / 'dataset.json')} lists {len(info['classes'])} classes; the stages "
+            "segment one organ. Import it with one class."
+        )
     rows = read_csv(folder / "manifest.csv", ("case", "slice", "foreground"), MAKE_DATA)
     if not rows:
         raise UserError(f"{shown(folder / 'manifest.csv')} lists no slices. {MAKE_DATA}")
@@ -140,6 +146,8 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
     if len(cases) < 3:  # too few to train on: a data set to predict
         parts = {"train": [], "val": [], "test": cases, "student": []}
         return {"seed": seed, "folds": 0, "fold": 0, **parts}
+    if not folds and fold:
+        raise UserError(f"--fold {fold} needs --folds.")
     if folds and not (2 <= folds <= len(cases) and 0 <= fold < folds):
         raise UserError(
             f"--folds {folds} --fold {fold}: folds run from 2 to the number of patients "
@@ -186,145 +194,32 @@ def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str,
     return {part: splits[part] for part in parts}
 
 
-def augmentation() -> v2.Transform:
-    """Rotation, scale, shift, brightness, contrast, noise for a grey image in 0..1 and its mask.
+def check_output(folder: Path, overwrite: bool) -> None:
+    """UserError if `folder` holds anything that a new data set must not replace.
 
-    No flips: they would put the spleen on the wrong side of the body.
+    `overwrite` allows to replace a data set, never a folder that is none.
     """
-    return v2.Compose(
-        [
-            v2.RandomAffine(
-                degrees=15,
-                translate=(0.08, 0.08),
-                scale=(0.85, 1.15),
-                interpolation=v2.InterpolationMode.BILINEAR,
-            ),
-            v2.ColorJitter(brightness=0.15, contrast=0.15),
-            v2.RandomApply([v2.GaussianNoise(sigma=0.03)], p=0.5),
-        ]
-    )
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / "manifest.csv").exists() or not (folder / "splits.json").exists():
+        raise UserError(f"{shown(folder)} is not empty and holds no data set; it stays as it is.")
+    if not overwrite:
+        raise UserError(
+            f"{shown(folder)} holds a data set. Choose another --output, or --overwrite it."
+        )
 
 
-class SliceDataset(Dataset):
-    """Slices of a set, decoded once into memory up to `cache_mb`, the rest read when asked for.
+def check_patients(trained: dict, splits: dict, subset: tuple[str, ...], path: Path) -> None:
+    """UserError if the model in `path` has seen patients that `subset` is to be judged on.
 
-    `dataset[i]` is a dict: `image` float32 `(1, H, W)` in 0..1, `mask` int64 `(H, W)` of class
-    indices, `name`, `case`. `dataset[i, seed]` is the same slice augmented with that seed: what a
-    sample looks like does not depend on worker processes or on what was drawn before it.
-    Raises UserError, naming all bad files at once, if a file is missing, damaged, or of another
-    size than dataset.json says.
+    `trained` holds the patients that it was trained on and chosen by (`train`, `val`). Scores of a
+    split made anew after a training would be scores on training patients.
     """
-
-    def __init__(self, data: SliceSet, slices: list[Slice], cache_mb: int = 4096):
-        self.data, self.slices = data, slices
-        self.transform = augmentation()
-        size = int(data.info["size"])
-        cached = min(len(slices), cache_mb * 10**6 // (2 * size * size))
-        self.cache = torch.empty((cached, 2, size, size), dtype=torch.uint8)
-        with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
-            problems = [p for p in pool.map(self._load, range(len(slices))) if p]
-        if problems:
-            listed = "\n  ".join(problems[:20])
-            raise UserError(f"{len(problems)} of {len(slices)} slices cannot be used:\n  {listed}")
-
-    def _load(self, index: int) -> str | None:
-        """Fill the cache, or check that the files are there; the problem as text, if any."""
-        try:
-            if index < len(self.cache):
-                self.cache[index] = self._read(index)
-            else:
-                for kind in ("images", "masks"):
-                    path = self.data.folder / kind / f"{self.slices[index].name}.png"
-                    if not path.is_file():
-                        return f"{shown(path)} is missing."
-        except UserError as error:
-            return str(error)
-        return None
-
-    def _read(self, index: int) -> Tensor:
-        """Image and mask from disk, uint8 `(2, H, W)`."""
-        name, size = self.slices[index].name, int(self.data.info["size"])
-        path = self.data.folder / "masks" / f"{name}.png"
-        image = read_image(self.data.folder / "images" / f"{name}.png")
-        mask = read_mask(path, self.data.classes)
-        if image.shape != mask.shape:
-            raise UserError(f"{shown(path)} is {mask.shape}, its image {image.shape} pixels.")
-        if image.shape != (size, size):
-            raise UserError(f"{name}.png is {image.shape} pixels; dataset.json says {size}.")
-        return torch.from_numpy(np.stack([image, mask]))
-
-    def __len__(self) -> int:
-        """Number of slices."""
-        return len(self.slices)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        """A slice, or with `(index, seed)` an augmented one."""
-        index, seed = key if isinstance(key, tuple) else (key, None)
-        pair = self.cache[index] if index < len(self.cache) else self._read(index)
-        image, mask = pair[:1].float() / 255, pair[1:]
-        if seed is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
-                image = image.clamp(0, 1)
-        here = self.slices[index]
-        return {
-            "image": torch.Tensor(image),
-            "mask": mask[0].as_subclass(Tensor).long(),
-            "name": here.name,
-            "case": here.case,
-        }
-
-
-class TrainSampler(Sampler):
-    """Draws one epoch of training slices: `(index, augmentation seed)`, or plain indices.
-
-    A share `foreground` of the draws shows the organ (most CT slices do not; a tiny organ would
-    otherwise be seen a few times an epoch). Within either group every slice is drawn once before
-    any is drawn again. With several processes each takes every `world`-th draw of the same order.
-    The order is a function of seed and epoch alone.
-    """
-
-    def __init__(
-        self, slices: list[Slice], foreground: float, augment: bool, seed: int, rank=0, world=1
-    ):
-        here = [i for i, s in enumerate(slices) if s.foreground]
-        rest = [i for i, s in enumerate(slices) if not s.foreground]
-        if foreground and here and rest:
-            count = round(foreground * len(slices))
-            self.groups = [(here, count), (rest, len(slices) - count)]
-        else:
-            self.groups = [(here + rest, len(slices))]
-        self.total, self.augment, self.seed = len(slices), augment, seed
-        self.rank, self.world = rank, world
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        """Draws of this process in an epoch."""
-        return len(range(self.rank, self.total, self.world))
-
-    def __iter__(self) -> Iterator:
-        """The draws of epoch `self.epoch`."""
-        rng = np.random.default_rng([self.seed, self.epoch])
-        order: list[int] = []
-        for group, count in self.groups:
-            while count > 0:
-                drawn = rng.permutation(group)[:count].tolist()
-                order += drawn
-                count -= len(drawn)
-        order = rng.permutation(order).tolist()
-        seeds = rng.integers(2**62, size=len(order)).tolist()
-        draws = list(zip(order, seeds, strict=True)) if self.augment else order
-        return iter(draws[self.rank :: self.world])
-
-
-def loader(dataset: Dataset, batch_size: int, sampler=None, workers: int = 0, pin: bool = False):
-    """A DataLoader in the dataset's order or the sampler's. The last batch may be short."""
-    return DataLoader(
-        dataset,
-        batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        pin_memory=pin,
-        persistent_workers=False,
-    )
+    seen = {"test": {*trained["train"], *trained["val"]}, "val": {*trained["train"]}}
+    for part in subset:
+        if leaked := sorted(seen.get(part, set()) & set(splits[part])):
+            raise UserError(
+                f"{shown(path)} has been trained or chosen on {part} patients of this split "
+                f"({', '.join(leaked[:5])}): the split has changed since. Train again, or name "
+                "the split of that training with --splits."
+            )

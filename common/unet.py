@@ -120,10 +120,16 @@ def check_size(images: Tensor, multiple: int) -> None:
         )
 
 
-def teacher_t1(width: int = 64, classes: int = 1) -> UNet:
+def teacher_t1(width: int = 64, classes: int = 1, reconstruction: bool = True) -> UNet:
     """T1: five levels 64-128-256-512-1024, two decoders: 43,236,036 parameters (one class)."""
     widths = tuple(width * 2**level for level in range(5))
-    return UNet(widths, count=2, classes=classes, reconstruction=True)
+    return UNet(widths, count=2, classes=classes, reconstruction=reconstruction)
+
+
+def teacher_t1_of(checkpoint: dict) -> UNet:
+    """T1 as it was when `checkpoint` was written, its weights not yet loaded."""
+    config = checkpoint["config"]
+    return teacher_t1(config["width"], checkpoint["classes"], config["reconstruction_weight"] > 0)
 
 
 def student_s1(classes: int = 1) -> UNet:

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +38,11 @@ class Volume:
     sha256: str
 
     def geometry(self) -> dict:
-        """What dataset.json keeps to bring a mask back into the stored file's frame."""
+        """What dataset.json keeps to bring a mask back into the stored file's frame and axes."""
         return {
             "shape": list(self.stored_shape),
             "affine": [[round(float(v), 6) for v in row] for row in self.stored_affine],
-            "spacing": [round(s, 6) for s in self.spacing],
+            "spacing": [round(float(s), 6) for s in nib.affines.voxel_sizes(self.stored_affine)],
             "orientation": self.stored_orientation,
             "sha256": self.sha256,
         }
@@ -132,10 +133,11 @@ def list_cases(folder: Path) -> list[Case]:
     for image, label in pairs:
         name = Path(image).name.removesuffix(".gz").removesuffix(".nii")
         cases.append(Case(name, folder / image, folder / label))
-    outside = [c.image for c in cases if not c.image.resolve().is_relative_to(folder.resolve())]
+    paths = [path for case in cases for path in (case.image, case.label)]
+    outside = [p for p in paths if not p.resolve().is_relative_to(folder.resolve())]
     if outside:
         raise UserError(f"dataset.json lists files outside its folder: {outside[0]}")
-    missing = [p for case in cases for p in (case.image, case.label) if not p.is_file()]
+    missing = [p for p in paths if not p.is_file()]
     if missing:
         listed = "\n  ".join(shown(p) for p in missing[:20])
         raise UserError(f"{len(missing)} files that dataset.json lists are missing:\n  {listed}")
@@ -179,6 +181,11 @@ def run_all(work, cases: list[Case], workers: int, title: str) -> list:
                 results.append(future.result())
             except UserError as error:
                 problems.append(str(error))
+            except BrokenProcessPool:
+                raise UserError(
+                    "A worker process was ended from outside, most likely for want of memory. "
+                    "Try --workers 1; what is finished is kept."
+                ) from None
     if problems:
         listed = "\n  ".join(problems)
         raise UserError(f"{len(problems)} of {len(cases)} cases cannot be used:\n  {listed}")

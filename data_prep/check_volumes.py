@@ -1,4 +1,4 @@
-"""Check a folder of labelled CT in Decathlon layout; every problem in one go, exit 1 if any.
+"""Check a folder of labelled CT in Decathlon layout; all bad cases in one go, exit 1 if any.
 
     python check_volumes.py                              data/Task09_Spleen
     python check_volumes.py --input ../data/phantom
@@ -17,17 +17,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from common import config as base
 from common.config import launch, option
 from common.files import ROOT, UserError, shown
 from common.volumes import Case, list_cases, read_case, run_all
 
 
 @dataclass
-class Config:
+class Config(base.Config):
     """What to check."""
 
     input: Path = option(ROOT / "data" / "Task09_Spleen", "folder in Decathlon layout")
-    workers: int = option(2, "processes; each holds one volume in memory")
+    workers: int = option(2, "processes; each holds one volume in memory", low=1)
 
 
 def check(case: Case) -> tuple[str, str]:

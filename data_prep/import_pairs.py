@@ -32,9 +32,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from common import config as base
 from common.config import DATA, launch, option
-from common.files import UserError, read_csv, shown
-from common.slices import MAX_PIXELS, Slice, make_splits, write_set
+from common.files import UserError, read_csv, replace_folder, shown
+from common.slices import MAX_PIXELS, Slice, check_output, make_splits, write_set
 from common.volumes import to_square
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
@@ -42,7 +43,7 @@ JPEG_THRESHOLD = 128
 
 
 @dataclass
-class Config:
+class Config(base.Config):
     """What to import and how to pair it."""
 
     images: Path = option(Path("images"), "folder of images")
@@ -54,10 +55,10 @@ class Config:
     threshold: int | None = option(None, "mask pixels at or above this value are organ")
     output: Path = option(DATA, "data set folder to write")
     organ: str = option("spleen", "name of what the masks show")
-    size: int = option(256, "height and width of the slices in pixels")
-    seed: int = option(0, "seed of the splits")
-    folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split")
-    fold: int = option(0, "the fold to test on, 0 to folds - 1")
+    size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
+    seed: int = option(0, "seed of the splits", low=0)
+    folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split", low=0)
+    fold: int = option(0, "the fold to test on, 0 to folds - 1", low=0)
     overwrite: bool = option(False, "replace the data set in the output folder")
 
 
@@ -163,7 +164,9 @@ def read_picture(path: Path) -> tuple[np.ndarray, bool]:
                     f"{shown(path)} has mode {picture.mode}; convert it to 8 bits a channel."
                 )
             return np.asarray(picture.convert("L")), picture.format == "JPEG"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's readers raise many types for a damaged file
         raise UserError(f"{shown(path)} is damaged or not a picture ({error}).") from None
 
 
@@ -213,10 +216,10 @@ def main(config: Config) -> None:
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise UserError(f"Two images become the same slice: {', '.join(twice[:10])}.")
     splits = make_splits([pair.case for pair in pairs], config.seed, config.folds, config.fold)
-    if config.output.exists() and any(config.output.iterdir()) and not config.overwrite:
-        raise UserError(
-            f"{shown(config.output)} is not empty. Choose another --output, or --overwrite it."
-        )
+    check_output(config.output, config.overwrite)
+    for source in {config.images.resolve(), (config.masks or config.images).resolve()}:
+        if source.is_relative_to(config.output.resolve()):
+            raise UserError(f"{shown(source)} lies in the --output folder; choose another one.")
     partial = config.output.with_name(config.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for kind in ("images", "masks"):
@@ -237,8 +240,7 @@ def main(config: Config) -> None:
         }
         rows.sort(key=lambda row: (row.case, row.index))
         write_set(partial, info, rows, splits)
-        shutil.rmtree(config.output, ignore_errors=True)
-        partial.rename(config.output)
+        replace_folder(partial, config.output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shown_organ = sum(row.foreground > 0 for row in rows)

@@ -9,12 +9,14 @@ Every axial slice of every labelled volume becomes an 8-bit PNG: HU window -160.
 file is stored in. Patients, not slices, are split 70/10/20 into train, val and test; `student`
 is a fixed half of train. With --folds every patient is tested in exactly one fold.
 
-Files are read to their checksum; bad volumes are all named in one go. Interrupted, it goes on
-where it stopped; run twice, it writes the same bytes; dataset.json comes last and says that the
-set is whole.
+Files are read to their checksum; bad volumes are all named in one go. The set is made in
+OUTPUT.partial and moved when it is whole, so an earlier one is there until then. Interrupted, it
+goes on where it stopped; volumes that have not changed are not sliced again; run twice, it writes
+the same bytes.
 """
 
 import hashlib
+import shutil
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 
+from common import config as base
 from common.config import DATA, launch, option
-from common.files import ROOT, UserError, read_json, shown, write_json
-from common.slices import Slice, make_splits, write_set
+from common.files import ROOT, UserError, read_json, replace_folder, shown, write_json
+from common.slices import Slice, check_output, make_splits, write_set
 from common.volumes import (
     HU_WINDOW,
     Case,
@@ -40,20 +43,20 @@ from common.volumes import (
 
 
 @dataclass
-class Config:
+class Config(base.Config):
     """What to slice and how."""
 
     input: Path = option(ROOT / "data" / "Task09_Spleen", "folder in Decathlon layout")
     output: Path = option(DATA, "data set folder to write")
-    size: int = option(256, "height and width of the slices in pixels")
+    size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
     hu_low: float = option(HU_WINDOW[0], "HU shown as 0")
     hu_high: float = option(HU_WINDOW[1], "HU shown as 255")
     organ: str = option("spleen", "name of what label 1 is")
-    seed: int = option(0, "seed of the splits")
-    folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split")
-    fold: int = option(0, "the fold to test on, 0 to folds - 1")
-    workers: int = option(2, "processes; each holds one volume in memory")
-    overwrite: bool = option(False, "replace a data set made from other files or settings")
+    seed: int = option(0, "seed of the splits", low=0)
+    folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split", low=0)
+    fold: int = option(0, "the fold to test on, 0 to folds - 1", low=0)
+    workers: int = option(2, "processes; each holds one volume in memory", low=1)
+    overwrite: bool = option(False, "slice everything anew, whatever data set is there")
 
 
 def describe_set(config: Config) -> dict:
@@ -67,20 +70,28 @@ def describe_set(config: Config) -> dict:
     }
 
 
-def slice_case(case: Case, config: Config) -> dict:
-    """Write the slices of one volume; its record: geometry and manifest rows.
+def partial_folder(config: Config) -> Path:
+    """Where the set is made."""
+    return config.output.with_name(config.output.name + ".partial")
 
-    The record is kept in `.done/`, written after the last slice: a case that has one, made from
-    the same two files with the same settings, is not sliced again.
+
+def slice_case(case: Case, config: Config) -> dict:
+    """Write the slices of one volume into the partial folder; its record: geometry and rows.
+
+    The record is kept in `.done/`, written after the last slice. A case that has one there, or in
+    an earlier set, made from the same two files with the same settings, is not sliced again.
     """
+    home = partial_folder(config)
     made_from = {
         "files": [hashlib.sha256(p.read_bytes()).hexdigest() for p in (case.image, case.label)],
         "set": describe_set(config),
     }
-    kept = config.output / ".done" / f"{case.name}.json"
-    if kept.exists():
-        record = read_json(kept)
-        if record["made_from"] == made_from:
+    for folder in (home, config.output):
+        if record := finished(folder, case.name, made_from):
+            if folder != home:
+                for name in pictures(case.name, record["rows"]):
+                    shutil.copyfile(folder / name, home / name)
+                write_json(home / ".done" / f"{case.name}.json", record)
             return record
     image, label = read_case(case)
     spacing = (image.spacing[1], image.spacing[0])  # rows run along y, columns along x
@@ -90,46 +101,55 @@ def slice_case(case: Case, config: Config) -> dict:
         mask = (axial_view(label.voxels, index) > 0).astype("uint8") * 255
         grey = to_square(grey, spacing, config.size, mask=False)
         mask = to_square(mask, spacing, config.size, mask=True)
-        here = Slice(case.name, index, int((mask > 0).sum()), case.image.name)
-        for kind, pixels in (("images", grey), ("masks", mask)):
-            Image.fromarray(pixels).save(
-                config.output / kind / f"{here.name}.png", compress_level=4
-            )
-        rows.append([here.index, here.foreground])
+        rows.append([index, int((mask > 0).sum())])
+        for name, pixels in zip(pictures(case.name, rows[-1:]), (grey, mask), strict=True):
+            Image.fromarray(pixels).save(home / name, compress_level=4)
     record = {"geometry": image.geometry(), "rows": rows, "made_from": made_from}
-    write_json(kept, record)
+    write_json(home / ".done" / f"{case.name}.json", record)
     return record
 
 
-def prepare_output(config: Config, cases: list[Case]) -> None:
-    """Make the output folder ready; nothing in it that these cases would not write again.
+def pictures(case: str, rows: list[list[int]]) -> list[str]:
+    """Image and mask file of each row (index, foreground), relative to the set's folder."""
+    names = [f"{Slice(case, index, foreground).name}.png" for index, foreground in rows]
+    return [f"{kind}/{name}" for name in names for kind in ("images", "masks")]
 
-    UserError if it holds a data set made otherwise and `--overwrite` was not given.
-    """
-    index, done = config.output / "dataset.json", config.output / ".done"
-    if index.exists() and not config.overwrite:
-        found = {k: v for k, v in read_json(index).items() if k != "cases"}
-        if found != describe_set(config):
-            raise UserError(
-                f"{shown(config.output)} holds another data set ({found.get('source')}, size "
-                f"{found.get('size')}). Choose another --output, or --overwrite it."
-            )
-    elif not index.exists() and not done.exists() and any(config.output.glob("*")):
-        raise UserError(f"{shown(config.output)} is not empty and holds no data set of ours.")
-    index.unlink(missing_ok=True)
+
+def finished(folder: Path, case: str, made_from: dict) -> dict | None:
+    """The case's record in `folder`, if it was made from the same and all its files are there."""
+    path = folder / ".done" / f"{case}.json"
+    if not path.exists():
+        return None
+    record = read_json(path)
+    whole = all((folder / name).exists() for name in pictures(case, record["rows"]))
+    return record if whole and record["made_from"] == made_from else None
+
+
+def prepare(config: Config, cases: list[Case]) -> None:
+    """Make the partial folder ready. UserError if the output holds anything but a data set, or
+    one made otherwise while `--overwrite` was not given."""
+    index, home = config.output / "dataset.json", partial_folder(config)
+    ours = False
+    if index.exists():
+        found = read_json(index)
+        ours = isinstance(found, dict) and describe_set(config).items() <= found.items()
+    check_output(config.output, config.overwrite or ours)
+    if config.overwrite:
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(config.output / ".done", ignore_errors=True)
     for kind in ("images", "masks", ".done"):
-        (config.output / kind).mkdir(parents=True, exist_ok=True)
+        (home / kind).mkdir(parents=True, exist_ok=True)
     names = {case.name for case in cases}
-    for kind in ("images", "masks"):
-        for path in (config.output / kind).glob("*.png"):
+    for kind in ("images", "masks"):  # what an interrupted run over other volumes left
+        for path in (home / kind).glob("*.png"):
             if path.stem.rpartition("_")[0] not in names:
                 path.unlink()
 
 
 def main(config: Config) -> None:
-    """Slice all cases, then write manifest, splits and dataset.json."""
-    if not config.hu_low < config.hu_high or config.size < 16:
-        raise UserError("--hu-low must be below --hu-high, and --size at least 16.")
+    """Slice all cases, write manifest, splits and dataset.json, move the set to its place."""
+    if not config.hu_low < config.hu_high:
+        raise UserError(f"--hu-low {config.hu_low} must be below --hu-high {config.hu_high}.")
     if not config.input.is_dir():
         raise UserError(
             f"{shown(config.input)} does not exist. Unpack Task09_Spleen there, name another "
@@ -138,7 +158,7 @@ def main(config: Config) -> None:
     cases = list_cases(config.input)
     names = [case.name for case in cases]
     splits = make_splits(names, config.seed, config.folds, config.fold)
-    prepare_output(config, cases)
+    prepare(config, cases)
     records = run_all(partial(slice_case, config=config), cases, config.workers, "volumes")
     slices = [
         Slice(case.name, index, foreground, case.image.name)
@@ -146,7 +166,9 @@ def main(config: Config) -> None:
         for index, foreground in record["rows"]
     ]
     geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
-    write_set(config.output, {**describe_set(config), "cases": geometry}, slices, splits)
+    info = {**describe_set(config), "cases": geometry}
+    write_set(partial_folder(config), info, slices, splits)
+    replace_folder(partial_folder(config), config.output)
     parts = ", ".join(f"{len(splits[p])} {p}" for p in ("train", "val", "test"))
     print(
         f"{len(slices)} slices ({sum(s.foreground > 0 for s in slices)} with {config.organ}) of "

@@ -13,14 +13,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import InferenceConfig, launch
-from common.predict import open_run, ready, write_predictions
+from common.predict import open_run, predict, ready
 from common.unet import student_s1
 
 
 def main(config: InferenceConfig) -> None:
     """Predict the chosen patients."""
     run = open_run(config, __file__)
-    write_predictions(ready(student_s1(run.classes), run, config), run, config)
+    predict(ready(student_s1(run.classes), run, config), run, config)
 
 
 if __name__ == "__main__":

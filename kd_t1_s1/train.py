@@ -17,12 +17,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.checkpoint import load, load_weights
+from common.checkpoint import load_weights
 from common.config import StudentConfig, launch, option
+from common.device import layout
 from common.distillation import SCALES, Distiller
-from common.engine import evaluate, fit, start
-from common.files import ROOT
-from common.unet import student_s1, teacher_t1
+from common.engine import evaluate, fit
+from common.files import ROOT, shown
+from common.runs import load_teacher, start
+from common.scores import number
+from common.unet import student_s1, teacher_t1_of
 
 
 @dataclass
@@ -33,13 +36,13 @@ class Config(StudentConfig):
     teacher: Path = option(ROOT / "teacher_t1_unet/runs/default/best.pt", "T1's checkpoint")
     scales: tuple[str, ...] = option(SCALES, "feature maps with a contrastive term", choices=SCALES)
     contrast: str = option("dense", "contrast of pixels or of images", choices=("dense", "image"))
-    prediction: float = option(0.5, "weight of the prediction-map distillation")
-    encoder: float = option(0.25, "weight of the contrastive term at the encoder")
-    bottleneck: float = option(0.5, "weight of the contrastive term at the bottleneck")
-    decoder: float = option(0.25, "weight of the contrastive term at the decoder")
-    temperature: float = option(2.0, "temperature of the prediction maps")
-    contrast_temperature: float = option(0.1, "temperature of the contrast")
-    pixels: int = option(128, "pixels a class and step in the dense contrast")
+    prediction: float = option(0.5, "weight of the prediction-map distillation", low=0.0)
+    encoder: float = option(0.25, "weight of the contrastive term at the encoder", low=0.0)
+    bottleneck: float = option(0.5, "weight of the contrastive term at the bottleneck", low=0.0)
+    decoder: float = option(0.25, "weight of the contrastive term at the decoder", low=0.0)
+    temperature: float = option(2.0, "temperature of the prediction maps", low=0.01)
+    contrast_temperature: float = option(0.1, "temperature of the contrast", low=0.01)
+    pixels: int = option(128, "pixels a class and step in the dense contrast", low=1)
 
 
 def main(config: Config) -> None:
@@ -47,10 +50,10 @@ def main(config: Config) -> None:
     run = start(config, __file__, config.share)
     # The student first: with the same seed both arms begin with the same weights.
     student = student_s1(run.classes)
-    known = load(config.teacher, "teacher_t1_unet", "Train T1 first, or name it with --teacher.")
-    teacher = teacher_t1(known["config"]["width"], known["classes"])
+    known = load_teacher(config.teacher, "teacher_t1_unet", run)
+    teacher = teacher_t1_of(known)
     load_weights(teacher, known["model"], config.teacher)
-    teacher.to(run.device)
+    teacher.to(run.device, memory_format=layout(config.channels_last))
     weights = {scale: getattr(config, scale) for scale in config.scales}
     objective = Distiller(
         student,
@@ -63,7 +66,7 @@ def main(config: Config) -> None:
         config.pixels,
     )
     dice = evaluate(objective.teacher, run.val, run, config)["per_patient"]["dice"]["mean"]
-    run.say(f"teacher {config.teacher}: validation Dice {dice:.4f} per patient")
+    run.say(f"teacher {shown(config.teacher)}: validation Dice {number(dice)} per patient")
     fit(objective, run, config)
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import InferenceConfig, launch, option
-from common.predict import open_run, ready, write_predictions, write_reconstructions
-from common.unet import teacher_t1
+from common.predict import open_run, predict, ready
+from common.unet import teacher_t1_of
 
 
 @dataclass
@@ -29,10 +29,8 @@ class Config(InferenceConfig):
 def main(config: Config) -> None:
     """Predict the chosen patients."""
     run = open_run(config, __file__)
-    model = ready(teacher_t1(run.setting("width"), run.classes), run, config)
-    write_predictions(model, run, config)
-    if config.reconstructions:
-        write_reconstructions(model, run, config)
+    model = ready(teacher_t1_of(run.checkpoint), run, config)
+    predict(model, run, config, config.reconstructions and model.reconstruction is not None)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import TrainConfig, launch, option
-from common.engine import fit, start
+from common.engine import fit
 from common.losses import MultiTaskObjective
+from common.runs import start
 from common.unet import teacher_t1
 
 
@@ -26,15 +27,19 @@ from common.unet import teacher_t1
 class Config(TrainConfig):
     """T1's own settings."""
 
-    width: int = option(64, "channels of the first level; each of the four below doubles them")
-    reconstruction_weight: float = option(0.2, "weight of the reconstruction loss (the thesis's)")
-    hidden: float = option(0.25, "share of the patches hidden from the reconstructed half")
+    width: int = option(64, "channels of the first level; the four below double them", low=1)
+    reconstruction_weight: float = option(
+        0.2, "weight of the reconstruction loss (0.2 is the thesis's; 0: no such decoder)", low=0.0
+    )
+    hidden: float = option(
+        0.25, "share of patches hidden from the half that is reconstructed", low=0.0, high=1.0
+    )
 
 
 def main(config: Config) -> None:
     """Data, model, objective, training."""
     run = start(config, __file__, share="train")
-    model = teacher_t1(config.width, run.classes)
+    model = teacher_t1(config.width, run.classes, config.reconstruction_weight > 0)
     objective = MultiTaskObjective(model, config.reconstruction_weight, config.hidden)
     fit(objective, run, config)
 

@@ -10,12 +10,14 @@ from conftest import ROOT, load_script
 
 from common import checkpoint
 from common.config import StudentConfig
+from common.device import has_bf16, pick_device
 from common.distillation import Distiller
-from common.engine import evaluate, fit, has_bf16, pick_device, start
-from common.files import UserError, read_csv, read_json
+from common.engine import evaluate, fit
+from common.files import UserError, read_csv, read_json, write_json
 from common.losses import MultiTaskObjective, SegmentationObjective
+from common.runs import load_teacher, start
 from common.slices import read_set, read_splits
-from common.unet import student_s1, teacher_t1
+from common.unet import UNet, student_s1, teacher_t1
 
 WEIGHTS = {"prediction": 0.5, "encoder": 0.25, "bottleneck": 0.5, "decoder": 0.25}
 
@@ -53,14 +55,14 @@ def stop_after(monkeypatch, epoch):
     """Let `fit` die right after it has saved an epoch."""
     from common import engine
 
-    save = engine._save
+    save = engine.save_epoch
 
     def save_and_die(objective, optimizer, run, config, log, is_best):
         save(objective, optimizer, run, config, log, is_best)
         if len(log) == epoch:
             raise Stopped
 
-    monkeypatch.setattr(engine, "_save", save_and_die)
+    monkeypatch.setattr(engine, "save_epoch", save_and_die)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,53 @@ def test_resume_with_other_settings_names_them(stage, slices):
     assert [r["epoch"] for r in read_csv(run.folder / "log.csv")] == ["1", "2"]
 
 
+def test_a_resume_on_other_patients_or_with_another_teacher_is_refused(stage, own_slices):
+    train(stage, own_slices, "distilled", epochs=1)
+    config = Config(data=own_slices, epochs=2, batch_size=8, device="cpu", resume=True)
+    run = start(config, str(stage), config.share)
+    other = Distiller(student_s1(), teacher_t1(width=4), run.size, WEIGHTS)
+    with pytest.raises(UserError, match="another teacher"):
+        fit(other, run, config)
+    splits = read_json(own_slices / "splits.json")
+    splits["student"] = splits["train"][-1:]
+    write_json(own_slices / "splits.json", splits)
+    with pytest.raises(UserError, match="other patients"):
+        train(stage, own_slices, "distilled", epochs=2, resume=True)
+
+
+def test_a_teacher_that_has_seen_the_test_patients_is_refused(stage, own_slices):
+    run, _ = train(stage, own_slices, "teacher", epochs=1, share="train")
+    path = run.folder / "best.pt"
+    assert load_teacher(path, "stage", run)["epoch"] == 1
+    splits = read_json(own_slices / "splits.json")
+    splits["train"][0], splits["test"][0] = splits["test"][0], splits["train"][0]
+    splits["student"] = splits["train"]
+    write_json(own_slices / "splits.json", splits)
+    moved = start(Config(data=own_slices, name="new", device="cpu"), str(stage), "student")
+    with pytest.raises(UserError, match="trained or chosen on test patients"):
+        load_teacher(path, "stage", moved)
+
+
+def test_what_is_refused_leaves_the_old_run_alone(stage, slices):
+    run, _ = train(stage, slices, epochs=1)
+    config = Config(data=slices, epochs=1, device="cpu", overwrite=True)
+    again = start(config, str(stage), "student")
+    with pytest.raises(UserError, match="multiples of 64"):
+        model = UNet((2, 2, 2, 2, 2, 2, 2), count=1)
+        fit(SegmentationObjective(model), again, config)
+    assert (run.folder / "best.pt").exists()
+
+
+def test_the_teacher_is_the_same_to_the_bit_after_a_training(stage, slices):
+    config = Config(data=slices, epochs=2, batch_size=8, device="cpu")
+    run = start(config, str(stage), "student")
+    objective = build("distilled", run)
+    before = {k: v.clone() for k, v in objective.teacher.state_dict().items()}
+    fit(objective, run, config)
+    after = objective.teacher.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(stage, slices):
     config = Config(data=slices, epochs=3, device="cpu", batch_size=8)
     run = start(config, str(stage), "student")
@@ -142,10 +191,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(s
         return losses
 
     objective.forward = poisoned
-    with pytest.raises(UserError, match=r"epoch 2, step 2.*segmentation is not finite.*phantom_"):
+    with pytest.raises(
+        UserError, match=r"epoch 2, step 2.*the loss segmentation.*not finite.*phantom_"
+    ):
         fit(objective, run, config)
     last = checkpoint.load(run.folder / "last.pt", "stage")
     assert last["epoch"] == 1 and all(v.isfinite().all() for v in last["objective"].values())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too(stage, slices):
+    class Infinite(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * float("inf")
+
+    config = Config(data=slices, epochs=1, device="cpu")
+    run = start(config, str(stage), "student")
+    objective = SegmentationObjective(student_s1())
+    honest = objective.forward
+    objective.forward = lambda b: {"segmentation": Infinite.apply(honest(b)["segmentation"])}
+    with pytest.raises(UserError, match="the gradient is not finite"):
+        fit(objective, run, config)
+    assert not (run.folder / "last.pt").exists()
 
 
 def test_both_arms_have_the_same_recipe():
@@ -183,16 +254,33 @@ def test_devices():
     assert isinstance(has_bf16(torch.device("cpu")), bool)
 
 
-def test_two_processes_train_one_model_and_count_every_slice(repo, slices):
-    """torchrun with two gloo processes: ends, one log, one checkpoint, exact validation."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-port", str(20000 + os.getpid() % 20000), "student_s1/train.py"),
-        *("--epochs", "2", "--batch-size", "4", "--device", "cpu", "--name", "two"),
-    ]
+EVALUATE = """
+import sys
+sys.path.insert(0, {root!r})
+import torch
+from common.config import StudentConfig
+from common.engine import evaluate
+from common.runs import start
+from common.unet import student_s1
+from pathlib import Path
+
+config = StudentConfig(data=Path({data!r}), device="cpu", batch_size=4)
+run = start(config, {stage!r}, "student")
+torch.manual_seed(3)
+result = evaluate(student_s1(), run.val, run, config)
+if run.rank == 0:
+    print(result)
+"""
+
+
+def torchrun(*command, cwd):
+    """Two gloo processes; their output."""
     done = subprocess.run(
-        command,
-        cwd=repo,
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--master-port", str(20000 + os.getpid() % 20000), *map(str, command)),
+        ],
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=300,
@@ -200,14 +288,25 @@ def test_two_processes_train_one_model_and_count_every_slice(repo, slices):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("epoch   1/2") == 1  # rank 0 alone speaks
+    return done.stdout
+
+
+def test_two_processes_train_one_model(repo, slices):
+    flags = ("--epochs", 2, "--batch-size", 4, "--device", "cpu", "--name", "two")
+    output = torchrun("student_s1/train.py", *flags, cwd=repo)
+    assert output.count("epoch   1/2") == 1  # rank 0 alone speaks
     folder = repo / "student_s1" / "runs" / "two"
-    log = read_csv(folder / "log.csv")
-    assert [row["epoch"] for row in log] == ["1", "2"]
-    content = checkpoint.load(folder / "best.pt", "student_s1")
-    model = student_s1()
-    checkpoint.load_weights(model, content["model"], folder / "best.pt")
-    config = Config(data=slices, device="cpu", name="alone")
-    run = start(config, str(repo / "student_s1" / "train.py"), "student")
-    dice = evaluate(model, run.val, run, config)["per_patient"]["dice"]["mean"] or 0.0
-    assert dice == pytest.approx(content["val_dice"], abs=1e-6)
+    assert [row["epoch"] for row in read_csv(folder / "log.csv")] == ["1", "2"]
+    best = checkpoint.load(folder / "best.pt", "student_s1")
+    checkpoint.load_weights(student_s1(), best["model"], folder / "best.pt")
+
+
+def test_two_processes_validate_as_one(stage, slices, tmp_path):
+    script = tmp_path / "evaluate.py"
+    script.write_text(EVALUATE.format(root=str(ROOT), data=str(slices), stage=str(stage)))
+    config = StudentConfig(data=slices, device="cpu", batch_size=4)
+    run = start(config, str(stage), "student")
+    torch.manual_seed(3)
+    alone = evaluate(student_s1(), run.val, run, config)
+    assert alone["pooled"]["dice"] > 0  # an untrained network finds something everywhere
+    assert str(alone) in torchrun(script, cwd=tmp_path)

@@ -7,9 +7,11 @@ from common.config import TrainConfig, launch, option, parse, to_json
 from common.files import (
     UserError,
     atomic,
+    check_run,
     new_run,
     read_csv,
     read_json,
+    replace_folder,
     write_csv,
     write_json,
     write_text,
@@ -54,13 +56,23 @@ def test_a_missing_or_broken_json_is_named(tmp_path, content):
 
 def test_an_existing_run_is_kept_unless_told_otherwise(tmp_path):
     run = tmp_path / "runs" / "a"
-    new_run(run, resume=False, overwrite=False)
+    check_run(run, resume=False, overwrite=False)
     write_json(run / "config.json", {})
     with pytest.raises(UserError, match="--resume.*--name.*--overwrite"):
-        new_run(run, resume=False, overwrite=False)
-    assert new_run(run, resume=True, overwrite=False) and (run / "config.json").exists()
-    new_run(run, resume=False, overwrite=True)
+        check_run(run, resume=False, overwrite=False)
+    (run / ".last.77.tmp.pt").write_text("half")
+    new_run(run, keep=True)
+    assert [p.name for p in run.iterdir()] == ["config.json"]
+    new_run(run, keep=False)
     assert not list(run.iterdir())
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    for name in ("new", "old"):
+        write_text(tmp_path / name / "file", name)
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "file").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
 
 
 @dataclass
@@ -84,6 +96,14 @@ def test_wrong_flags_exit_with_2(wrong, capsys):
     with pytest.raises(SystemExit) as exit:
         parse(Example, wrong)
     assert exit.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--lr", "-1"], ["--seed", "-1"], ["--cache-mb", "-1"], ["--foreground", "1.5"]]
+)
+def test_values_outside_their_limits_are_named(wrong):
+    with pytest.raises(UserError, match=f"{wrong[0]} is {wrong[1]}"):
+        parse(Example, wrong)
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/tmp"])

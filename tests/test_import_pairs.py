@@ -7,7 +7,8 @@ from conftest import ROOT, load_script
 from PIL import Image
 
 from common.files import UserError, read_json
-from common.slices import SliceDataset, read_mask, read_set, read_splits
+from common.loading import SliceDataset
+from common.slices import read_mask, read_set, read_splits
 
 script = load_script(ROOT / "data_prep/import_pairs.py")
 
@@ -140,6 +141,18 @@ def test_an_existing_data_set_is_kept(tmp_path):
     with pytest.raises(UserError, match="--overwrite"):
         make(tmp_path)
     assert make(tmp_path, overwrite=True).slices
+
+
+def test_sources_and_foreign_folders_are_never_overwritten(tmp_path):
+    some(tmp_path, ["a", "b", "c"])
+    for output in (tmp_path, tmp_path / "images"):
+        config = script.Config(
+            images=tmp_path / "images", masks=tmp_path / "masks", output=output, overwrite=True
+        )
+        with pytest.raises(UserError):
+            script.main(config)
+    assert len(list((tmp_path / "images").iterdir())) == 3
+    assert len(list((tmp_path / "masks").iterdir())) == 3
 
 
 def test_an_absent_or_empty_folder_is_named(tmp_path):

@@ -1,0 +1,204 @@
+"""A training run: its folder, its data, what it writes, how it is taken up again."""
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torchvision
+from torch import nn
+
+from common import checkpoint, figures
+from common.config import TrainConfig, to_json
+from common.device import has_bf16, pick_device
+from common.files import (
+    ROOT,
+    UserError,
+    check_run,
+    new_run,
+    require_space,
+    shown,
+    write_csv,
+    write_json,
+)
+from common.loading import SliceDataset
+from common.slices import SliceSet, check_patients, read_set, read_splits
+from common.unet import parameters
+
+# What may differ between a run and its continuation. None of these changes what is learned, but
+# `epochs`: more of them stretch the cosine, which then goes on from where the longer one would be.
+# `teacher` is a path, and may have moved: the distiller itself remembers which weights it was.
+FREE_ON_RESUME = {
+    *("resume", "overwrite", "epochs", "data", "splits", "device", "workers", "cache_mb"),
+    *("save_every", "teacher"),
+}
+
+
+@dataclass
+class Run:
+    """A training about to start: its folder, its stage, its device, its data."""
+
+    folder: Path
+    stage: str
+    device: torch.device
+    data: SliceSet
+    splits: dict[str, list[str]]
+    patients: dict[str, list[str]]
+    train: SliceDataset
+    val: SliceDataset
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def classes(self) -> int:
+        """Number of logit channels."""
+        return self.data.classes
+
+    @property
+    def size(self) -> int:
+        """Height and width of the slices."""
+        return self.data.size
+
+    def say(self, text: str) -> None:
+        """Print from the first process only."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+
+def start(config: TrainConfig, script: str, share: str) -> Run:
+    """Seed, choose the device, load the slices of `share` and of val. Writes nothing yet.
+
+    `script` is the stage's train.py. Under torchrun it joins the process group. UserError if the
+    data, the splits or the device cannot be used, or if the run folder is taken.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    stage = Path(script).resolve().parent
+    folder = stage / "runs" / config.name
+    check_run(folder, config.resume, config.overwrite)
+    device = pick_device(config.device)
+    if world > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            device = torch.device("cuda", torch.cuda.current_device())
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    data = read_set(config.data)
+    splits = read_splits(data, config.splits, (share, "val"))
+    train = SliceDataset(data, data.of(splits[share]), config.cache_mb)
+    val = SliceDataset(data, data.of(splits["val"]), config.cache_mb)
+    patients = {"train": splits[share], "val": splits["val"]}
+    run = Run(folder, stage.name, device, data, splits, patients, train, val, rank, world)
+    run.say(
+        f"{len(train)} training slices of {len(splits[share])} patients ({share}), {len(val)} "
+        f"validation slices of {len(splits['val'])}; {run.size}x{run.size} pixels; "
+        f"{device}{' bf16' if config.bf16 and has_bf16(device) else ' float32'}"
+    )
+    torch.manual_seed(config.seed)
+    return run
+
+
+def load_teacher(path: Path, stage: str, run: Run) -> dict:
+    """The checkpoint of a teacher; UserError if it is missing, of another stage, or was trained
+    on patients that this run's split keeps for validation or test."""
+    known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
+    check_patients(known["patients"], run.splits, ("val", "test"), path)
+    return known
+
+
+def prepare(objective: nn.Module, run: Run, config: TrainConfig) -> None:
+    """Make the run folder ready and write config.json, once nothing else can be refused.
+
+    UserError if the network cannot take the slices' size or the disk is too small for the run's
+    checkpoints (weights and AdamW's two moments, and a second copy while one is replaced).
+    """
+    model = objective.model
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, run.size, run.size, device=run.device))
+    if run.rank == 0:
+        require_space(run.folder, 50 + 32e-6 * parameters(objective))
+        new_run(run.folder, keep=config.resume)
+        write_json(run.folder / "config.json", describe_run(objective, run, config))
+    if run.world > 1:
+        dist.barrier()
+
+
+def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:
+    """config.json: the flags, the sizes, and the machine and code that made the run."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
+    extra = parameters(objective) - parameters(objective.model)
+    return {
+        "stage": run.stage,
+        "config": to_json(config),
+        "parameters": parameters(objective.model),
+        "objective_parameters": extra,
+        "size": run.size,
+        "classes": run.data.info["classes"],
+        "patients": run.patients,
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "device": gpu or platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "processes": run.world,
+            "commit": commit or None,
+        },
+    }
+
+
+def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best: bool) -> None:
+    """The epoch's files: weights before the log, so that the log never promises too much."""
+    about = {
+        "stage": run.stage,
+        "config": to_json(config),
+        "classes": run.classes,
+        "size": run.size,
+        "parameters": parameters(objective.model),
+        "patients": run.patients,
+        "epoch": len(log),
+        "val_dice": float(log[-1]["val_dice"]),
+    }
+    if is_best:
+        checkpoint.save(run.folder / "best.pt", {**about, "model": objective.model.state_dict()})
+    if len(log) % config.save_every == 0 or len(log) == config.epochs:
+        state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
+        checkpoint.save(run.folder / "last.pt", {**about, **state, "log": log})
+        figures.curves(run.folder / "curves.png", log, f"{run.stage}: {run.folder.name}")
+    write_csv(run.folder / "log.csv", log)
+
+
+def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
+    """Fill objective and optimizer from last.pt, if there is one; returns the log so far.
+
+    UserError if the run was made with other settings, on other patients or with another teacher,
+    or is longer than `config.epochs` already.
+    """
+    path = run.folder / "last.pt"
+    if not path.exists():
+        run.say(f"nothing to resume in {shown(run.folder)}: starting at epoch 1")
+        return []
+    state = checkpoint.load(path, run.stage)
+    now, then = to_json(config), state["config"]
+    changed = [
+        f"{name}: {then.get(name)} -> {value}"
+        for name, value in now.items()
+        if name not in FREE_ON_RESUME and then.get(name) != value
+    ]
+    if state["patients"] != run.patients:
+        changed.append("the split: other patients")
+    if len(state["log"]) > config.epochs:
+        changed.append(f"epochs: {len(state['log'])} are done, {config.epochs} are asked for")
+    if changed:
+        raise UserError(
+            f"{shown(run.folder)} was made with another configuration ({'; '.join(changed)}). "
+            "Resume it with the same flags, or train under another --name."
+        )
+    checkpoint.load_weights(objective, state["objective"], path)
+    optimizer.load_state_dict(state["optimizer"])
+    run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")
+    return state["log"]
