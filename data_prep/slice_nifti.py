@@ -90,7 +90,7 @@ def slice_case(case: Case, config: Config) -> dict:
         if record := finished(folder, case.name, made_from):
             if folder != home:
                 for name in pictures(case.name, record["rows"]):
-                    shutil.copyfile(folder / name, home / name)
+                    shutil.copy2(folder / name, home / name)
                 write_json(home / ".done" / f"{case.name}.json", record)
             return record
     image, label = read_case(case)

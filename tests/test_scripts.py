@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from conftest import ROOT, load_script, run
 from PIL import Image
 
 from common.config import launch
+from common.files import UserError
 from common.slices import read_set
 
 STAGES = ("teacher_t1_unet", "student_s1", "kd_t1_s1")
@@ -38,7 +42,9 @@ def test_help_lists_every_flag_with_its_default(script, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert exit.value.code == 0
     assert module.__doc__.strip().splitlines()[0] in text
-    assert "--" in text and "(default: " in text
+    for f in fields(cls or module.MetricsConfig):
+        assert f"--{f.name.replace('_', '-')} " in text, f.name
+        assert f.metadata["help"].split()[0] in text
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +83,7 @@ def test_each_stage_leaves_its_files(trained, slices):
     assert {p.name for p in chances.iterdir()} == names
     chance = np.asarray(Image.open(chances / sorted(names)[0]))
     mask = np.asarray(Image.open(chances.parent / "predictions" / sorted(names)[0]))
-    assert chance.dtype == np.uint16 and ((chance > 32768) <= (mask == 255)).all()
+    assert chance.dtype == np.uint16 and ((chance > 32767) == (mask == 255)).all()
     assert not (repo / "kd_t1_s1/runs/default/reconstructions").exists()
 
 
@@ -110,15 +116,31 @@ def test_the_phantom_and_the_slices_are_the_same_bytes_again(repo, phantom, slic
     assert json.loads((tmp_path / "slices/splits.json").read_text())["folds"] == 4
 
 
+def test_lost_slices_come_back_and_a_bad_volume_does_not_cost_the_set(repo, phantom, tmp_path):
+    folder = Path(shutil.copytree(phantom, tmp_path / "task"))
+    flags = ("--input", folder, "--output", tmp_path / "out", "--size", 32)
+    run(repo, "data_prep/slice_nifti.py", *flags)
+    whole = files_of(tmp_path / "out")
+    next((tmp_path / "out" / "masks").glob("phantom_003*")).unlink()
+    run(repo, "data_prep/slice_nifti.py", *flags)
+    assert files_of(tmp_path / "out") == whole
+    image = folder / "imagesTr" / "phantom_001.nii.gz"
+    image.write_bytes(image.read_bytes()[:300])
+    run(repo, "data_prep/slice_nifti.py", *flags, code=1)
+    assert files_of(tmp_path / "out") == whole
+    other = ("--input", folder, "--output", folder / "imagesTr", "--overwrite")
+    (folder / "imagesTr" / "phantom_001.nii.gz").unlink()
+    shutil.copy(phantom / "imagesTr" / "phantom_001.nii.gz", folder / "imagesTr")
+    assert "holds no data set" in run(repo, "data_prep/slice_nifti.py", *other, code=1)
+
+
 def test_killed_slicing_is_no_data_set_and_goes_on(repo, phantom, slices, tmp_path):
     flags = ("--input", phantom, "--output", tmp_path / "out", "--size", 32, "--workers", 1)
     command = [sys.executable, "data_prep/slice_nifti.py", *map(str, flags)]
     process = subprocess.Popen(command, cwd=repo, start_new_session=True)
-    while process.poll() is None and not list(tmp_path.glob("out/.done/*")):
+    while process.poll() is None and not list(tmp_path.glob("out.partial/.done/*.json")):
         time.sleep(0.01)
     assert process.poll() is None, "it ended before it could be killed"
-    import os
-
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out" / "dataset.json").exists()
@@ -127,8 +149,6 @@ def test_killed_slicing_is_no_data_set_and_goes_on(repo, phantom, slices, tmp_pa
 
 
 def test_check_volumes_names_every_bad_case(repo, phantom, tmp_path):
-    import shutil
-
     folder = Path(shutil.copytree(phantom, tmp_path / "task"))
     assert "8 cases are sound" in run(repo, "data_prep/check_volumes.py", "--input", folder)
     for number, cut in ((1, 500), (4, 900)):
@@ -151,7 +171,7 @@ def test_check_volumes_names_every_bad_case(repo, phantom, tmp_path):
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
-        ("student_s1/train.py --data nowhere", 1, "No data set in nowhere"),
+        ("student_s1/train.py --name x --data nowhere", 1, "No data set in nowhere"),
         ("student_s1/train.py --wings 2", 2, "unrecognized arguments: --wings 2"),
         ("student_s1/train.py --name x --device cuda", 1, "PyTorch sees 0 CUDA devices"),
         ("student_s1/inference.py --name never", 1, "never/best.pt does not exist"),
@@ -188,6 +208,28 @@ def test_an_image_size_that_the_network_cannot_take(trained, phantom, tmp_path):
     assert "was trained with 1 logit channels on slices of 32" in run(repo, *predict, code=1)
 
 
+def test_a_split_that_moved_is_not_predicted(trained, slices, tmp_path):
+    repo, _ = trained
+    moved = Path(shutil.copytree(slices, tmp_path / "moved"))
+    splits = json.loads((moved / "splits.json").read_text())
+    splits["train"], splits["test"] = splits["test"], splits["train"]
+    splits["student"] = splits["train"][:1]
+    (moved / "splits.json").write_text(json.dumps(splits))
+    text = run(repo, "student_s1/inference.py", "--data", moved, code=1)
+    assert "has been trained or chosen on test patients" in text
+
+
+def test_reconstructions_of_an_earlier_inference_are_not_scored(trained):
+    repo, _ = trained
+    folder = repo / "teacher_t1_unet"
+    run(repo, "inference.py", "--subset", "val", "--no-reconstructions", cwd=folder)
+    assert "no reconstructions" in run(repo, "metrics.py", cwd=folder)
+    assert "reconstruction" not in json.loads((folder / "runs/default/summary.json").read_text())
+    run(repo, "inference.py", cwd=folder)
+    next((folder / "runs/default/reconstructions").iterdir()).unlink()
+    assert "is missing" in run(repo, "metrics.py", cwd=folder, code=1)
+
+
 def test_a_second_training_does_not_destroy_the_first(trained):
     repo, _ = trained
     before = (repo / "student_s1/runs/default/best.pt").read_bytes()
@@ -218,3 +260,37 @@ def test_reproduce_runs_the_study_and_takes_up_where_it_stopped(repo):
     again = run(repo, "reproduce.py", *flags, *short)
     assert again.count("done before") == 11
     assert (folder / "table.md").read_text() == table
+
+
+def test_reproduce_makes_anew_what_a_change_reaches_and_resumes_the_rest(tmp_path, monkeypatch):
+    reproduce = load_script(ROOT / "reproduce.py")
+    calls, fails = [], []
+
+    def pretend(command, **_):
+        calls.append(" ".join(command[1:]))
+        (tmp_path / Path(command[1]).parent.name).write_text("made")
+        return subprocess.CompletedProcess(command, int(command[1] in fails))
+
+    monkeypatch.setattr(reproduce.subprocess, "run", pretend)
+
+    def go(epochs=1):
+        calls.clear()
+        steps = [
+            (["a/train.py", "--epochs", str(epochs)], tmp_path / "a"),
+            (["b/train.py"], tmp_path / "b"),
+            (["b/metrics.py"], tmp_path / "b"),
+        ]
+        reproduce.run_steps(steps, tmp_path / "steps.json", tmp_path / "data")
+        return list(calls)
+
+    fails.append("b/train.py")
+    with pytest.raises(UserError, match="b/train.py failed"):
+        go()
+    assert calls == ["a/train.py --epochs 1 --overwrite", "b/train.py --overwrite"]
+    fails.clear()
+    assert go() == ["b/train.py --resume", "b/metrics.py"]
+    assert go() == []
+    assert go(2) == ["a/train.py --epochs 2 --overwrite", "b/train.py --overwrite", "b/metrics.py"]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "splits.json").write_text("{}")
+    assert len(go(2)) == 3

@@ -151,7 +151,7 @@ def test_processes_share_an_epoch_and_epochs_differ():
     whole, parts = draw(), [draw(rank, 3) for rank in range(3)]
     assert [len(part) for part in parts] == [6, 6, 6]  # 17 draws and one of them again
     together = [item for step in zip(*parts, strict=True) for item in step]
-    assert together == whole + whole[:1]
+    assert [index for index, _ in together] == [index for index, _ in whole + whole[:1]]
     assert draw(epoch=1) == draw(epoch=1) != draw(epoch=2)
 
 
