@@ -1,5 +1,5 @@
-"""What the stages share. Modules import only from those above them.
+"""What the stages share. Modules import only from those before them.
 
-files -> config -> volumes -> slices -> unet -> losses -> distillation -> checkpoint -> scores
--> figures -> engine -> predict
+files -> config -> volumes -> phantom -> slices -> loading -> unet -> losses -> distillation
+-> device -> checkpoint -> scores -> figures -> runs -> engine -> predict
 """

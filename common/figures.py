@@ -48,18 +48,26 @@ def joint_curves(path: Path, logs: dict[str, list[dict]]) -> None:
         epochs = [int(row["epoch"]) for row in log]
         left.plot(epochs, [float(row["segmentation"]) for row in log], label=name)
         right.plot(epochs, [float(row["val_dice"]) for row in log], label=name)
-    left.set(xlabel="epoch", ylabel="segmentation loss (DiceBCE)", yscale="log")
+    left.set(xlabel="epoch", ylabel="segmentation loss (DiceBCE)")
     right.set(xlabel="epoch", ylabel="validation Dice, mean over patients", ylim=(0, 1))
     right.legend(frameon=False, fontsize=8, loc="lower right")
     save_figure(path, figure)
 
 
-def outlined(image: np.ndarray, mask: np.ndarray, colour: tuple, scale: int = 1) -> np.ndarray:
-    """A grey uint8 image `(H, W)` as RGB, `scale` times larger, with the mask's outline on it."""
+def outlined(
+    image: np.ndarray, mask: np.ndarray, colour: tuple, scale: int = 1, width: int = 1
+) -> np.ndarray:
+    """A grey uint8 image `(H, W)` as RGB, `scale` times larger, with the mask's edge on it.
+
+    The edge lies inside the mask and is `width` of the enlarged pixels wide.
+    """
     image = np.asarray(image).repeat(scale, 0).repeat(scale, 1)
-    inside = np.pad(np.asarray(mask).astype(bool).repeat(scale, 0).repeat(scale, 1), 1)
-    core = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-    inside = inside[1:-1, 1:-1]
+    inside = np.asarray(mask).astype(bool).repeat(scale, 0).repeat(scale, 1)
+    core = inside
+    for _ in range(width):
+        padded = np.pad(core, 1)
+        around = padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]
+        core = core & np.logical_and.reduce(around)
     rgb = np.stack([image] * 3, axis=-1)
     rgb[inside & ~core] = colour
     return rgb
@@ -70,8 +78,8 @@ def overlay(path: Path, image: np.ndarray, truth: np.ndarray, prediction: np.nda
     scale = max(1, 320 // image.shape[0])
     panels = [
         outlined(image, np.zeros_like(truth), TRUTH, scale),
-        outlined(image, truth, TRUTH, scale),
-        outlined(image, prediction, PREDICTION, scale),
+        outlined(image, truth, TRUTH, scale, 2),
+        outlined(image, prediction, PREDICTION, scale, 2),
     ]
     save_picture(path, np.concatenate(panels, axis=1))
 
@@ -93,11 +101,11 @@ def comparison(path: Path, rows: list[dict], models: list[str]) -> None:
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for axes, row in zip(grid, rows, strict=True):
         image, truth = row["image"], row["truth"]
-        scale = max(1, 512 // image.shape[0])
+        scale = max(1, 288 // image.shape[0])  # about the size at which it is drawn
         panels = [
             outlined(image, np.zeros_like(truth), TRUTH, scale),
-            outlined(image, truth, TRUTH, scale),
-            *(outlined(image, row["masks"][m], PREDICTION, scale) for m in models),
+            outlined(image, truth, TRUTH, scale, 2),
+            *(outlined(image, row["masks"][m], PREDICTION, scale, 2) for m in models),
         ]
         for axis, panel in zip(axes, panels, strict=True):
             axis.imshow(panel)

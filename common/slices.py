@@ -107,6 +107,15 @@ def write_set(folder: Path, info: dict, slices: list[Slice], splits: dict) -> No
     write_json(folder / "dataset.json", info)
 
 
+def in_short(slices: list[Slice], splits: dict, organ: str, folder: Path) -> str:
+    """One line on a data set that was just written."""
+    parts = ", ".join(f"{len(splits[part])} {part}" for part in ("train", "val", "test"))
+    return (
+        f"{len(slices)} slices ({sum(s.foreground > 0 for s in slices)} with {organ}) of "
+        f"{len({s.case for s in slices})} patients: {parts} -> {shown(folder)}"
+    )
+
+
 def read_set(folder: Path) -> SliceSet:
     """Read dataset.json and manifest.csv. UserError if they are missing, broken or empty."""
     if not (folder / "dataset.json").exists():

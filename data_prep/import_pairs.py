@@ -35,7 +35,7 @@ from tqdm import tqdm
 from common import config as base
 from common.config import DATA, launch, option
 from common.files import UserError, read_csv, replace_folder, shown
-from common.slices import MAX_PIXELS, Slice, check_output, make_splits, write_set
+from common.slices import MAX_PIXELS, Slice, check_output, in_short, make_splits, write_set
 from common.volumes import to_square
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
@@ -243,12 +243,7 @@ def main(config: Config) -> None:
         replace_folder(partial, config.output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    shown_organ = sum(row.foreground > 0 for row in rows)
-    parts = ", ".join(f"{len(splits[p])} {p}" for p in ("train", "val", "test"))
-    print(
-        f"{len(rows)} slices ({shown_organ} with {config.organ}) of "
-        f"{len({row.case for row in rows})} patients: {parts} -> {shown(config.output)}"
-    )
+    print(in_short(rows, splits, config.organ, config.output))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from PIL import Image
 from common import config as base
 from common.config import DATA, launch, option
 from common.files import ROOT, UserError, read_json, replace_folder, shown, write_json
-from common.slices import Slice, check_output, make_splits, write_set
+from common.slices import Slice, check_output, in_short, make_splits, write_set
 from common.volumes import (
     HU_WINDOW,
     Case,
@@ -169,11 +169,7 @@ def main(config: Config) -> None:
     info = {**describe_set(config), "cases": geometry}
     write_set(partial_folder(config), info, slices, splits)
     replace_folder(partial_folder(config), config.output)
-    parts = ", ".join(f"{len(splits[p])} {p}" for p in ("train", "val", "test"))
-    print(
-        f"{len(slices)} slices ({sum(s.foreground > 0 for s in slices)} with {config.organ}) of "
-        f"{len(cases)} patients: {parts} -> {shown(config.output)}"
-    )
+    print(in_short(slices, splits, config.organ, config.output))
 
 
 if __name__ == "__main__":

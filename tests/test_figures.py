@@ -1,0 +1,49 @@
+import numpy as np
+from PIL import Image
+
+from common.figures import PREDICTION, TRUTH, comparison, curves, joint_curves, outlined, overlay
+
+MASK = np.zeros((20, 20), np.uint8)
+MASK[5:12, 6:15] = 1
+GREY = np.full((20, 20), 90, np.uint8)
+
+
+def coloured(picture, colour):
+    return (picture == np.array(colour)).all(-1)
+
+
+def test_an_outline_is_the_mask_s_edge_and_nothing_else():
+    picture = outlined(GREY, MASK, TRUTH)
+    edge = MASK.astype(bool).copy()
+    edge[6:11, 7:14] = False
+    assert (coloured(picture, TRUTH) == edge).all()
+    assert (picture[~edge] == 90).all()
+
+
+def test_a_mask_at_the_border_of_the_image_is_closed_there():
+    full = np.ones((6, 6), np.uint8)
+    edge = coloured(outlined(full * 50, full, TRUTH), TRUTH)
+    assert edge[0].all() and edge[:, -1].all() and not edge[1:-1, 1:-1].any()
+
+
+def test_an_overlay_is_image_truth_and_prediction(tmp_path):
+    overlay(tmp_path / "o.png", GREY, MASK, np.roll(MASK, 3, 1))
+    picture = np.asarray(Image.open(tmp_path / "o.png"))
+    left, middle, right = np.split(picture, 3, axis=1)
+    assert left.shape == (320, 320, 3) and (left == 90).all()
+    assert coloured(middle, TRUTH).any() and not coloured(middle, PREDICTION).any()
+    assert coloured(right, PREDICTION).any() and not coloured(right, TRUTH).any()
+
+
+def test_figures_are_written(tmp_path):
+    log = [
+        {"epoch": e, "lr": 0.1, "segmentation": 1 / e, "val_dice": 0.1 * e, "val_pooled": 0.1 * e}
+        for e in (1, 2, 3)
+    ]
+    curves(tmp_path / "c.png", log, "a run")
+    joint_curves(tmp_path / "j.png", {"T1": log, "S1": log[:2]})
+    row = {"title": "p", "image": GREY, "truth": MASK, "masks": {"S1": MASK}, "dice": {"S1": 1.0}}
+    comparison(tmp_path / "m.png", [row, row], ["S1"])
+    for name in ("c.png", "j.png", "m.png"):
+        pixels = np.asarray(Image.open(tmp_path / name).convert("L"))
+        assert pixels.shape[1] > 500 and pixels.std() > 5

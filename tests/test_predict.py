@@ -1,0 +1,77 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.config import InferenceConfig, StudentConfig
+from common.engine import fit
+from common.files import UserError, read_json
+from common.losses import SegmentationObjective
+from common.predict import hidden_input, open_run, predict, ready
+from common.runs import start
+from common.unet import student_s1
+
+
+@dataclass
+class Config(StudentConfig):
+    pass
+
+
+@pytest.fixture
+def finished(stage, slices):
+    """A finished short training of S1."""
+    torch.manual_seed(0)
+    config = Config(data=slices, epochs=2, batch_size=8, device="cpu", lr=1e-2)
+    run = start(config, str(stage), "student")
+    fit(SegmentationObjective(student_s1()), run, config)
+    return stage, slices
+
+
+def masks_of(stage, **settings):
+    config = InferenceConfig(device="cpu", **settings)
+    run = open_run(config, str(stage))
+    predict(ready(student_s1(), run, config), run, config)
+    folder = run.folder / "predictions"
+    return {p.stem: np.asarray(Image.open(p)) for p in sorted(folder.iterdir())}
+
+
+def test_folding_batch_size_and_layout_do_not_change_the_masks(finished):
+    stage, slices = finished
+    first = masks_of(stage, data=slices)
+    assert first and any(mask.any() for mask in first.values())
+    for other in ({"fuse": False}, {"batch_size": 3}, {"channels_last": False}):
+        again = masks_of(stage, data=slices, **other)
+        assert first.keys() == again.keys()
+        wrong = sum(int((first[name] != again[name]).sum()) for name in first)
+        assert wrong <= 3, other  # pixels whose probability is 0.5 to the last digit
+
+
+def test_a_subset_replaces_another(finished):
+    stage, slices = finished
+    splits = read_json(slices / "splits.json")
+    for subset in ("test", "val", "all"):
+        names = masks_of(stage, data=slices, subset=subset, overlays=2)
+        cases = {name.rpartition("_")[0] for name in names}
+        everyone = {*splits["train"], *splits["val"], *splits["test"]}
+        assert cases == (everyone if subset == "all" else set(splits[subset]))
+        overlays = stage.parent / "runs" / "default" / "overlays"
+        assert len(list(overlays.iterdir())) == 2
+
+
+def test_slices_of_another_size_are_refused(finished, own_slices):
+    stage, _ = finished
+    text = (own_slices / "dataset.json").read_text()
+    (own_slices / "dataset.json").write_text(text.replace('"size": 32', '"size": 64'))
+    with pytest.raises(UserError, match="slices of 32 pixels"):
+        open_run(InferenceConfig(data=own_slices, device="cpu"), str(stage))
+
+
+def test_hidden_patches_depend_on_the_slice_s_name_alone():
+    images = torch.rand(3, 1, 32, 32)
+    together = hidden_input(images, ["a", "b", "c"], 0.25)
+    alone = hidden_input(images[1:2], ["b"], 0.25)
+    assert torch.equal(together[1:2], alone)
+    assert not torch.equal(hidden_input(images[1:2], ["c"], 0.25), alone)
+    assert (alone == 0).float().mean().item() == pytest.approx(0.25, abs=0.15)
