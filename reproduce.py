@@ -148,7 +148,8 @@ def run_steps(steps: list[tuple[list[str], Path]], record: Path, data: Path) -> 
         known[script] = {**now, "done": False}
         write_json(record, known)
         if script.endswith("train.py"):
-            command = [*command, "--resume" if same else "--overwrite"]
+            begun = same and (leaves.parent / "config.json").exists()
+            command = [*command, "--resume" if begun else "--overwrite"]
         began = time.perf_counter()
         code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
         if code:
@@ -195,8 +196,8 @@ def write_tables(results: dict[str, dict], folder: Path) -> str:
 
 
 def compare_pictures(results: dict[str, dict], data: SliceSet, name: str, path: Path) -> None:
-    """The best, the median and the worst test patient of the last model, each at the slice
-    where the true organ is largest."""
+    """The best, the median and the worst test patient of the last model, by its Dice over all
+    slices, each at the slice where the true organ is largest."""
     *_, last = results.values()
     scored = {c: row["dice"] for c, row in last["cases"].items() if row["dice"] is not None}
     order = sorted(scored, key=scored.get, reverse=True)
@@ -215,7 +216,7 @@ def compare_pictures(results: dict[str, dict], data: SliceSet, name: str, path: 
         }
         dice = {model: slice_dice(mask, truth) for model, mask in masks.items()}
         image = read_image(data.folder / "images" / file)
-        caption = f"{title}: {best.name}"
+        caption = f"{title} patient ({scored[order[place]]:.3f})\n{best.name}"
         rows.append(
             {"title": caption, "image": image, "truth": truth, "masks": masks, "dice": dice}
         )

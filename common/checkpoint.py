@@ -41,9 +41,13 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{shown(path)} does not exist. {hint}".strip()) from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise UserError(f"{shown(path)} is refused: {reason} {hint}".strip()) from None
+    except IsADirectoryError:
+        raise UserError(f"{shown(path)} is a folder; name the best.pt in it. {hint}") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{shown(path)} is refused: it is no checkpoint, or holds more than tensors and plain "
+            f"values. {hint}".strip()
+        ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"{shown(path)} is damaged or not a checkpoint ({reason}).") from None

@@ -107,7 +107,8 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     schedule = warm_up_and_cosine(optimizer, config, len(batches), done=len(log))
     prepare(objective, run, config)
     extra = parameters(objective) - parameters(objective.model)
-    run.say(f"{parameters(objective.model):,} parameters, {extra:,} more in the training objective")
+    more = f", {extra:,} more in the objective's projections" if extra else ""
+    run.say(f"{parameters(objective.model):,} parameters{more}")
     parallel = over_processes(objective, run)
     best = max((row["val_dice"] for row in log), default=-1.0)
     for epoch in range(len(log) + 1, config.epochs + 1):
@@ -141,6 +142,8 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
         f"best epoch {chosen['epoch']}: validation Dice {chosen['val_dice']:.4f} per patient, "
         f"{chosen['val_pooled']:.4f} pooled -> {shown(run.folder / 'best.pt')}"
     )
+    if not chosen["val_dice"]:
+        run.say("no organ was found in any validation slice: train for more --epochs")
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:

@@ -91,7 +91,7 @@ def save_picture(path: Path, pixels: np.ndarray) -> None:
 
 
 def comparison(path: Path, rows: list[dict], models: list[str]) -> None:
-    """One row a patient: CT, truth, then each model's mask with its Dice on that slice.
+    """One row a patient: CT, truth, then each model's mask with its Dice on that slice alone.
 
     A row is a dict: `title`, `image` and `truth` `(H, W)`, `masks` and `dice` by model.
     """
@@ -113,7 +113,7 @@ def comparison(path: Path, rows: list[dict], models: list[str]) -> None:
             axis.spines[:].set_visible(False)
         axes[0].set_ylabel(row["title"], fontsize=8)
         for axis, model in zip(axes[2:], models, strict=True):
-            axis.set_xlabel(f"Dice {row['dice'][model]:.3f}", fontsize=8)
+            axis.set_xlabel(f"slice Dice {row['dice'][model]:.3f}", fontsize=8)
     for axis, title in zip(grid[0], columns, strict=True):
         axis.set_title(title, fontsize=9)
     save_figure(path, figure, dpi=150)

@@ -97,6 +97,14 @@ def read_csv(path: Path, columns: Iterable[str] = (), hint: str = "") -> list[di
     return rows
 
 
+def bullets(problems: list[str], most: int = 20) -> str:
+    """Problems as indented lines, with the number of those beyond `most`."""
+    lines = problems[:most]
+    if len(problems) > most:
+        lines = [*lines, f"... and {len(problems) - most} more"]
+    return "".join(f"\n  {line}" for line in lines)
+
+
 def require_space(folder: Path, megabytes: float) -> None:
     """UserError if the disk that holds `folder` has less than `megabytes` free."""
     existing = next(p for p in (folder, *folder.parents) if p.exists())
@@ -106,10 +114,16 @@ def require_space(folder: Path, megabytes: float) -> None:
 
 
 def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
-    """UserError if `<stage>/runs/<name>` holds a run and neither flag says what to do with it.
+    """UserError if `<stage>/runs/<name>` holds a run and neither flag says what to do with it, or
+    if there is none to resume.
 
     A finished training is never lost to a second `python train.py`.
     """
+    if resume and not (folder / "config.json").exists():
+        there = sorted(path.parent.name for path in folder.parent.glob("*/config.json"))
+        raise UserError(
+            f"{shown(folder)} holds no run to resume; there is {', '.join(there) or 'none yet'}."
+        )
     if (folder / "config.json").exists() and not (resume or overwrite):
         raise UserError(
             f"{shown(folder)} already holds a run. Continue it with --resume, keep it and train "

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from common.files import UserError, shown
+from common.files import UserError, bullets, shown
 from common.slices import Slice, SliceSet, read_image, read_mask
 
 
@@ -68,10 +68,9 @@ class SliceDataset(Dataset):
         with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
             problems = [p for p in pool.map(self._load, range(len(slices))) if p]
         if problems:
-            listed = "\n  ".join(problems[:20])
             raise UserError(
                 f"{len(problems)} of {len(slices)} slices cannot be used; data_prep/ makes them "
-                f"again with --overwrite.\n  {listed}"
+                f"again with --overwrite.{bullets(problems)}"
             )
 
     def _load(self, index: int) -> str | None:

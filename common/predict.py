@@ -61,8 +61,9 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     data = read_set(config.data)
     if data.classes != content["classes"] or data.size != content["size"]:
         raise UserError(
-            f"{shown(path)} was trained with {content['classes']} logit channels on slices of "
-            f"{content['size']} pixels; {shown(config.data)} has {data.classes} and {data.size}."
+            f"{shown(path)} was trained on {content['size']}-pixel slices with "
+            f"{content['classes']} logit channels; those of {shown(config.data)} have {data.size} "
+            f"pixels and need {data.classes}."
         )
     if config.subset == "all":
         cases = sorted({s.case for s in data.slices})
@@ -165,11 +166,23 @@ def _write_probabilities(folder: Path, names: list[str], logits: Tensor) -> None
 
 
 def _write_overlays(run: Trained, count: int) -> None:
-    """Overlays of `count` slices with organ, evenly spaced over the patients (-1: of all)."""
-    slices = [s for s in run.slices if s.foreground] or run.slices
-    if 0 <= count < len(slices):
-        chosen = np.linspace(0, len(slices) - 1, count).round().astype(int)
-        slices = [slices[i] for i in sorted(set(chosen.tolist()))]
+    """Overlays of `count` slices (-1: of all): what is found, and what is made up.
+
+    Three quarters of them are slices with the organ, evenly spaced over the patients; the rest are
+    those slices without it in which most is predicted.
+    """
+    false = {
+        s: np.count_nonzero(read_image(run.folder / "predictions" / f"{s.name}.png"))
+        for s in run.slices
+        if not s.foreground
+    }
+    worst = sorted((s for s in false if false[s]), key=false.get, reverse=True)
+    slices = run.slices
+    if count >= 0:
+        worst = worst[: count // 4]
+        organ = [s for s in run.slices if s.foreground]
+        places = np.linspace(0, max(0, len(organ) - 1), min(len(organ), count - len(worst)))
+        slices = worst + [organ[i] for i in sorted({*places.round().astype(int).tolist()})]
     for s in slices:
         image, truth, mask = (
             read_image(folder / f"{s.name}.png")

@@ -104,6 +104,8 @@ def load_teacher(path: Path, stage: str, run: Run) -> dict:
     on patients that this run's split keeps for validation or test."""
     known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
     check_patients(known["patients"], run.splits, ("val", "test"), path)
+    if known["size"] != run.size:
+        run.say(f"note: the teacher was trained on {known['size']}-pixel slices, not {run.size}")
     return known
 
 

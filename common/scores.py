@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.files import UserError, read_json, shown, write_csv, write_json
+from common.files import UserError, bullets, read_json, shown, write_csv, write_json
 from common.slices import SliceSet, read_mask
 
 SCORES = ("dice", "iou", "recall", "precision")
@@ -135,10 +135,9 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     problems = [f"{name}: predicted, not in the data set" for name in sorted(present - expected)]
     problems += [f"{name}: in the data set, not predicted" for name in sorted(expected - present)]
     if problems:
-        listed = "\n  ".join(problems[:20])
         raise UserError(
             f"{shown(folder / 'predictions')} and {shown(data.folder)} do not hold the same "
-            f"slices; run inference.py again.\n  {listed}"
+            f"slices; run inference.py again.{bullets(problems)}"
         )
     counts = []
     for s in slices:

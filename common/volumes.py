@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common.files import UserError, read_json, shown
+from common.files import UserError, bullets, read_json, shown
 
 # The abdominal soft-tissue window (centre 40, width 400): fat is -100, organs 30..200 HU.
 HU_WINDOW = (-160, 240)
@@ -137,10 +137,9 @@ def list_cases(folder: Path) -> list[Case]:
     outside = [p for p in paths if not p.resolve().is_relative_to(folder.resolve())]
     if outside:
         raise UserError(f"dataset.json lists files outside its folder: {outside[0]}")
-    missing = [p for p in paths if not p.is_file()]
-    if missing:
-        listed = "\n  ".join(shown(p) for p in missing[:20])
-        raise UserError(f"{len(missing)} files that dataset.json lists are missing:\n  {listed}")
+    lost = [shown(p) for p in paths if not p.is_file()]
+    if lost:
+        raise UserError(f"{len(lost)} files that dataset.json lists are missing:{bullets(lost)}")
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -187,8 +186,9 @@ def run_all(work, cases: list[Case], workers: int, title: str) -> list:
                     "Try --workers 1; what is finished is kept."
                 ) from None
     if problems:
-        listed = "\n  ".join(problems)
-        raise UserError(f"{len(problems)} of {len(cases)} cases cannot be used:\n  {listed}")
+        raise UserError(
+            f"{len(problems)} of {len(cases)} cases cannot be used:{bullets(problems, 200)}"
+        )
     return results
 
 

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from common import config as base
 from common.config import DATA, launch, option
-from common.files import UserError, read_csv, replace_folder, shown
+from common.files import UserError, bullets, read_csv, replace_folder, shown
 from common.slices import MAX_PIXELS, Slice, check_output, in_short, make_splits, write_set
 from common.volumes import to_square
 
@@ -104,9 +104,8 @@ def find_pairs(config: Config) -> list[tuple[str, Path, Path]]:
     lonely = [f"{shown(images[n])} has no mask" for n in sorted(images.keys() - masks.keys())]
     lonely += [f"{shown(masks[n])} has no image" for n in sorted(masks.keys() - images.keys())]
     if lonely:
-        listed = "\n  ".join(lonely[:20])
         raise UserError(
-            f"{len(lonely)} files have no partner; see --image-suffix, --mask-suffix.\n  {listed}"
+            f"{len(lonely)} files have no partner; see --image-suffix, --mask-suffix.{bullets(lonely)}"
         )
     return [(name, images[name], masks[name]) for name in sorted(images)]
 
@@ -135,8 +134,7 @@ def patients_of(found: list[tuple[str, Path, Path]], config: Config) -> list[tup
         return [(_plain(name), 0) for name, _, _ in found]
     missed = [shown(f[1]) for f, (patient, _) in zip(found, named, strict=True) if not patient]
     if missed:
-        listed = "\n  ".join(missed[:20])
-        raise UserError(f"{rule} gives no patient for {len(missed)} images:\n  {listed}")
+        raise UserError(f"{rule} gives no patient for {len(missed)} images:{bullets(missed)}")
     counters: dict[str, int] = {}
     result = []
     for patient, number in named:
@@ -229,8 +227,9 @@ def main(config: Config) -> None:
             work = pool.map(lambda pair: convert(pair, config, partial), pairs)
             rows = list(tqdm(work, total=len(pairs), disable=None, leave=False))
         if problems := [row for row in rows if isinstance(row, str)]:
-            listed = "\n  ".join(problems[:20])
-            raise UserError(f"{len(problems)} of {len(pairs)} pairs cannot be used:\n  {listed}")
+            raise UserError(
+                f"{len(problems)} of {len(pairs)} pairs cannot be used:{bullets(problems)}"
+            )
         info = {
             "name": config.images.resolve().name,
             "source": f"2D pairs from {config.images.resolve().name}",

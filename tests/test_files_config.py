@@ -60,6 +60,8 @@ def test_an_existing_run_is_kept_unless_told_otherwise(tmp_path):
     write_json(run / "config.json", {})
     with pytest.raises(UserError, match="--resume.*--name.*--overwrite"):
         check_run(run, resume=False, overwrite=False)
+    with pytest.raises(UserError, match="other holds no run to resume; there is a"):
+        check_run(tmp_path / "runs" / "other", resume=True, overwrite=False)
     (run / ".last.77.tmp.pt").write_text("half")
     new_run(run, keep=True)
     assert [p.name for p in run.iterdir()] == ["config.json"]

@@ -64,7 +64,7 @@ def test_slices_of_another_size_are_refused(finished, own_slices):
     stage, _ = finished
     text = (own_slices / "dataset.json").read_text()
     (own_slices / "dataset.json").write_text(text.replace('"size": 32', '"size": 64'))
-    with pytest.raises(UserError, match="slices of 32 pixels"):
+    with pytest.raises(UserError, match="32-pixel slices"):
         open_run(InferenceConfig(data=own_slices, device="cpu"), str(stage))
 
 

@@ -89,7 +89,8 @@ def test_each_stage_leaves_its_files(trained, slices):
 
 def test_what_is_printed(trained):
     _, log = trained
-    assert "57,297 parameters, 0 more in the training objective" in log["student_s1"][0]
+    assert "57,297 parameters\n" in log["student_s1"][0]
+    assert "more in the objective's projections" in log["kd_t1_s1"][0]
     assert "teacher" in log["kd_t1_s1"][0] and "validation Dice" in log["kd_t1_s1"][0]
     assert "contrast_bottleneck" in log["kd_t1_s1"][0]
     assert "PSNR" in log["teacher_t1_unet"][2]
@@ -205,7 +206,7 @@ def test_an_image_size_that_the_network_cannot_take(trained, phantom, tmp_path):
     train = ("teacher_t1_unet/train.py", "--data", tmp_path / "s20", "--name", "s20", "--width", 4)
     assert "--size 32" in run(repo, *train, code=1)
     predict = ("student_s1/inference.py", "--data", tmp_path / "s20")
-    assert "was trained with 1 logit channels on slices of 32" in run(repo, *predict, code=1)
+    assert "was trained on 32-pixel slices" in run(repo, *predict, code=1)
 
 
 def test_a_split_that_moved_is_not_predicted(trained, slices, tmp_path):
@@ -268,7 +269,10 @@ def test_reproduce_makes_anew_what_a_change_reaches_and_resumes_the_rest(tmp_pat
 
     def pretend(command, **_):
         calls.append(" ".join(command[1:]))
-        (tmp_path / Path(command[1]).parent.name).write_text("made")
+        folder = tmp_path / Path(command[1]).parent.name
+        folder.mkdir(exist_ok=True)
+        for name in ("config.json", "best.pt"):
+            (folder / name).write_text("made")
         return subprocess.CompletedProcess(command, int(command[1] in fails))
 
     monkeypatch.setattr(reproduce.subprocess, "run", pretend)
@@ -276,9 +280,9 @@ def test_reproduce_makes_anew_what_a_change_reaches_and_resumes_the_rest(tmp_pat
     def go(epochs=1):
         calls.clear()
         steps = [
-            (["a/train.py", "--epochs", str(epochs)], tmp_path / "a"),
-            (["b/train.py"], tmp_path / "b"),
-            (["b/metrics.py"], tmp_path / "b"),
+            (["a/train.py", "--epochs", str(epochs)], tmp_path / "a" / "best.pt"),
+            (["b/train.py"], tmp_path / "b" / "best.pt"),
+            (["b/metrics.py"], tmp_path / "b" / "best.pt"),
         ]
         reproduce.run_steps(steps, tmp_path / "steps.json", tmp_path / "data")
         return list(calls)
