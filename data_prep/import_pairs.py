@@ -105,7 +105,8 @@ def find_pairs(config: Config) -> list[tuple[str, Path, Path]]:
     lonely += [f"{shown(masks[n])} has no image" for n in sorted(masks.keys() - images.keys())]
     if lonely:
         raise UserError(
-            f"{len(lonely)} files have no partner; see --image-suffix, --mask-suffix.{bullets(lonely)}"
+            f"{len(lonely)} files have no partner; see --image-suffix and --mask-suffix."
+            + bullets(lonely)
         )
     return [(name, images[name], masks[name]) for name in sorted(images)]
 
