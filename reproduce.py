@@ -40,7 +40,7 @@ from common.slices import SliceSet, read_image, read_mask, read_set
 MODELS = {"T1": "teacher_t1_unet", "S1": "student_s1", "KD(T1,S1)": "kd_t1_s1"}
 TASK09 = ROOT / "data" / "Task09_Spleen"
 # What --quick changes, unless a flag says otherwise: sized for 10 minutes on two CPU cores
-# without bf16. T1 at a quarter of its width (2.7 million parameters) takes a twelfth of the time.
+# without bf16. T1 has a quarter of its width (2.7 million parameters).
 QUICK = {
     "patients": 20,
     "size": 96,
