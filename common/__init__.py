@@ -1,5 +1,6 @@
 """What the stages share. Modules import only from those before them.
 
-files -> config -> volumes -> phantom -> slices -> loading -> unet -> losses -> distillation
--> device -> checkpoint -> scores -> figures -> runs -> engine -> predict
+files -> config -> volumes -> phantom -> slices -> loading -> unet -> transunet -> losses
+-> contrast -> distillation -> device -> checkpoint -> scores -> statistics -> tables -> figures
+-> charts -> runs -> engine -> teachers -> predict -> steps
 """

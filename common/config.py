@@ -22,6 +22,7 @@ from typing import Union, get_args, get_origin, get_type_hints
 from common.files import ROOT, UserError, shown
 
 DATA = ROOT / "data" / "spleen2d"
+SCALES = ("encoder", "bottleneck", "decoder")
 
 
 def option(default, help: str, choices: tuple | None = None, low=None, high=None):
@@ -92,6 +93,34 @@ class StudentConfig(TrainConfig):
 
     epochs: int = option(100, "passes over the training slices", low=1)
     share: str = option("student", "patients to train on", choices=("student", "train"))
+
+
+@dataclass
+class DistillationConfig(StudentConfig):
+    """What a teacher adds to that recipe.
+
+    The default weights stand to each other, and to the segmentation loss, as in the thesis (0.4
+    segmentation, 0.2 prediction map and bottleneck, 0.1 encoder and decoder).
+    """
+
+    scales: tuple[str, ...] = option(SCALES, "feature maps with a contrastive term", choices=SCALES)
+    contrast: str = option(
+        "dense",
+        "contrast of pixels or of images, or plain regression in its place",
+        choices=("dense", "image", "mse"),
+    )
+    prediction: float = option(0.5, "weight of the prediction-map distillation", low=0.0)
+    encoder: float = option(0.25, "weight of the contrastive term at the encoder", low=0.0)
+    bottleneck: float = option(0.5, "weight of the contrastive term at the bottleneck", low=0.0)
+    decoder: float = option(0.25, "weight of the contrastive term at the decoder", low=0.0)
+    temperature: float = option(2.0, "temperature of the prediction maps", low=0.01)
+    contrast_temperature: float = option(0.1, "temperature of the contrast", low=0.01)
+    pixels: int = option(128, "pixels a class and step in the dense contrast", low=1)
+    control: str = option(
+        "none",
+        "what must not help: a teacher with random weights, or one that sees another image",
+        choices=("none", "random-teacher", "other-image"),
+    )
 
 
 @dataclass

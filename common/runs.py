@@ -25,7 +25,7 @@ from common.files import (
     write_json,
 )
 from common.loading import SliceDataset
-from common.slices import SliceSet, check_patients, read_set, read_splits
+from common.slices import SliceSet, read_set, read_splits
 from common.unet import parameters
 
 # What may differ between a run and its continuation. None of these changes what is learned, but
@@ -97,16 +97,6 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     )
     torch.manual_seed(config.seed)
     return run
-
-
-def load_teacher(path: Path, stage: str, run: Run) -> dict:
-    """The checkpoint of a teacher; UserError if it is missing, of another stage, or was trained
-    on patients that this run's split keeps for validation or test."""
-    known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
-    check_patients(known["patients"], run.splits, ("val", "test"), path)
-    if known["size"] != run.size:
-        run.say(f"note: the teacher was trained on {known['size']}-pixel slices, not {run.size}")
-    return known
 
 
 def prepare(objective: nn.Module, run: Run, config: TrainConfig) -> None:

@@ -6,9 +6,9 @@
     python train.py --resume                         go on after an interruption
     torchrun --nproc-per-node 4 train.py             several GPUs (--batch-size is for each)
 
-The recipe (StudentConfig) is the one of kd_t1_s1, term for term: half of the training patients,
-the same optimizer, schedule, batch, augmentation, initial weights and order of slices. Writes
-config.json, log.csv, curves.png, last.pt and best.pt into runs/NAME.
+The recipe (StudentConfig) is the one of kd_t1_s1 and kd_t2_s1, term for term: half of the training
+patients, the same optimizer, schedule, batch, augmentation, initial weights and order of slices.
+Writes config.json, log.csv, curves.png, last.pt and best.pt into runs/NAME.
 """
 
 import sys

@@ -1,30 +1,11 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 
-from common.distillation import (
-    SCALES,
-    ContrastiveLoss,
-    Distiller,
-    PredictionMapLoss,
-    features_at,
-    info_nce,
-    pixel_classes,
-    sample_pixels,
-    supervised_contrast,
-)
-from common.files import UserError
+from common.config import SCALES, DistillationConfig
+from common.distillation import Distiller, PredictionMapLoss
 from common.losses import SegmentationObjective
 from common.unet import student_s1, teacher_t1
-
-WEIGHTS = {"prediction": 0.5, "encoder": 0.25, "bottleneck": 0.5, "decoder": 0.25}
-
-
-def unit(*shape):
-    return F.normalize(torch.randn(*shape), dim=1)
 
 
 def batch_of(count, size=32):
@@ -35,10 +16,10 @@ def batch_of(count, size=32):
     return {"image": torch.rand(count, 3, size, size), "mask": mask}
 
 
-def distiller(contrast="dense", weights=WEIGHTS, seed=0):
-    torch.manual_seed(seed)
+def distiller(**changes):
+    torch.manual_seed(0)
     student = student_s1()
-    return Distiller(student, teacher_t1(width=4), 32, weights, contrast)
+    return Distiller(student, teacher_t1(width=4), 32, DistillationConfig(**changes))
 
 
 # Prediction map
@@ -79,107 +60,12 @@ def test_prediction_loss_survives_extreme_logits():
     assert loss.isfinite() and student.grad.isfinite().all()
 
 
-# Contrast
-
-
-def test_info_nce_of_constant_features_is_log_n():
-    same = F.normalize(torch.ones(20, 8), dim=1)
-    assert info_nce(same, same, 0.1).item() == pytest.approx(math.log(20), abs=1e-5)
-
-
-def test_supervised_contrast_of_constant_features_is_log_of_the_valid_keys():
-    same = F.normalize(torch.ones(30, 8), dim=1)
-    labels = torch.tensor([0] * 10 + [1] * 8 + [2] * 5 + [-1] * 7)
-    loss = supervised_contrast(same, same, labels, 0.1)
-    assert loss.item() == pytest.approx(math.log(23), abs=1e-5)
-
-
-def test_supervised_contrast_equals_a_loop():
-    queries, keys = unit(12, 6), unit(12, 6)
-    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, -1, -1, 2])
-    terms = []
-    for i in range(12):
-        if labels[i] < 0:
-            continue
-        shares = {j: math.exp(queries[i] @ keys[j] / 0.2) for j in range(12) if labels[j] >= 0}
-        positives = [j for j in shares if labels[j] == labels[i]]
-        total = sum(shares.values())
-        terms.append(-sum(math.log(shares[j] / total) for j in positives) / len(positives))
-    loss = supervised_contrast(queries, keys, labels, 0.2)
-    assert loss.item() == pytest.approx(sum(terms) / len(terms), abs=1e-5)
-
-
-def test_supervised_contrast_with_one_positive_each_is_info_nce():
-    queries, keys = unit(9, 5), unit(9, 5)
-    both = supervised_contrast(queries, keys, torch.arange(9), 0.3), info_nce(queries, keys, 0.3)
-    assert torch.allclose(*both, atol=1e-6)
-
-
-def test_nothing_valid_gives_zero_and_a_finite_gradient():
-    queries = unit(4, 3).requires_grad_()
-    loss = supervised_contrast(queries, unit(4, 3), torch.full((4,), -1), 0.1)
-    loss.backward()
-    assert loss.item() == 0 and queries.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("form", ["dense", "image"])
-def test_contrast_falls_well_below_chance_when_its_projections_learn(form):
-    torch.manual_seed(0)
-    labels = torch.randint(0, 3, (16, 8, 8))
-    code = F.one_hot(labels, 3).movedim(-1, 1).float()
-    student = torch.cat([code, torch.randn(16, 5, 8, 8)], 1)
-    teacher = torch.cat([torch.randn(16, 9, 8, 8), code * 2], 1)
-    loss = ContrastiveLoss(8, 12, form)
-    optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
-    values = []
-    for _ in range(80):
-        positions, found = sample_pixels(labels, 3, 40)
-        optimizer.zero_grad()
-        value = loss(student, teacher, positions, found, (8, 8))
-        value.backward()
-        optimizer.step()
-        values.append(value.item())
-    chance = math.log(16 if form == "image" else 120)
-    assert values[-1] < chance - 0.8
-
-
-def test_border_is_what_lies_between_dilation_and_erosion():
-    mask = torch.zeros(1, 24, 24, dtype=torch.long)
-    mask[0, 6:18, 5:16] = 1
-    found = pixel_classes(mask, classes=2, width=2)[0].numpy()
-    square = torch.ones(5, 5).numpy()
-    wide = ndimage.binary_dilation(mask[0].numpy(), square)
-    core = ndimage.binary_erosion(mask[0].numpy(), square)
-    assert ((found == 2) == (wide & ~core)).all()
-    assert ((found == 1) == core).all()
-
-
-def test_sampled_pixels_are_balanced_distinct_and_of_their_class():
-    labels = torch.zeros(4, 16, 16, dtype=torch.long)
-    labels[1, 3:9, 3:9] = 1
-    labels[2, 0, :5] = 2
-    positions, found = sample_pixels(labels, 3, 20)
-    flat = labels.flatten()
-    for c, expected in ((0, 20), (1, 20), (2, 5)):
-        chosen = positions[found == c]
-        assert len(chosen) == expected == len(chosen.unique())
-        assert (flat[chosen] == c).all()
-    assert (found == -1).sum() == 15
-
-
-def test_features_at_reads_the_cell_that_holds_the_pixel():
-    features = torch.randn(3, 7, 4, 8)
-    large = F.interpolate(features, (16, 16), mode="nearest").movedim(1, -1).reshape(-1, 7)
-    positions = torch.randint(0, 3 * 256, (50,))
-    assert torch.equal(features_at(features, positions, (16, 16)), large[positions])
-
-
 # The distiller
 
 
-@pytest.mark.parametrize("contrast", ["dense", "image"])
+@pytest.mark.parametrize("contrast", ["dense", "image", "mse"])
 def test_every_term_has_a_gradient_at_the_student(contrast):
-    objective = distiller(contrast)
+    objective = distiller(contrast=contrast)
     losses = objective(batch_of(4))
     assert list(losses) == ["segmentation", "prediction", *(f"contrast_{s}" for s in SCALES)]
     for name, loss in losses.items():
@@ -189,12 +75,12 @@ def test_every_term_has_a_gradient_at_the_student(contrast):
         assert gradient.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("contrast", ["dense", "image"])
+@pytest.mark.parametrize("contrast", ["dense", "image", "mse"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_short_last_batches_and_empty_slices_are_taken(contrast, count):
     batch = batch_of(count)
     batch["mask"].zero_()
-    losses = distiller(contrast)(batch)
+    losses = distiller(contrast=contrast)(batch)
     assert all(loss.isfinite() for loss in losses.values())
 
 
@@ -231,13 +117,13 @@ def test_the_teacher_does_not_compute_its_reconstruction():
 def test_a_dummy_forward_leaves_no_trace():
     student = student_s1()
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    Distiller(student, teacher_t1(width=4), 32, WEIGHTS)
+    Distiller(student, teacher_t1(width=4), 32, DistillationConfig())
     assert student.training
     assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
 
 
 def test_with_weights_zero_it_is_the_plain_student():
-    nothing = distiller(weights=dict.fromkeys(WEIGHTS, 0.0))
+    nothing = distiller(prediction=0.0, encoder=0.0, bottleneck=0.0, decoder=0.0)
     torch.manual_seed(0)
     plain = SegmentationObjective(student_s1())
     batch = batch_of(4)
@@ -245,6 +131,24 @@ def test_with_weights_zero_it_is_the_plain_student():
     assert torch.equal(nothing(batch)["segmentation"], plain(batch)["segmentation"])
 
 
-def test_an_unknown_term_is_refused():
-    with pytest.raises(UserError, match="head"):
-        distiller(weights={"head": 1.0})
+def test_scales_and_weights_choose_the_terms():
+    only = distiller(scales=("bottleneck",), prediction=0.0)
+    assert list(only(batch_of(2))) == ["segmentation", "contrast_bottleneck"]
+    assert list(only.scales) == ["bottleneck"]
+    loss, twice = (distiller(bottleneck=w, control="none") for w in (0.5, 1.0))
+    terms = []
+    for objective in (loss, twice):
+        torch.manual_seed(5)
+        terms.append(objective(batch_of(4)))
+    assert torch.allclose(2 * terms[0]["contrast_bottleneck"], terms[1]["contrast_bottleneck"])
+
+
+def test_the_control_shows_the_teacher_another_image():
+    batch = batch_of(3)
+    seen = []
+    for control in ("none", "other-image"):
+        objective = distiller(control=control, scales=())
+        objective.teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        objective(batch)
+    assert torch.equal(seen[0], batch["image"])
+    assert all(torch.equal(seen[1][i], batch["image"][i - 1]) for i in range(3))

@@ -6,21 +6,20 @@ import torch
 from conftest import ROOT, load_script
 
 from common import checkpoint
-from common.config import StudentConfig
+from common.config import DistillationConfig, StudentConfig
 from common.device import has_bf16, pick_device
-from common.distillation import Distiller
+from common.distillation import Distiller, fingerprint
 from common.engine import evaluate, fit
 from common.files import UserError, read_csv, read_json, write_json
 from common.losses import MultiTaskObjective, SegmentationObjective
-from common.runs import load_teacher, start
+from common.runs import start
 from common.slices import read_set, read_splits
+from common.teachers import load_teacher
 from common.unet import UNet, student_s1, teacher_t1
-
-WEIGHTS = {"prediction": 0.5, "encoder": 0.25, "bottleneck": 0.5, "decoder": 0.25}
 
 
 @dataclass
-class Config(StudentConfig):
+class Config(DistillationConfig):
     pass
 
 
@@ -32,7 +31,7 @@ def build(kind, run):
     if kind == "student":
         return SegmentationObjective(student)
     torch.manual_seed(1)
-    return Distiller(student, teacher_t1(width=4), run.size, WEIGHTS)
+    return Distiller(student, teacher_t1(width=4), run.size, DistillationConfig())
 
 
 def train(stage, slices, kind="student", **changes):
@@ -133,7 +132,7 @@ def test_a_resume_on_other_patients_or_with_another_teacher_is_refused(stage, ow
     train(stage, own_slices, "distilled", epochs=1)
     config = Config(data=own_slices, epochs=2, batch_size=8, device="cpu", resume=True)
     run = start(config, str(stage), config.share)
-    other = Distiller(student_s1(), teacher_t1(width=4), run.size, WEIGHTS)
+    other = Distiller(student_s1(), teacher_t1(width=4), run.size, config)
     with pytest.raises(UserError, match="another teacher"):
         fit(other, run, config)
     splits = read_json(own_slices / "splits.json")
@@ -143,17 +142,30 @@ def test_a_resume_on_other_patients_or_with_another_teacher_is_refused(stage, ow
         train(stage, own_slices, "distilled", epochs=2, resume=True)
 
 
-def test_a_teacher_that_has_seen_the_test_patients_is_refused(stage, own_slices):
-    run, _ = train(stage, own_slices, "teacher", epochs=1, share="train")
-    path = run.folder / "best.pt"
-    assert load_teacher(path, "stage", run)["epoch"] == 1
+def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients(
+    stage, own_slices, capsys
+):
+    run, trained = train(stage, own_slices, "teacher", epochs=1, share="train")
+    path, config = run.folder / "best.pt", Config(data=own_slices, name="new", device="cpu")
+
+    def build(known):
+        assert known["epoch"] == 1
+        return teacher_t1(width=4)
+
+    teacher = load_teacher(path, "stage", build, run, config)
+    assert fingerprint(teacher) == fingerprint(trained.model)
+    assert "validation Dice 0." in capsys.readouterr().out
+    control = Config(data=own_slices, name="new", device="cpu", control="random-teacher")
+    random = load_teacher(path, "stage", build, run, control)
+    assert fingerprint(random) != fingerprint(trained.model)
+    assert "its weights left random (a control): validation Dice" in capsys.readouterr().out
     splits = read_json(own_slices / "splits.json")
     splits["train"][0], splits["test"][0] = splits["test"][0], splits["train"][0]
     splits["student"] = splits["train"]
     write_json(own_slices / "splits.json", splits)
-    moved = start(Config(data=own_slices, name="new", device="cpu"), str(stage), "student")
+    moved = start(config, str(stage), "student")
     with pytest.raises(UserError, match="trained or chosen on test patients"):
-        load_teacher(path, "stage", moved)
+        load_teacher(path, "stage", build, moved, config)
 
 
 def test_what_is_refused_leaves_the_old_run_alone(stage, slices):
@@ -218,16 +230,17 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too(stage, slices):
     assert not (run.folder / "last.pt").exists()
 
 
-def test_both_arms_have_the_same_recipe():
-    plain = load_script(ROOT / "student_s1/train.py").Config
-    distilled = load_script(ROOT / "kd_t1_s1/train.py").Config
+PAIRS = [(f"student_s{s}", f"kd_t{t}_s{s}") for s in (1, 2) for t in (1, 2)]
+
+
+@pytest.mark.parametrize(("plain", "distilled"), PAIRS)
+def test_both_arms_have_the_same_recipe(plain, distilled):
+    plain, distilled = (load_script(ROOT / s / "train.py").Config for s in (plain, distilled))
     for f in fields(StudentConfig):
         assert getattr(plain(), f.name) == getattr(distilled(), f.name)
     own = {f.name for f in fields(distilled)} - {f.name for f in fields(plain)}
-    assert own == {
-        *("teacher", "scales", "contrast", "prediction", "encoder", "bottleneck", "decoder"),
-        *("temperature", "contrast_temperature", "pixels"),
-    }
+    terms = {f.name for f in fields(DistillationConfig)} - {f.name for f in fields(StudentConfig)}
+    assert own == {"teacher", *terms}
 
 
 def test_without_its_terms_the_distilled_student_is_the_plain_one_to_the_bit(repo, slices):

@@ -1,0 +1,154 @@
+"""Contrast between the features of student and teacher at one scale, with learned projections.
+
+Three forms with one signature: `DenseContrast` (pixels, by class), `ImageContrast` (whole images,
+as in arXiv 2406.03173) and `FeatureHint`, which is no contrast but the plain regression of the
+teacher's features, for comparison. Each owns its projections: layers of the loss, trained with
+the student and not needed afterwards.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.losses import full_precision
+
+
+class Places(NamedTuple):
+    """Pixels of a batch `(N, H, W)`: flat `positions` `(M,)`, their class or -1, and (H, W)."""
+
+    positions: Tensor
+    classes: Tensor
+    size: tuple[int, int]
+
+
+def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """Query i's positive is key i, the other keys are negatives (van den Oord, arXiv 1807.03748).
+
+    Both `(N, D)` and of unit length. Features that tell nothing give log N.
+    """
+    similarity = queries @ keys.T / temperature
+    return F.cross_entropy(similarity, torch.arange(len(queries), device=queries.device))
+
+
+def supervised_contrast(queries: Tensor, keys: Tensor, labels: Tensor, temperature: float):
+    """All keys with a query's label are its positives (Khosla et al., arXiv 2004.11362, L_out).
+
+    Queries and keys `(M, D)` of unit length, `labels` `(M,)`, below 0 where the place is void.
+    Features that tell nothing give log of the number of valid keys. 0 if nothing is valid.
+    """
+    valid = labels >= 0
+    similarity = queries @ keys.T / temperature
+    # A finite floor: a row with no valid key must stay free of NaN.
+    similarity = similarity.masked_fill(~valid, -1e4)
+    log_share = similarity.log_softmax(dim=1)
+    positive = ((labels[:, None] == labels) & valid).float()
+    per_query = -(positive * log_share).sum(1) / positive.sum(1).clamp(min=1)
+    return (per_query * valid).sum() / valid.sum().clamp(min=1)
+
+
+def pixel_classes(mask: Tensor, classes: int, width: int = 2) -> Tensor:
+    """Class indices `(N, H, W)` with the organs' border as one more class, numbered `classes`.
+
+    A pixel is border if the `(2 width + 1)`-square around it holds another class.
+    """
+    labels = mask.float().unsqueeze(1)
+    side = 2 * width + 1
+    high = F.max_pool2d(labels, side, 1, width)
+    low = -F.max_pool2d(-labels, side, 1, width)
+    return torch.where((high != low).squeeze(1), classes, mask)
+
+
+def sample_pixels(labels: Tensor, classes: int, count: int) -> Places:
+    """Draw up to `count` pixels of each class over the whole batch, without a device sync.
+
+    `labels` `(N, H, W)` -> `classes * count` places; their class is -1 where the batch has too few
+    pixels of it. Without the balance nearly all pixels would be background.
+    """
+    flat = labels.flatten()
+    keys = torch.rand(flat.shape, device=flat.device) + 1
+    count = min(count, len(flat))
+    positions, found = [], []
+    for c in range(classes):
+        best = torch.where(flat == c, keys, 0.0).topk(count, sorted=False)
+        positions.append(best.indices)
+        found.append(torch.where(best.values > 0, c, -1))
+    return Places(torch.cat(positions), torch.cat(found), labels.shape[-2:])
+
+
+def features_at(features: Tensor, positions: Tensor, size: tuple[int, int]) -> Tensor:
+    """The feature vectors `(M, c)` of a map `(N, c, h, w)` at flat pixel positions of `(N, *size)`.
+
+    A coarse map's vector is that of the cell in which the pixel lies.
+    """
+    (height, width), (h, w) = size, features.shape[-2:]
+    image = positions // (height * width)
+    row = positions // width % height * h // height
+    column = positions % width * w // width
+    return features[image, :, row, column]
+
+
+class DenseContrast(nn.Module):
+    """Pixels of organ, border and background, drawn evenly: same class attracts, others repel.
+
+    A student pixel's positives are the teacher's pixels of its class, in any image (supervised
+    contrast). Each side has its own linear projection to `dimension`, applied to the drawn pixels
+    alone: what a 1x1 convolution would give there, at a fraction of the cost.
+    """
+
+    def __init__(self, student: int, teacher: int, temperature: float = 0.1, dimension: int = 64):
+        super().__init__()
+        self.temperature = temperature
+        self.student = nn.Linear(student, dimension)
+        self.teacher = nn.Linear(teacher, dimension)
+
+    def forward(self, student: Tensor, teacher: Tensor, places: Places) -> Tensor:
+        """Feature maps `(N, c, h, w)` of both, each with its own c, h and w; a scalar."""
+        with full_precision(student):
+            s = self.student(features_at(student, places.positions, places.size).float())
+            t = self.teacher(features_at(teacher, places.positions, places.size).float())
+            s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)
+            return supervised_contrast(s, t, places.classes, self.temperature)
+
+
+class ImageContrast(nn.Module):
+    """The thesis's form: one vector an image; its positive is the teacher's of the same image.
+
+    A map is pooled to 4x4 cells, flattened and projected: whole maps would be vectors of up to
+    4 million dimensions. The negatives are the other images of the batch.
+    """
+
+    def __init__(self, student: int, teacher: int, temperature: float = 0.1, dimension: int = 64):
+        super().__init__()
+        self.temperature = temperature
+        self.student = nn.Linear(16 * student, dimension)
+        self.teacher = nn.Linear(16 * teacher, dimension)
+
+    def forward(self, student: Tensor, teacher: Tensor, places: Places | None = None) -> Tensor:
+        """Feature maps `(N, c, h, w)` of both, a scalar; `places` is not used."""
+        with full_precision(student):
+            s, t = (F.adaptive_avg_pool2d(x.float(), 4).flatten(1) for x in (student, teacher))
+            s, t = F.normalize(self.student(s), dim=1), F.normalize(self.teacher(t), dim=1)
+            return info_nce(s, t, self.temperature)
+
+
+class FeatureHint(nn.Module):
+    """Mean squared error to the teacher's features (FitNets, Romero et al., arXiv 1412.6550).
+
+    The student's are projected to the teacher's channels, the finer map is averaged to the cells
+    of the coarser, and both are brought to unit length: 2 - 2 cos, which no scale can cheat. The
+    teacher has no projection here: with one, both sides could agree on a constant.
+    """
+
+    def __init__(self, student: int, teacher: int):
+        super().__init__()
+        self.student = nn.Conv2d(student, teacher, 1)
+
+    def forward(self, student: Tensor, teacher: Tensor, places: Places | None = None) -> Tensor:
+        """Feature maps `(N, c, h, w)` of both, a scalar; `places` is not used."""
+        size = min(student.shape[-2:], teacher.shape[-2:])
+        with full_precision(student):
+            s, t = (F.adaptive_avg_pool2d(x.float(), size) for x in (student, teacher))
+            s, t = F.normalize(self.student(s), dim=1), F.normalize(t, dim=1)
+            return (s - t).square().sum(1).mean()

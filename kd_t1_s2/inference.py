@@ -1,0 +1,27 @@
+"""Segment slices with the distilled S2: masks, overlays, on request probability maps.
+
+    python inference.py                          the test patients, with the run "default"
+    python inference.py --subset val --probabilities
+
+Writes predictions/ (mask PNGs), overlays/ (CT | truth | prediction) and inference.json into
+runs/NAME. Then `python metrics.py`.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import InferenceConfig, launch
+from common.predict import open_run, predict, ready
+from common.unet import student_s2
+
+
+def main(config: InferenceConfig) -> None:
+    """Predict the chosen patients."""
+    run = open_run(config, __file__)
+    predict(ready(student_s2(run.classes), run, config), run, config)
+
+
+if __name__ == "__main__":
+    launch(main, InferenceConfig)

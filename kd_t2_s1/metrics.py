@@ -1,0 +1,40 @@
+"""Score the distilled S1, and its gain over the plain S1 and its gap to the teacher.
+
+    python metrics.py
+    python metrics.py --name bottleneck-image --plain ../student_s1/runs/default/summary.json
+
+Prints the table and writes metrics_per_case.csv and summary.json into runs/NAME. Gain and gap
+are paired by patient; both other models must have been scored on the same patients.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import MetricsConfig, launch, option
+from common.files import ROOT
+from common.scores import compare, score_run, table
+from common.slices import read_set
+
+
+@dataclass
+class Config(MetricsConfig):
+    """What to compare with."""
+
+    plain: Path = option(ROOT / "student_s1/runs/default/summary.json", "the plain S1's scores")
+    teacher: Path = option(ROOT / "teacher_t2_transunet/runs/default/summary.json", "T2's scores")
+
+
+def main(config: Config) -> None:
+    """Score the run and compare it."""
+    folder = Path(__file__).resolve().parent / "runs" / config.name
+    result = score_run(folder, read_set(config.data))
+    print(table(result))
+    print(compare(result, "gain over plain S1", config.plain))
+    print(compare(result, "against T2", config.teacher))
+
+
+if __name__ == "__main__":
+    launch(main, Config)

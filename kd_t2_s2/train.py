@@ -1,0 +1,48 @@
+"""Train S2 with the help of T2: prediction-map and multi-scale contrastive distillation.
+
+    python train.py                                      T2 from teacher_t2_transunet/runs/default
+    python train.py --epochs 2 --name check              a quick check that everything works
+    python train.py --scales bottleneck --contrast image --name bottleneck-image
+    python train.py --resume                             go on after an interruption
+    torchrun --nproc-per-node 4 train.py                 several GPUs (--batch-size is for each)
+
+The recipe (StudentConfig) is the one of student_s2, term for term; only the distillation terms
+(DistillationConfig) are added. With all weights 0 this is student_s2, weight for weight. Nothing
+of the teacher is needed at inference. Writes config.json, log.csv, curves.png, last.pt and best.pt
+into runs/NAME.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import DistillationConfig, launch, option
+from common.distillation import Distiller
+from common.engine import fit
+from common.files import ROOT
+from common.runs import start
+from common.teachers import load_teacher
+from common.transunet import teacher_t2_of
+from common.unet import student_s2
+
+
+@dataclass
+class Config(DistillationConfig):
+    """Who teaches."""
+
+    teacher: Path = option(ROOT / "teacher_t2_transunet/runs/default/best.pt", "T2's checkpoint")
+
+
+def main(config: Config) -> None:
+    """Data, student, teacher and its score, objective, training."""
+    run = start(config, __file__, config.share)
+    # The student first: with the same seed both arms begin with the same weights.
+    student = student_s2(run.classes)
+    teacher = load_teacher(config.teacher, "teacher_t2_transunet", teacher_t2_of, run, config)
+    fit(Distiller(student, teacher, run.size, config), run, config)
+
+
+if __name__ == "__main__":
+    launch(main, Config)

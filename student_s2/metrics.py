@@ -1,0 +1,25 @@
+"""Score S2's predictions: Dice, IoU, recall and precision, per patient and pooled over slices.
+
+    python metrics.py
+
+Prints the table and writes metrics_per_case.csv and summary.json into runs/NAME.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import MetricsConfig, launch
+from common.scores import score_run, table
+from common.slices import read_set
+
+
+def main(config: MetricsConfig) -> None:
+    """Score the run."""
+    folder = Path(__file__).resolve().parent / "runs" / config.name
+    print(table(score_run(folder, read_set(config.data))))
+
+
+if __name__ == "__main__":
+    launch(main, MetricsConfig)

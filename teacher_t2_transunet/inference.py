@@ -1,0 +1,37 @@
+"""Segment slices with T2: masks, overlays, on request probability maps; and reconstructions.
+
+    python inference.py                          the test patients, with the run "default"
+    python inference.py --subset val --probabilities
+
+Writes into runs/NAME: predictions/ (mask PNGs), overlays/ (CT | truth | prediction),
+reconstructions/ (what T2 restores from images with a quarter of their patches hidden) and
+inference.json. Then `python metrics.py`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import InferenceConfig, launch, option
+from common.predict import open_run, predict, ready
+from common.transunet import teacher_t2_of
+
+
+@dataclass
+class Config(InferenceConfig):
+    """T2 can also reconstruct."""
+
+    reconstructions: bool = option(True, "also write what the reconstruction decoder restores")
+
+
+def main(config: Config) -> None:
+    """Predict the chosen patients."""
+    run = open_run(config, __file__)
+    model = ready(teacher_t2_of(run.checkpoint), run, config)
+    predict(model, run, config, config.reconstructions and model.reconstruction is not None)
+
+
+if __name__ == "__main__":
+    launch(main, Config)

@@ -1,0 +1,29 @@
+"""Score T2's predictions: Dice, IoU, recall, precision per patient and pooled; reconstruction.
+
+    python metrics.py
+
+Prints the table and writes metrics_per_case.csv and summary.json into runs/NAME. Reconstructions
+(if inference wrote them) are compared with the images: MSE, PSNR, SSIM over the whole slice,
+beside the same scores of the input with its hidden patches: what doing nothing would give.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import MetricsConfig, launch
+from common.predict import score_reconstructions
+from common.scores import score_run, table
+from common.slices import read_set
+
+
+def main(config: MetricsConfig) -> None:
+    """Score the run."""
+    folder, data = Path(__file__).resolve().parent / "runs" / config.name, read_set(config.data)
+    print(table(score_run(folder, data)))
+    print(score_reconstructions(folder, data))
+
+
+if __name__ == "__main__":
+    launch(main, MetricsConfig)

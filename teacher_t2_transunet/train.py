@@ -1,0 +1,58 @@
+"""Train T2, the multi-task TransUNet teacher: segmentation + reconstruction of the input.
+
+    python train.py                                      the data set in data/spleen2d
+    python train.py --epochs 2 --width 192 --depth 2 --name check      a quick check
+    python train.py --encoder-weights imagenet           start from ImageNet's ResNet-50, ViT-B/16
+    python train.py --resume                             go on after an interruption
+    torchrun --nproc-per-node 4 train.py                 several GPUs (--batch-size is for each)
+
+T2 has 109,360,964 parameters (ResNet-50 to stride 16, 12 transformer layers 768 wide, two
+decoders) and is trained on all training patients. Writes config.json, log.csv, curves.png,
+last.pt and best.pt into runs/NAME; then `python inference.py` and `python metrics.py`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.config import TrainConfig, launch, option
+from common.engine import fit
+from common.losses import MultiTaskObjective
+from common.runs import start
+from common.transunet import load_imagenet, teacher_t2
+
+
+@dataclass
+class Config(TrainConfig):
+    """T2's own settings. The tasks' weights are T1's: the teachers differ in their network."""
+
+    lr: float = option(3e-4, "AdamW learning rate; a transformer bears less than T1", low=0.0)
+    width: int = option(768, "channels of a token; decoders shrink with it", low=192)
+    depth: int = option(12, "transformer layers", low=1)
+    encoder_weights: str = option(
+        "none", "weights to start from", choices=("none", "imagenet-resnet", "imagenet")
+    )
+    weights_folder: Path | None = option(
+        None, "folder of torchvision's weight files; without it: torch.hub's cache, or download"
+    )
+    reconstruction_weight: float = option(
+        0.2, "weight of the reconstruction loss (0.2 is the thesis's; 0: no such decoder)", low=0.0
+    )
+    hidden: float = option(
+        0.25, "share of patches hidden from the half that is reconstructed", low=0.0, high=1.0
+    )
+
+
+def main(config: Config) -> None:
+    """Data, model, objective, training."""
+    run = start(config, __file__, share="train")
+    model = teacher_t2(config.width, config.depth, run.classes, config.reconstruction_weight > 0)
+    if config.encoder_weights != "none" and not config.resume:
+        load_imagenet(model, config.encoder_weights == "imagenet", config.weights_folder)
+    fit(MultiTaskObjective(model, config.reconstruction_weight, config.hidden), run, config)
+
+
+if __name__ == "__main__":
+    launch(main, Config)
