@@ -2,5 +2,5 @@
 
 files -> config -> volumes -> phantom -> slices -> loading -> unet -> transunet -> losses
 -> contrast -> distillation -> device -> checkpoint -> scores -> statistics -> tables -> figures
--> charts -> runs -> engine -> teachers -> predict -> steps
+-> charts -> study -> runs -> engine -> teachers -> predict -> steps
 """

@@ -1,4 +1,4 @@
-"""Pictures: training curves, overlays of truth and prediction, the comparison of models.
+"""Pictures: one run's curves, overlays of truth and prediction, the comparison of models.
 
 matplotlib figures are made without pyplot: nothing is kept open, no display is needed.
 """
@@ -37,20 +37,6 @@ def curves(path: Path, log: list[dict], title: str) -> None:
     right.set(xlabel="epoch", ylabel="validation Dice", ylim=(0, 1))
     right.legend(frameon=False, fontsize=8, loc="lower right")
     figure.suptitle(title, fontsize=10)
-    save_figure(path, figure)
-
-
-def joint_curves(path: Path, logs: dict[str, list[dict]]) -> None:
-    """Validation Dice and segmentation loss of several runs in one figure."""
-    figure = Figure((9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, log in logs.items():
-        epochs = [int(row["epoch"]) for row in log]
-        left.plot(epochs, [float(row["segmentation"]) for row in log], label=name)
-        right.plot(epochs, [float(row["val_dice"]) for row in log], label=name)
-    left.set(xlabel="epoch", ylabel="segmentation loss (DiceBCE)")
-    right.set(xlabel="epoch", ylabel="validation Dice, mean over patients", ylim=(0, 1))
-    right.legend(frameon=False, fontsize=8, loc="lower right")
     save_figure(path, figure)
 
 

@@ -52,15 +52,19 @@ def overlap_scores(overlap: int, predicted: int, true: int) -> dict[str, float |
 
 
 def per_case(cases: Iterable[str], counts: np.ndarray) -> dict[str, dict]:
-    """Scores of each case from the counts `(slices, 3)` of its slices, sorted by case."""
+    """Pixel counts and scores of each case from its slices' counts `(slices, 3)`, sorted."""
     cases, counts = np.asarray(list(cases)), np.asarray(counts, dtype=np.int64).reshape(-1, 3)
-    return {
-        str(case): {
-            "slices": int((cases == case).sum()),
-            **overlap_scores(*counts[cases == case].sum(0).tolist()),
+    rows = {}
+    for case in np.unique(cases):
+        mine = cases == case
+        pixels = counts[mine].sum(0).tolist()
+        names = ("overlap_pixels", "predicted_pixels", "true_pixels")
+        rows[str(case)] = {
+            "slices": int(mine.sum()),
+            **dict(zip(names, pixels, strict=True)),
+            **overlap_scores(*pixels),
         }
-        for case in np.unique(cases)
-    }
+    return rows
 
 
 def mean_and_spread(values: Iterable[float | None]) -> dict:
@@ -125,7 +129,8 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     """Score a run's predictions/ against the data set's masks, paired by name.
 
     Writes metrics_per_case.csv and summary.json into the run folder and returns the summary:
-    `subset`, `cases` (scores a patient), `per_patient`, `pooled`, `parameters`, `epoch`.
+    `subset`, `cases` (counts and scores a patient), `per_patient`, `pooled`, `parameters`,
+    `epoch`, `latency_ms`.
     UserError if inference has not finished, or naming every slice whose partner is missing.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
@@ -156,6 +161,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
         "subset": done["subset"],
         "parameters": done["parameters"],
         "epoch": done["epoch"],
+        "latency_ms": done["latency_ms"],
         **summary(cases, table),
         "cases": each,
     }
@@ -189,29 +195,3 @@ def with_spread(score: dict) -> str:
     """`0.812 +- 0.034`: mean and standard deviation over patients."""
     spread = "" if score["std"] is None else f" +- {score['std']:.3f}"
     return number(score["mean"]) + spread
-
-
-def difference(result: dict, other: dict, score: str = "dice") -> dict | None:
-    """Paired difference of two runs in points (100 x score): mean, std, better, n.
-
-    None unless both scored the same patients of the same subset.
-    """
-    if result["subset"] != other["subset"] or result["cases"].keys() != other["cases"].keys():
-        return None
-    pairs = [(row[score], other["cases"][case][score]) for case, row in result["cases"].items()]
-    gains = [100 * (a - b) for a, b in pairs if a is not None and b is not None]
-    return {**mean_and_spread(gains), "better": sum(g > 0 for g in gains)}
-
-
-def compare(result: dict, title: str, path: Path) -> str:
-    """One line: this run's Dice against the one whose summary.json is `path`."""
-    if not path.exists():
-        return f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare"
-    gain = difference(result, read_json(path))
-    if gain is None or gain["mean"] is None:
-        return f"{title}: {shown(path)} scores other patients, so the two cannot be compared"
-    spread = "" if gain["std"] is None else f" +- {gain['std']:.1f}"
-    return (
-        f"{title}: {gain['mean']:+.1f}{spread} Dice points per patient, "
-        f"better in {gain['better']} of {gain['n']}"
-    )

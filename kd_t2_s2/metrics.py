@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import MetricsConfig, launch, option
 from common.files import ROOT
-from common.scores import compare, score_run, table
+from common.scores import score_run, table
 from common.slices import read_set
+from common.statistics import compare
 
 
 @dataclass

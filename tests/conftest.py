@@ -15,8 +15,12 @@ sys.path.insert(0, str(ROOT))
 
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
 
+TEACHERS = ("teacher_t1_unet", "teacher_t2_transunet")
+STUDENTS = ("student_s1", "student_s2")
+PAIRS = ("kd_t1_s1", "kd_t1_s2", "kd_t2_s1", "kd_t2_s2")
+STAGES = (*TEACHERS, *STUDENTS, *PAIRS)
 SOURCES = (
-    *("common", "data_prep", "teacher_t1_unet", "student_s1", "kd_t1_s1"),
+    *("common", "data_prep", *STAGES),
     *("reproduce.py", "README.md", "requirements.txt"),
 )
 

@@ -1,0 +1,105 @@
+"""Figures of a study: gains with their intervals, patients in pairs, cost, curves of many runs."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from common.figures import save_figure
+from common.statistics import in_words
+
+# Okabe and Ito's palette: eight colours that colour-blind eyes tell apart. One a model.
+COLOURS = {
+    "T1": "#000000",
+    "T2": "#7f7f7f",
+    "S1": "#56b4e9",
+    "KD(T1,S1)": "#0072b2",
+    "KD(T2,S1)": "#009e73",
+    "S2": "#e69f00",
+    "KD(T1,S2)": "#d55e00",
+    "KD(T2,S2)": "#cc79a7",
+}
+
+
+def gains(path: Path, found: dict[str, tuple[str, dict]]) -> None:
+    """A line a model: its mean gain in Dice points over its base, and the 95 % interval.
+
+    `found` maps a model to its base's name and its gain (`common.statistics.gain`).
+    """
+    figure = Figure((8, 1.0 + 0.4 * len(found)), layout="constrained")
+    axis = figure.subplots()
+    for place, (_, gain) in enumerate(found.values()):
+        if gain["low"] is not None:
+            axis.plot([gain["low"], gain["high"]], [place, place], color="#0072b2", lw=2)
+        axis.plot(gain["mean"], place, "o", color="#0072b2", ms=7)
+        where = {"xy": (1.02, place), "xycoords": ("axes fraction", "data")}
+        axis.annotate(in_words(gain), **where, va="center", fontsize=9)
+    axis.axvline(0, color="black", lw=0.8)
+    names = [f"{model} over {base}" for model, (base, _) in found.items()]
+    axis.set_yticks(range(len(found)), names)
+    axis.set(xlabel="gain in Dice points per patient: mean and 95 % interval")
+    axis.set_ylim(len(found) - 0.5, -0.5)
+    axis.spines[["top", "right"]].set_visible(False)
+    save_figure(path, figure)
+
+
+def patients(path: Path, pairs: dict[tuple[str, str], tuple[dict, dict]]) -> None:
+    """A panel a pair (plain, distilled): each patient's Dice, joined by a line; the mean in bold.
+
+    The values are dicts patient -> Dice (or None). Green: gained; orange: lost.
+    """
+    figure = Figure((2.2 * len(pairs) + 0.6, 3.6), layout="constrained")
+    grid = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+    for axis, ((plain, distilled), (before, after)) in zip(grid, pairs.items(), strict=True):
+        cases = [c for c in before if before[c] is not None and after.get(c) is not None]
+        lines = np.array([[before[c], after[c]] for c in cases]).reshape(-1, 2)
+        for line in lines:
+            colour = "#009e73" if line[1] > line[0] else "#d55e00"
+            axis.plot([0, 1], line, "o-", color=colour, lw=0.9, ms=3, alpha=0.7)
+        if len(lines):
+            axis.plot([0, 1], lines.mean(0), "s-", color="black", lw=2.2, ms=6)
+        axis.set_xticks([0, 1], [plain, distilled], fontsize=9)
+        axis.set(xlim=(-0.25, 1.25), ylim=(0, 1))
+        axis.spines[["top", "right"]].set_visible(False)
+    grid[0].set_ylabel("Dice per patient")
+    save_figure(path, figure)
+
+
+def cost(path: Path, models: dict[str, dict]) -> None:
+    """Dice against parameters and against latency; a model is `dice`, `parameters`, `latency_ms`.
+
+    Arrows lead from a plain student to its distilled forms.
+    """
+    figure = Figure((9, 3.6), layout="constrained")
+    for axis, key, label in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("parameters", "latency_ms"),
+        ("parameters", "milliseconds a slice (forward pass, batch 1)"),
+        strict=True,
+    ):
+        for model, row in models.items():
+            marker = "*" if model.startswith("T") else "o"
+            axis.plot(row[key], row["dice"], marker, color=COLOURS.get(model), ms=9, label=model)
+        axis.set(xscale="log", xlabel=label)
+        axis.grid(alpha=0.25)
+    figure.axes[0].set_ylabel("Dice, mean over patients")
+    figure.axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    save_figure(path, figure)
+
+
+def curves(path: Path, logs: dict[str, list[list[dict]]]) -> None:
+    """Segmentation loss and validation Dice of every run; a colour a model, a line a run."""
+    figure = Figure((10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, (model, runs) in enumerate(logs.items()):
+        colour = COLOURS.get(model, f"C{place}")
+        for number, log in enumerate(runs):
+            epochs = [int(row["epoch"]) for row in log]
+            label = model if not number else None
+            for axis, column in ((left, "segmentation"), (right, "val_dice")):
+                values = [float(row[column]) for row in log]
+                axis.plot(epochs, values, color=colour, lw=1.2, alpha=0.8, label=label)
+    left.set(xlabel="epoch", ylabel="segmentation loss (DiceBCE)")
+    right.set(xlabel="epoch", ylabel="validation Dice, mean over patients", ylim=(0, 1))
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    save_figure(path, figure)

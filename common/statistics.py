@@ -1,0 +1,104 @@
+"""Results of several runs: averaged over seeds, joined over folds, compared patient by patient.
+
+A result is what metrics.py leaves in summary.json. The patient is the unit of every comparison: its
+score is first averaged over the runs that tested it (the seeds), so that more seeds do not pass
+for more patients.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from common.files import read_json, shown
+from common.scores import mean_and_spread, overlap_scores
+
+
+def by_patient(results: list[dict], score: str = "dice") -> dict[str, float | None]:
+    """Each patient's mean score over the results that hold it; None where it is undefined."""
+    values: dict[str, list[float]] = {}
+    for result in results:
+        for case, row in result["cases"].items():
+            known = values.setdefault(case, [])
+            if row[score] is not None:
+                known.append(row[score])
+    return {case: float(np.mean(v)) if v else None for case, v in sorted(values.items())}
+
+
+def pooled(results: list[dict]) -> dict[str, float | None]:
+    """Dice, IoU, recall, precision of all pixels of all results, as the thesis counts."""
+    rows = [row for result in results for row in result["cases"].values()]
+    counts = ("overlap_pixels", "predicted_pixels", "true_pixels")
+    return overlap_scores(*(sum(row[name] for row in rows) for name in counts))
+
+
+def interval(values: list[float]) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval of the mean (10,000 samples, seeded); None below 2."""
+    if len(values) < 2:
+        return None
+    found = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=0)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def wilcoxon(gains: list[float]) -> float | None:
+    """p of the two-sided Wilcoxon signed-rank test; None where no gain differs from 0.
+
+    With n patients it cannot fall below 2 / 2^n: 0.03 for six.
+    """
+    return float(stats.wilcoxon(gains).pvalue) if np.any(gains) else None
+
+
+def gain(results: list[dict], base: list[dict], score: str = "dice") -> dict | None:
+    """Paired gain over `base` in points (100 x score), over the patients that both have scored.
+
+    `mean`, `std`, `n` and `better` (how many gained) over patients, `low` and `high` (95 %
+    bootstrap over patients), `p` (Wilcoxon), `run_std`: how much the mean gain varies from run to
+    run. None unless both hold the same patients of the same subset.
+    """
+    subsets = {result["subset"] for result in (*results, *base)}
+    mine, theirs = by_patient(results, score), by_patient(base, score)
+    if len(subsets) > 1 or mine.keys() != theirs.keys():
+        return None
+    gains = _paired(mine, theirs)
+    if not gains:
+        return None
+    low, high = interval(gains) or (None, None)
+    each = []
+    if len(results) == len(base):
+        pairs = zip(results, base, strict=True)
+        each = [_paired(by_patient([a], score), by_patient([b], score)) for a, b in pairs]
+    return {
+        **mean_and_spread(gains),
+        "better": sum(g > 0 for g in gains),
+        "low": low,
+        "high": high,
+        "p": wilcoxon(gains),
+        "run_std": mean_and_spread(float(np.mean(g)) for g in each if g)["std"],
+    }
+
+
+def _paired(mine: dict, theirs: dict) -> list[float]:
+    """Differences in points where both scores are defined and both know the patient."""
+    cases = [c for c in mine if mine[c] is not None and theirs.get(c) is not None]
+    return [100 * (mine[c] - theirs[c]) for c in cases]
+
+
+def in_words(found: dict) -> str:
+    """`+3.1 [+0.4, +6.0]`: a gain's mean and interval in points."""
+    if found["low"] is None:
+        return f"{found['mean']:+.1f}"
+    return f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+
+
+def compare(result: dict, title: str, path: Path) -> str:
+    """One line: this run's Dice against the one whose summary.json is `path`."""
+    if not path.exists():
+        return f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare"
+    found = gain([result], [read_json(path)])
+    if found is None:
+        return f"{title}: {shown(path)} scores other patients, so the two cannot be compared"
+    chance = "" if found["p"] is None else f", Wilcoxon p {found['p']:.2g}"
+    return (
+        f"{title}: {in_words(found)} Dice points per patient (95 % interval), "
+        f"better in {found['better']} of {found['n']}{chance}"
+    )

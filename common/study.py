@@ -1,0 +1,77 @@
+"""What the runs of a study add up to: its tables and figures."""
+
+from pathlib import Path
+
+import numpy as np
+
+from common import charts, figures
+from common.files import read_csv, read_json
+from common.scores import overlap_scores
+from common.slices import SliceSet, read_image, read_mask
+from common.statistics import by_patient
+from common.tables import write_study
+
+
+def add_up(folder: Path, runs: dict[str, list[Path]], bases: dict[str, str], data: SliceSet) -> str:
+    """Write a study's tables and figures into `folder`; returns table.md.
+
+    `runs` holds each model's scored run folders; `bases` names for some models the one that they
+    are compared with. Figures: gains.png (intervals), patients.png (each patient before and
+    after), cost.png (Dice against parameters and latency), curves.png, comparison.png (masks of the
+    first run of each model on its best, median and worst test patient).
+    """
+    results = {m: [read_json(r / "summary.json") for r in folders] for m, folders in runs.items()}
+    gains = write_study(folder, results, bases)
+    if gains:
+        charts.gains(folder / "gains.png", {m: (bases[m], found) for m, found in gains.items()})
+        pairs = {(bases[m], m): [by_patient(results[x]) for x in (bases[m], m)] for m in gains}
+        charts.patients(folder / "patients.png", pairs)
+    logs = {model: [read_csv(r / "log.csv") for r in folders] for model, folders in runs.items()}
+    charts.curves(folder / "curves.png", logs)
+    charts.cost(folder / "cost.png", {m: _cost(found) for m, found in results.items()})
+    first = {model: folders[0] for model, folders in runs.items()}
+    _compare_masks(folder / "comparison.png", first, [*gains] or [*runs], data)
+    return (folder / "table.md").read_text(encoding="utf-8")
+
+
+def _cost(results: list[dict]) -> dict:
+    """A model's mean Dice over patients, its parameters, its median latency."""
+    known = [dice for dice in by_patient(results).values() if dice is not None]
+    return {
+        "dice": float(np.mean(known)) if known else 0.0,
+        "parameters": results[0]["parameters"],
+        "latency_ms": float(np.median([result["latency_ms"] for result in results])),
+    }
+
+
+def _compare_masks(path: Path, runs: dict[str, Path], judges: list[str], data: SliceSet) -> None:
+    """The best, the median and the worst test patient by the mean Dice of `judges` over all its
+    slices, each at the slice where the true organ is largest."""
+    dice = by_patient([read_json(runs[model] / "summary.json") for model in judges])
+    order = sorted((c for c in dice if dice[c] is not None), key=dice.get, reverse=True)
+    if not order:
+        print("no test patient shows the organ: no comparison figure")
+        return
+    places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"}
+    rows = []
+    for place, title in places.items():
+        best = max(data.of([order[place]]), key=lambda s: s.foreground)
+        file = f"{best.name}.png"
+        truth = read_mask(data.folder / "masks" / file, data.classes)
+        masks = {m: read_mask(r / "predictions" / file, data.classes) for m, r in runs.items()}
+        row = {
+            "title": f"{title} patient ({dice[order[place]]:.3f})\n{best.name}",
+            "image": read_image(data.folder / "images" / file),
+            "truth": truth,
+            "masks": masks,
+            "dice": {model: slice_dice(mask, truth) for model, mask in masks.items()},
+        }
+        rows.append(row)
+    figures.comparison(path, rows, list(runs))
+
+
+def slice_dice(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of one slice; 1 if both are empty."""
+    counts = int(((mask > 0) & (truth > 0)).sum()), int((mask > 0).sum()), int((truth > 0).sum())
+    dice = overlap_scores(*counts)["dice"]
+    return 1.0 if dice is None else dice
