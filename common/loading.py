@@ -4,23 +4,25 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from common.files import UserError, bullets, shown
 from common.slices import Slice, SliceSet, read_image, read_mask
 
 
-def augmentation() -> v2.Transform:
+@cache
+def augmentation():
     """Rotation, scale, shift, brightness, contrast, noise for a grey image in 0..1 and its mask.
 
     No flips: they would put the spleen on the wrong side of the body.
     """
+    from torchvision.transforms import v2  # here: 2.5 s to import, and only training needs it
+
     return v2.Compose(
         [
             v2.RandomAffine(
@@ -33,6 +35,15 @@ def augmentation() -> v2.Transform:
             v2.RandomApply([v2.GaussianNoise(sigma=0.03)], p=0.5),
         ]
     )
+
+
+def augmented(image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """An image `(1, H, W)` in 0..1 and its mask `(1, H, W)`, augmented together with that seed."""
+    from torchvision import tv_tensors
+
+    with seeded(seed):
+        image, mask = augmentation()(tv_tensors.Image(image), tv_tensors.Mask(mask))
+    return image.as_subclass(Tensor).clamp(0, 1), mask.as_subclass(Tensor)
 
 
 @contextmanager
@@ -61,7 +72,6 @@ class SliceDataset(Dataset):
 
     def __init__(self, data: SliceSet, slices: list[Slice], cache_mb: int = 4096):
         self.data, self.slices = data, slices
-        self.transform = augmentation()
         size = data.size
         cached = min(len(slices), cache_mb * 10**6 // (2 * size * size))
         self.cache = torch.empty((cached, 2, size, size), dtype=torch.uint8)
@@ -109,13 +119,11 @@ class SliceDataset(Dataset):
         pair = self.cache[index] if index < len(self.cache) else self._read(index)
         image, mask = pair[:1].float() / 255, pair[1:]
         if seed is not None:
-            with seeded(seed):
-                image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
-                image = image.clamp(0, 1)
+            image, mask = augmented(image, mask, seed)
         here = self.slices[index]
         return {
-            "image": torch.Tensor(image),
-            "mask": mask[0].as_subclass(Tensor).long(),
+            "image": image,
+            "mask": mask[0].long(),
             "name": here.name,
             "case": here.case,
         }

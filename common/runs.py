@@ -4,11 +4,11 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torchvision
 from torch import nn
 
 from common import checkpoint, figures
@@ -134,7 +134,7 @@ def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),
             "device": gpu or platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "processes": run.world,

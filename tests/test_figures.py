@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from common.figures import PREDICTION, TRUTH, comparison, curves, joint_curves, outlined, overlay
+from common.figures import PREDICTION, TRUTH, comparison, curves, outlined, overlay
 
 MASK = np.zeros((20, 20), np.uint8)
 MASK[5:12, 6:15] = 1
@@ -41,9 +41,8 @@ def test_figures_are_written(tmp_path):
         for e in (1, 2, 3)
     ]
     curves(tmp_path / "c.png", log, "a run")
-    joint_curves(tmp_path / "j.png", {"T1": log, "S1": log[:2]})
     row = {"title": "p", "image": GREY, "truth": MASK, "masks": {"S1": MASK}, "dice": {"S1": 1.0}}
     comparison(tmp_path / "m.png", [row, row], ["S1"])
-    for name in ("c.png", "j.png", "m.png"):
+    for name in ("c.png", "m.png"):
         pixels = np.asarray(Image.open(tmp_path / name).convert("L"))
         assert pixels.shape[1] > 500 and pixels.std() > 5

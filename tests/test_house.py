@@ -4,13 +4,12 @@ import ast
 import re
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, STAGES
 
 import common
 
 ORDER = re.findall(r"\w+", common.__doc__.split("\n\n")[1])
 MODULES = sorted(p for p in (ROOT / "common").glob("*.py") if p.stem != "__init__")
-STAGES = ("teacher_t1_unet", "student_s1", "kd_t1_s1")
 SCRIPTS = [p for stage in STAGES for p in sorted((ROOT / stage).glob("*.py"))]
 
 

@@ -58,6 +58,7 @@ def test_a_subset_replaces_another(finished):
         assert cases == (everyone if subset == "all" else set(splits[subset]))
         overlays = stage.parent / "runs" / "default" / "overlays"
         assert len(list(overlays.iterdir())) == 2
+    assert 0 < read_json(overlays.parent / "inference.json")["latency_ms"] < 1000
 
 
 def test_slices_of_another_size_are_refused(finished, own_slices):

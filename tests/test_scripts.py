@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_script, run
+from conftest import ROOT, STAGES, load_script, run
 from PIL import Image
 
 from common.config import launch
-from common.files import UserError
 from common.slices import read_set
 
-STAGES = ("teacher_t1_unet", "student_s1", "kd_t1_s1")
+BY_HAND = ("teacher_t1_unet", "student_s1", "kd_t1_s1")  # tests/test_reproduce.py runs the others
 SCRIPTS = [
     *("reproduce.py", "data_prep/make_phantom.py", "data_prep/check_volumes.py"),
     *("data_prep/slice_nifti.py", "data_prep/import_pairs.py"),
@@ -52,7 +51,7 @@ def trained(repo, slices):
     """The three stages by hand, each from its own folder, with default names."""
     short = ("--epochs", "2", "--batch-size", "8")
     log = {}
-    for stage in STAGES:
+    for stage in BY_HAND:
         flags = (*short, "--width", "4") if stage == "teacher_t1_unet" else short
         log[stage] = [run(repo, "train.py", *flags, cwd=repo / stage)]
         extra = ("--probabilities",) if stage == "student_s1" else ()
@@ -66,7 +65,7 @@ def test_each_stage_leaves_its_files(trained, slices):
     data = read_set(slices)
     test = json.loads((slices / "splits.json").read_text())["test"]
     names = {f"{s.name}.png" for s in data.of(test)}
-    for stage in STAGES:
+    for stage in BY_HAND:
         folder = repo / stage / "runs" / "default"
         assert {p.name for p in (folder / "predictions").iterdir()} == names
         some = np.asarray(Image.open(folder / "predictions" / sorted(names)[0]))
@@ -237,64 +236,3 @@ def test_a_second_training_does_not_destroy_the_first(trained):
     text = run(repo, "train.py", cwd=repo / "student_s1", code=1)
     assert "--resume" in text and "--overwrite" in text
     assert (repo / "student_s1/runs/default/best.pt").read_bytes() == before
-
-
-def test_reproduce_runs_the_study_and_takes_up_where_it_stopped(repo):
-    flags = ("--quick", "--patients", 6, "--thickness", 20, "--size", 32, "--width", 4)
-    short = ("--teacher-epochs", 1, "--student-epochs", 1, "--name", "tiny")
-    first = run(repo, "reproduce.py", *flags, *short)
-    folder = repo / "results" / "tiny"
-    table = (folder / "table.md").read_text()
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
-        "T1",
-        "S1",
-        "KD(T1,S1)",
-    ]
-    assert table in first
-    rows = list(csv.DictReader((folder / "table.csv").open()))
-    gain = float(rows[2]["dice_mean"]) - float(rows[1]["dice_mean"])
-    assert float(rows[2]["dice_gain_points"]) == pytest.approx(100 * gain, abs=1e-6)
-    for picture in ("curves.png", "comparison.png"):
-        assert Image.open(folder / picture).width > 500
-    (folder / "table.md").unlink()
-    (repo / "kd_t1_s1/runs/tiny/summary.json").unlink()
-    again = run(repo, "reproduce.py", *flags, *short)
-    assert again.count("done before") == 11
-    assert (folder / "table.md").read_text() == table
-
-
-def test_reproduce_makes_anew_what_a_change_reaches_and_resumes_the_rest(tmp_path, monkeypatch):
-    reproduce = load_script(ROOT / "reproduce.py")
-    calls, fails = [], []
-
-    def pretend(command, **_):
-        calls.append(" ".join(command[1:]))
-        folder = tmp_path / Path(command[1]).parent.name
-        folder.mkdir(exist_ok=True)
-        for name in ("config.json", "best.pt"):
-            (folder / name).write_text("made")
-        return subprocess.CompletedProcess(command, int(command[1] in fails))
-
-    monkeypatch.setattr(reproduce.subprocess, "run", pretend)
-
-    def go(epochs=1):
-        calls.clear()
-        steps = [
-            (["a/train.py", "--epochs", str(epochs)], tmp_path / "a" / "best.pt"),
-            (["b/train.py"], tmp_path / "b" / "best.pt"),
-            (["b/metrics.py"], tmp_path / "b" / "best.pt"),
-        ]
-        reproduce.run_steps(steps, tmp_path / "steps.json", tmp_path / "data")
-        return list(calls)
-
-    fails.append("b/train.py")
-    with pytest.raises(UserError, match="b/train.py failed"):
-        go()
-    assert calls == ["a/train.py --epochs 1 --overwrite", "b/train.py --overwrite"]
-    fails.clear()
-    assert go() == ["b/train.py --resume", "b/metrics.py"]
-    assert go() == []
-    assert go(2) == ["a/train.py --epochs 2 --overwrite", "b/train.py --overwrite", "b/metrics.py"]
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "splits.json").write_text("{}")
-    assert len(go(2)) == 3

@@ -1,0 +1,197 @@
+"""The study in one command: its plan, its steps, and the whole of it on a small phantom."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from conftest import PAIRS, ROOT, STAGES, load_script, run
+from PIL import Image
+
+from common import steps
+from common.files import UserError, read_json
+from common.steps import Step, key, run_steps
+
+
+@pytest.fixture(scope="module")
+def reproduce():
+    return load_script(ROOT / "reproduce.py")
+
+
+def plan(reproduce, **settings):
+    """All trainings of a study, by the name of their run."""
+    config = reproduce.Config(data=Path("d"), name="n", **settings)
+    study = config.study
+    arms = reproduce.grid(config.models) if study == "grid" else None
+    arms = arms or reproduce.ablation(study, config.pair)
+    folds = config.folds or (None,)
+    runs = dict.fromkeys(
+        reproduce.run_of(arm, fold, seed, config)
+        for fold in folds
+        for seed in config.seeds
+        for arm in arms
+    )
+    return [reproduce.steps_of(r, config, Path("d"), "splits.json")[0] for r in runs]
+
+
+# The plan
+
+
+def test_the_grid_is_all_stages_teachers_first(reproduce):
+    arms = reproduce.grid(STAGES)
+    assert [a.stage for a in arms][:2] == ["teacher_t1_unet", "teacher_t2_transunet"]
+    assert {a.stage for a in arms} == set(STAGES) and len(arms) == 8
+    labels = ["T1", "T2", "S1", "KD(T1,S1)", "KD(T2,S1)", "S2", "KD(T1,S2)", "KD(T2,S2)"]
+    assert [a.label for a in arms] == labels
+
+
+def test_a_pair_brings_its_teacher_and_its_plain_student(reproduce):
+    arms = reproduce.grid(("kd_t2_s1",))
+    assert [a.stage for a in arms] == ["teacher_t2_transunet", "student_s1", "kd_t2_s1"]
+
+
+def test_every_seed_and_fold_has_its_runs_and_teachers_can_be_shared(reproduce):
+    trainings = plan(reproduce, models=("kd_t1_s1",), seeds=(3, 4), folds=(0, 2))
+    assert len(trainings) == 3 * 4 == len({s.name for s in trainings})
+    shared = plan(reproduce, models=("kd_t1_s1",), seeds=(3, 4), folds=(0, 2), share_teachers=True)
+    assert len(shared) == 2 * (1 + 2 + 2)
+    last = shared[-1]
+    assert last.leaves.parent.name == "n-f2-s4"
+    assert last.command[last.command.index("--teacher") + 1].endswith("runs/n-f2-s3/best.pt")
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("study", ["scales", "contrast", "multitask", "controls"])
+def test_an_ablation_s_flags_are_the_stage_s_and_its_runs_are_distinct(reproduce, study, pair):
+    trainings = plan(reproduce, study=study, pair=pair)
+    reproduce.check_flags(trainings)
+    assert len({key(s) for s in trainings}) == len({s.name for s in trainings}) == len(trainings)
+    arms = reproduce.ablation(study, pair)
+    assert len({a.label for a in arms}) == len(arms)
+    for arm in arms:
+        assert (arm.teacher is None) == (arm.stage != pair)
+
+
+def test_studies_of_one_name_share_their_runs(reproduce):
+    by_name = {s.name: key(s) for s in plan(reproduce)}
+    for study in ("scales", "contrast", "controls"):
+        found = {s.name: key(s) for s in plan(reproduce, study=study)}
+        same = [name for name in found if name in by_name]
+        assert len(same) == 3 and all(found[n] == by_name[n] for n in same)
+
+
+def test_more_flags_reach_the_trainings_they_are_for(reproduce):
+    given = {"t1": "--width 8", "students": "--epochs 7", "distilled": "--prediction 0.1"}
+    text = {s.command[0].split("/")[0]: " ".join(s.command) for s in plan(reproduce, **given)}
+    assert [s for s in text if "--width 8" in text[s]] == ["teacher_t1_unet"]
+    assert {s for s in text if "--epochs 7" in text[s]} == {"student_s1", "student_s2", *PAIRS}
+    assert {s for s in text if "--prediction 0.1" in text[s]} == set(PAIRS)
+
+
+def test_quick_adds_to_what_is_given(reproduce):
+    config = reproduce.Config(quick=True, t1="--width 4", patients=7)
+    assert config.t1.endswith("--batch-size 4 --width 4") and config.patients == 7
+    assert config.name == "quick" and config.size == 96
+
+
+def test_a_wrong_flag_shows_before_anything_runs(reproduce, capsys):
+    with pytest.raises(SystemExit):
+        reproduce.check_flags(plan(reproduce, students="--wings 2"))
+    assert "--wings 2" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--epochs is 0"):
+        reproduce.check_flags(plan(reproduce, students="--epochs 0"))
+
+
+# The steps
+
+
+@pytest.fixture
+def scripts(tmp_path, monkeypatch):
+    """Pretended scripts in a folder of their own: what they do is to be called, or to fail."""
+    calls, fails = [], set()
+
+    def pretend(command, out):
+        calls.append(" ".join(command))
+        folder = tmp_path / command[0].split("/")[0]
+        folder.mkdir(exist_ok=True)
+        for name in ("config.json", "best.pt", "summary.json"):
+            (folder / name).write_text("made")
+        return int(command[0] in fails)
+
+    monkeypatch.setattr(steps, "_run", pretend)
+    return calls, fails
+
+
+def test_a_change_reaches_what_stands_on_it_and_no_more(tmp_path, scripts):
+    calls, fails = scripts
+    split = tmp_path / "splits.json"
+
+    def go(epochs=1):
+        calls.clear()
+        a = Step(("a/train.py", "--epochs", str(epochs)), tmp_path / "a/best.pt", (split,))
+        b = Step(("b/train.py",), tmp_path / "b/best.pt")
+        c = Step(("c/train.py",), tmp_path / "c/best.pt", needs=(a,))
+        d = Step(("c/metrics.py",), tmp_path / "c/summary.json", needs=(c, b))
+        run_steps([a, b, c, d], tmp_path)
+        return list(calls)
+
+    fails.add("c/train.py")
+    with pytest.raises(UserError, match=r"c/train.py failed.*log\.txt"):
+        go()
+    assert calls == [
+        "a/train.py --epochs 1 --overwrite",
+        *(f"{x}/train.py --overwrite" for x in "bc"),
+    ]
+    fails.clear()
+    assert go() == ["c/train.py --resume", "c/metrics.py"]
+    assert go() == []
+    changed = ["a/train.py --epochs 2 --overwrite", "c/train.py --overwrite", "c/metrics.py"]
+    assert go(2) == changed
+    split.write_text("{}")
+    assert go(2) == changed
+    (tmp_path / "b" / "best.pt").unlink()
+    assert go(2) == ["b/train.py --resume"]
+
+
+def test_output_goes_to_the_screen_and_to_one_log(tmp_path, capfd):
+    script = tmp_path / "speak.py"
+    script.write_text("import sys; print('to out'); print('to err', file=sys.stderr); sys.exit(3)")
+    step = Step((str(script),), tmp_path / "never")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"exit code 3"):
+            run_steps([step], tmp_path)
+    seen, log = capfd.readouterr().out, (tmp_path / "log.txt").read_text()
+    for text in ("to out\n", "to err\n"):
+        assert seen.count(text) == log.count(text) == 2
+    assert read_json(tmp_path / "steps.json")
+
+
+# The whole of it
+
+
+def test_the_study_runs_and_takes_up_where_it_stopped(repo):
+    flags = ("--quick", "--patients", 6, "--thickness", 20, "--size", 32, "--name", "tiny")
+    short = ("--t1", "--width 4 --epochs 1", "--t2", "--depth 1 --epochs 1")
+    command = (*flags, *short, "--students", "--epochs 1", "--models", "kd_t1_s2", "kd_t2_s1")
+    first = run(repo, "reproduce.py", *command)
+    folder = repo / "results" / "tiny"
+    table = (folder / "table.md").read_text()
+    assert table in first
+    rows = {row["model"]: row for row in csv.DictReader((folder / "table.csv").open())}
+    assert list(rows) == ["T1", "T2", "S1", "KD(T2,S1)", "S2", "KD(T1,S2)"]
+    for distilled, plain in (("KD(T2,S1)", "S1"), ("KD(T1,S2)", "S2")):
+        gain = float(rows[distilled]["dice_mean"]) - float(rows[plain]["dice_mean"])
+        assert float(rows[distilled]["gain_mean"]) == pytest.approx(100 * gain, abs=1e-6)
+    for picture in ("curves", "comparison", "gains", "patients", "cost"):
+        assert Image.open(folder / f"{picture}.png").width > 400
+    (folder / "table.md").unlink()
+    (repo / "kd_t1_s2/runs/tiny-s0/summary.json").unlink()
+    again = run(repo, "reproduce.py", *command)
+    assert again.count("done before") == 3 + 3 * 6 - 1
+    assert (folder / "table.md").read_text() == table
+    # The last pair, trained here with the teacher that the study has left.
+    last = load_script(repo / "kd_t2_s2/train.py")
+    teacher = repo / "teacher_t2_transunet/runs/tiny-s0/best.pt"
+    last.main(last.Config(data=repo / "data/slices_tiny", epochs=1, device="cpu", teacher=teacher))
+    about = json.loads((repo / "kd_t2_s2/runs/default/config.json").read_text())
+    assert about["parameters"] == 227_233 and about["objective_parameters"] > 0

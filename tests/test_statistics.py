@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from common.files import write_json
+from common.scores import overlap_scores
+from common.statistics import by_patient, compare, gain, in_words, interval, pooled, wilcoxon
+
+
+def result(subset="test", **dice):
+    """A summary with these Dice scores, of patients with 100 true and 100 predicted pixels."""
+    counts = {"predicted_pixels": 100, "true_pixels": 100}
+    cases = {
+        case: {"dice": d, "overlap_pixels": round(100 * (d or 0)), **counts}
+        for case, d in dice.items()
+    }
+    return {"subset": subset, "cases": cases}
+
+
+def test_a_patient_is_averaged_over_its_runs_first():
+    runs = [result(a=0.5, b=0.9), result(a=0.7, b=None), result(c=None)]
+    assert by_patient(runs) == {"a": pytest.approx(0.6), "b": 0.9, "c": None}
+
+
+def test_pooled_counts_are_summed_over_all_runs():
+    runs = [result(a=0.5), result(a=0.7, b=0.9)]
+    assert pooled(runs) == overlap_scores(210, 300, 300)
+
+
+def test_the_interval_is_that_of_the_mean():
+    rng = np.random.default_rng(0)
+    values = rng.normal(3, 2, 400).tolist()
+    low, high = interval(values)
+    expected = stats.norm.interval(0.95, np.mean(values), stats.sem(values))
+    assert (low, high) == pytest.approx(expected, abs=0.05)
+    assert interval(values) == (low, high)  # seeded
+    assert interval([1.0]) is None
+    assert interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+
+
+def test_wilcoxon_has_its_exact_value_and_its_limit():
+    assert wilcoxon([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == pytest.approx(2 / 2**6)
+    assert wilcoxon([0.0, 0.0]) is None
+
+
+def test_a_gain_is_paired_by_patient_and_the_patient_is_the_unit():
+    base = [result(a=0.5, b=0.6, c=0.7), result(a=0.5, b=0.6, c=0.7)]
+    mine = [result(a=0.6, b=0.6, c=0.9), result(a=0.4, b=0.8, c=0.9)]
+    found = gain(mine, base)
+    assert found["mean"] == pytest.approx(10)  # a 0, b +10, c +20
+    assert found["n"] == 3 and found["better"] == 2
+    assert found["std"] == pytest.approx(10)
+    assert found["run_std"] == pytest.approx(0)  # 10 points in either run
+    assert -1e-9 < found["low"] < 10 < found["high"] < 20 + 1e-9
+
+
+def test_an_undefined_score_leaves_its_patient_out_of_the_gain():
+    found = gain([result(a=0.8, b=None)], [result(a=0.7, b=0.0)])
+    assert found["n"] == 1 and found["mean"] == pytest.approx(10) and found["low"] is None
+    assert in_words(found) == "+10.0"
+
+
+def test_other_patients_or_another_subset_give_no_gain():
+    assert gain([result(a=0.8)], [result(b=0.7)]) is None
+    assert gain([result("val", a=0.8)], [result(a=0.7)]) is None
+    assert gain([result(a=None)], [result(a=None)]) is None
+
+
+def test_compare_says_it_in_one_line(tmp_path):
+    write_json(tmp_path / "s.json", result(a=0.7, b=0.5))
+    line = compare(result(a=0.8, b=0.5), "gain", tmp_path / "s.json")
+    assert line.startswith("gain: +5.0 [+0.0, +10.0] Dice points") and "1 of 2" in line
+    assert "run inference.py" in compare(result(a=1), "gain", tmp_path / "none.json")
+    assert "other patients" in compare(result(c=1), "gain", tmp_path / "s.json")

@@ -1,0 +1,68 @@
+"""Tables and figures of a study, from made-up summaries."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common import charts
+from common.scores import overlap_scores
+from common.tables import markdown, write_study
+
+
+def summary(parameters, *dice):
+    """Patients with 100 true and 100 predicted pixels: Dice is the overlap in percent."""
+    cases = {}
+    for i, d in enumerate(dice):
+        counts = round(100 * d), 100, 100
+        names = ("overlap_pixels", "predicted_pixels", "true_pixels")
+        cases[f"p{i}"] = dict(zip(names, counts, strict=True)) | overlap_scores(*counts)
+    return {"subset": "test", "parameters": parameters, "cases": cases}
+
+
+RESULTS = {
+    "T1": [summary(1000, 0.9, 0.8, 0.7)],
+    "S1": [summary(50, 0.5, 0.6, 0.7), summary(50, 0.6, 0.6, 0.6)],
+    "KD(T1,S1)": [summary(50, 0.6, 0.7, 0.8), summary(50, 0.7, 0.7, 0.7)],
+}
+
+
+def test_markdown_is_aligned():
+    text = markdown([{"a": "x", "bb": "1"}, {"a": "long", "bb": ""}])
+    assert text.splitlines() == ["| a    | bb |", "| ---- | -- |", "| x    | 1  |", "| long |    |"]
+
+
+def test_the_table_is_what_the_summaries_say(tmp_path):
+    gains = write_study(tmp_path, RESULTS, {"KD(T1,S1)": "S1"})
+    assert list(gains) == ["KD(T1,S1)"]
+    assert gains["KD(T1,S1)"]["mean"] == pytest.approx(10)
+    text = (tmp_path / "table.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| KD(T1,S1)"))
+    assert "0.700 +- 0.050" in row and "+10.0 [+10.0, +10.0] over S1" in row and "3 of 3" in row
+    pooled = [line for line in text.splitlines() if line.startswith("| S1")][1]
+    assert "0.600" in pooled and "0.715" in pooled  # measured, and the thesis's
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [r["model"] for r in rows] == list(RESULTS)
+    assert float(rows[2]["dice_mean"]) == pytest.approx(0.7) and rows[2]["runs"] == "2"
+    assert float(rows[2]["gain_mean"]) == pytest.approx(10) and rows[0]["gain_mean"] == ""
+
+
+def test_without_the_thesis_s_models_there_is_no_column_for_them(tmp_path):
+    write_study(tmp_path, {"none": RESULTS["S1"], "dense": RESULTS["KD(T1,S1)"]}, {})
+    assert "thesis)" not in (tmp_path / "table.md").read_text()
+
+
+def test_figures_are_written(tmp_path):
+    gain = {"mean": 3.0, "low": -1.0, "high": 7.0}
+    alone = {"mean": -3.0, "low": None, "high": None}
+    charts.gains(tmp_path / "gains.png", {"KD(T1,S1)": ("S1", gain), "x": ("S1", alone)})
+    pair = ({"a": 0.5, "b": None, "c": 0.7}, {"a": 0.6, "b": 0.3, "c": 0.4})
+    charts.patients(tmp_path / "patients.png", {("S1", "KD(T1,S1)"): pair, ("S2", "x"): pair})
+    row = {"dice": 0.7, "parameters": 57297, "latency_ms": 1.5}
+    charts.cost(tmp_path / "cost.png", {"S1": row, "T1": {**row, "parameters": 4e7}})
+    log = [{"epoch": str(e), "segmentation": "0.5", "val_dice": "0.4"} for e in (1, 2, 3)]
+    charts.curves(tmp_path / "curves.png", {"S1": [log, log[:2]], "a variant": [log]})
+    for name in ("gains", "patients", "cost", "curves"):
+        pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
+        assert pixels.shape[1] > 400 and pixels.std() > 5
