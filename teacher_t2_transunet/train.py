@@ -49,7 +49,7 @@ def main(config: Config) -> None:
     """Data, model, objective, training."""
     run = start(config, __file__, share="train")
     model = teacher_t2(config.width, config.depth, run.classes, config.reconstruction_weight > 0)
-    if config.encoder_weights != "none" and not config.resume:
+    if config.encoder_weights != "none":
         load_imagenet(model, config.encoder_weights == "imagenet", config.weights_folder)
     fit(MultiTaskObjective(model, config.reconstruction_weight, config.hidden), run, config)
 

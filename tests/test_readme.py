@@ -5,10 +5,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, load_script
 
+import common
 from common.config import parse
-from common.unet import parameters, student_s1, teacher_t1
+from common.transunet import teacher_t2
+from common.unet import parameters, student_s1, student_s2, teacher_t1
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
@@ -56,5 +59,11 @@ def test_files_and_pictures_it_links_exist():
 
 
 def test_parameter_counts():
-    assert f"{parameters(teacher_t1()):,}" in README
-    assert f"{parameters(student_s1()):,}" in README
+    with torch.device("meta"):
+        models = teacher_t1(), teacher_t2(), student_s1(), student_s2()
+    assert all(f"{parameters(model):,}" in README for model in models)
+
+
+def test_the_order_of_the_modules_is_the_house_s():
+    modules = re.search(r"only from those before it: (.*?)\.", README, re.S)[1]
+    assert re.findall(r"\w+", modules) == re.findall(r"\w+", common.__doc__.split("\n\n")[1])
