@@ -4,14 +4,13 @@
     python reproduce.py                       data/Task09_Spleen if it is there, else the phantom
     python reproduce.py --input ~/Task09_Spleen --folds 0 1 2 3 4 --seeds 0 1 2
     python reproduce.py --data data/mine --name mine          slices made by import_pairs.py
-    python reproduce.py --models student_s1 kd_t1_s1          a part of the grid (and its teachers)
     python reproduce.py --study controls --pair kd_t2_s2      an ablation of one pair
     python reproduce.py --t1 "--width 32" --students "--epochs 60 --batch-size 4"
 
 Runs the same scripts that one would run by hand, and prints each command. Stopped and started
-again it takes up where it was; finished steps are skipped, and studies of one --name share their
-runs. Writes results/NAME/: table.md and table.csv, figures, log.txt with all output; an ablation
-writes its own into results/NAME/STUDY/.
+again it takes up where it was; finished steps are skipped, and studies of one --name share the runs
+they have in common. Writes results/NAME/: table.md and table.csv, figures, log.txt with what the
+scripts print; an ablation writes into results/NAME/STUDY_PAIR/.
 
 Ablations (--study): `scales`, which of the distillation's places help; `contrast`, its form;
 `multitask`, the weight of the teacher's reconstruction; `controls`, what must not help: a teacher
@@ -19,19 +18,17 @@ with random weights, one that looks at another image, terms of weight 0.
 """
 
 import shlex
-import sys
 import time
 from dataclasses import dataclass
-from importlib.util import module_from_spec, spec_from_file_location
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from common import config as base
-from common.config import launch, option, parse, to_json
+from common.config import launch, option, to_json
 from common.files import ROOT, UserError, shown, write_json
 from common.slices import make_splits, read_set
-from common.steps import Step, run_steps
+from common.steps import Step, check_flags, check_outdated, flags, run_steps
 from common.study import add_up
 
 TASK09 = ROOT / "data" / "Task09_Spleen"
@@ -41,6 +38,8 @@ PAIRS = {  # pair: its teacher, its plain student
     f"kd_{t.lower()}_{s.lower()}": (teacher, student)
     for (student, s), (teacher, t) in product(STUDENTS.items(), TEACHERS.items())
 }
+# What reproduce.py itself passes to every train.py.
+OWN = {"--data", "--splits", "--name", "--seed", "--device", "--teacher", "--resume", "--overwrite"}
 # What --quick adds to the flags that one gives: sized for 10 minutes on two CPU cores without
 # bf16. T1 has a quarter of its width (2.7 million parameters), T2 two narrow layers.
 QUICK = {
@@ -81,19 +80,17 @@ class Config(base.Config):
     patients: int | None = option(None, "patients of the phantom", low=1)
     thickness: float | None = option(None, "slice thickness of the phantom in mm")
     size: int | None = option(None, "height and width of the slices", low=1)
-    t1: str = option("", 'more flags for T1\'s train.py, in quotes: --t1 "--width 32"')
+    t1: str = option("", "more flags for T1's train.py, as in --t1='--width 32'")
     t2: str = option("", "more flags for T2's train.py")
     students: str = option("", "more flags for every student's train.py, distilled or not")
     distilled: str = option("", "more flags for the distilled students' train.py")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    overwrite: bool = option(False, "replace runs of this --name that were made otherwise")
 
     def __post_init__(self):
         """Fill in what --quick means."""
         super().__post_init__()
-        if self.input and self.data:
-            raise UserError("--input (volumes) and --data (slices) exclude each other.")
-        if not self.seeds or not self.models:
-            raise UserError("--seeds and --models need at least one value each.")
+        self._check()
         # The steps run in the repository's root, wherever this was started.
         self.input, self.data = (p and p.resolve() for p in (self.input, self.data))
         if self.quick:
@@ -105,16 +102,46 @@ class Config(base.Config):
                     setattr(self, name, f"{value} {given}".strip())
         self.name = self.name or ("quick" if self.quick else "study")
 
+    def _check(self) -> None:
+        """UserError for what cannot be meant."""
+        if self.input and self.data:
+            raise UserError("--input (volumes) and --data (slices) exclude each other.")
+        if not self.seeds or not self.models:
+            raise UserError("--seeds and --models need at least one value each.")
+        if bad := [k for k in self.folds if not 0 <= k < self.of]:
+            raise UserError(
+                f"--folds {bad[0]} of --of {self.of}: folds run from 0 to {self.of - 1}."
+            )
+        useless = [n for n in ("size", "patients", "thickness") if self.data and getattr(self, n)]
+        if self.study != "grid" and len(self.models) < len(TEACHERS) + len(STUDENTS) + len(PAIRS):
+            useless.append("models")
+        if useless:
+            cause = "--data" if self.data else f"--study {self.study}"
+            raise UserError(f"--{useless[0]} has no effect with {cause}; leave it out.")
+        for group in ("t1", "t2", "students", "distilled"):
+            try:
+                words = shlex.split(getattr(self, group))
+            except ValueError as error:
+                raise UserError(f"--{group} {getattr(self, group)!r}: {error}.") from None
+            taken = OWN.union(*(a.flags for a in self.arms() if self.study != "grid"))
+            if clash := [w for w in words if w.startswith("--") and w.split("=")[0] in taken]:
+                raise UserError(f"--{group}: {clash[0]} is set by the study itself.")
+
+    def arms(self) -> list["Arm"]:
+        """The models of the study."""
+        return grid(self.models) if self.study == "grid" else ablation(self.study, self.pair)
+
 
 class Arm(NamedTuple):
-    """A model of a study: a stage with flags of its own, and what it is compared with."""
+    """A model of a study: a stage with flags of its own, its teacher, its plain student."""
 
     label: str
     stage: str
     flags: tuple[str, ...] = ()
     name: str = ""  # ends the run's name
     teacher: "Arm | None" = None
-    base: "Arm | None" = None
+    plain: "Arm | None" = None
+    base: str | None = None  # label of the arm that the tables compare it with
 
 
 def grid(stages: tuple[str, ...]) -> list[Arm]:
@@ -126,8 +153,8 @@ def grid(stages: tuple[str, ...]) -> list[Arm]:
             arms[student] = Arm(label, student)
         for pair in (p for p in PAIRS if p in wanted and PAIRS[p][1] == student):
             teacher, plain = (arms[s] for s in PAIRS[pair])
-            label = f"KD({teacher.label},{plain.label})"
-            arms[pair] = Arm(label, pair, teacher=teacher, base=plain)
+            name = f"KD({teacher.label},{plain.label})"
+            arms[pair] = Arm(name, pair, teacher=teacher, plain=plain, base=plain.label)
     return list(arms.values())
 
 
@@ -135,32 +162,32 @@ def ablation(study: str, pair: str) -> list[Arm]:
     """The arms of an ablation of one pair: teacher, plain student, and the student's variants."""
     teacher, plain, whole = grid((pair,))
 
-    def variant(label: str, name: str, *flags: str, teacher: Arm = teacher) -> Arm:
-        return Arm(label, pair, flags, name, teacher, plain)
+    def variant(label: str, name: str, *flags: str, **changes) -> Arm:
+        return whole._replace(label=label, name=name, flags=flags, **changes)
 
     no_map = ("--prediction", "0")
-    map_only = variant("prediction map", "map", "--scales")
     if study == "scales":
+        map_only = variant("prediction map", "map", "--scales")
         scales = [variant(s, s, "--scales", s, *no_map) for s in base.SCALES]
         maps = variant("the three scales", "scales", *no_map)
         return [teacher, plain, map_only, *scales, maps, whole._replace(label="all four")]
     if study == "contrast":
-        images = variant("images (InfoNCE)", "image", "--contrast", "image")
-        mse = variant("MSE in its place", "mse", "--contrast", "mse")
-        pixels = whole._replace(label="pixels by class")
-        return [teacher, plain, map_only._replace(label="no contrast"), images, mse, pixels]
+        none = variant("no contrast", "map", "--scales")
+        images = variant("images", "image", "--contrast", "image", base=none.label)
+        mse = variant("MSE in its place", "mse", "--contrast", "mse", base=none.label)
+        pixels = whole._replace(label="pixels by class", base=none.label)
+        return [teacher, plain, none, images, mse, pixels]
     if study == "multitask":
-        arms = [plain]
-        for weight in ("0", "0.2", "1"):
-            tutor = Arm(
-                f"{teacher.label}, reconstruction {weight}",
-                teacher.stage,
-                ("--reconstruction-weight", weight),
-                f"r{weight}",
-                base=arms[1] if weight != "0" else None,
-            )
-            label = f"{plain.label} taught by it ({weight})"
-            arms += [tutor, variant(label, f"r{weight}", teacher=tutor)]
+        arms, no_task = [plain], f"{teacher.label} without"
+        for weight, name in (("0", "without"), ("0.2", "0.2"), ("1", "1")):
+            # 0.2 is the teachers' default: the grid's own runs.
+            own = () if weight == "0.2" else ("--reconstruction-weight", weight)
+            tutor = Arm(f"{teacher.label} {name}", teacher.stage, own, own and f"r{weight}" or "")
+            taught = variant(f"{plain.label} taught by it ({name})", tutor.name, teacher=tutor)
+            if weight != "0":
+                tutor = tutor._replace(base=no_task)
+                taught = taught._replace(teacher=tutor, base=arms[2].label)
+            arms += [tutor, taught]
         return arms
     random = variant("random teacher", "random", "--control", "random-teacher")
     other = variant("another image", "other", "--control", "other-image")
@@ -168,114 +195,104 @@ def ablation(study: str, pair: str) -> list[Arm]:
     return [teacher, plain, whole, random, other, zero]
 
 
-def flags(**values) -> tuple[str, ...]:
-    """`width=32` -> `--width 32`; None is left out."""
-    pairs = ((f"--{k.replace('_', '-')}", str(v)) for k, v in values.items() if v is not None)
-    return tuple(part for pair in pairs for part in pair)
-
-
 def data_steps(config: Config) -> tuple[Path, list[Step]]:
     """The slice data set, and the steps that make it."""
     if config.data:
         return config.data, []
-    steps = ()
+    record, steps = ROOT / "results" / config.name / "data.json", ()
     volumes = config.input or (TASK09 if TASK09.exists() and not config.quick else None)
     if volumes is None:
         volumes = ROOT / "data" / f"phantom_{config.name}"
         made = flags(output=volumes, patients=config.patients, thickness=config.thickness)
-        steps += (Step(("data_prep/make_phantom.py", *made), volumes / "dataset.json"),)
+        steps += (Step(("data_prep/make_phantom.py", *made), volumes / "dataset.json", record),)
+    index = (volumes / "dataset.json",)
     check = ("data_prep/check_volumes.py", *flags(input=volumes))
-    steps += (Step(check, volumes / "dataset.json", needs=steps),)
+    steps += (Step(check, *index, record, index, steps),)
     data = ROOT / "data" / f"slices_{config.name}"
     cut = ("data_prep/slice_nifti.py", *flags(input=volumes, output=data, size=config.size))
-    steps += (Step(cut, data / "dataset.json", needs=steps),)
+    steps += (Step(cut, data / "dataset.json", record, index, steps),)
     return data, list(steps)
 
 
-class Run(NamedTuple):
+class Training(NamedTuple):
     """One training of an arm: on which split, with which seed."""
 
     arm: Arm
     fold: int | None
     seed: int
 
-    def folder(self, config: Config) -> Path:
-        """Its run folder."""
-        fold = "" if self.fold is None else f"f{self.fold}"
-        name = "-".join(filter(None, (config.name, fold, f"s{self.seed}", self.arm.name)))
-        return ROOT / self.arm.stage / "runs" / name
 
-
-def run_of(arm: Arm, fold: int | None, seed: int, config: Config) -> Run:
-    """An arm's run; a teacher that several seeds share has the first seed."""
+def training_of(arm: Arm, fold: int | None, seed: int, config: Config) -> Training:
+    """An arm's training; a teacher that several seeds share has the first seed."""
     shared = config.share_teachers and arm.stage in TEACHERS
-    return Run(arm, fold, config.seeds[0] if shared else seed)
+    return Training(arm, fold, config.seeds[0] if shared else seed)
 
 
-def steps_of(run: Run, config: Config, data: Path, splits: str) -> list[Step]:
+def folder_of(training: Training, config: Config) -> Path:
+    """Its run folder, named after study, fold, seed and variant."""
+    fold = "" if training.fold is None else f"f{training.fold}of{config.of}"
+    name = "-".join(filter(None, (config.name, fold, f"s{training.seed}", training.arm.name)))
+    return ROOT / training.arm.stage / "runs" / name
+
+
+def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
     """Training, inference and scoring of one run."""
-    arm, folder = run.arm, run.folder(config)
+    arm, fold, seed = training
+    folder = folder_of(training, config)
+    record, aside = folder.parent / f"{folder.name}.json", flags(device=config.device)
+    splits = split_name(fold, config)
     inputs = tuple(data / name for name in ("dataset.json", "manifest.csv", splits))
     common = flags(data=data, name=folder.name)
-    on = flags(device=config.device)
-    train = [f"{arm.stage}/train.py", *common, *on, *flags(splits=splits, seed=run.seed)]
     group = TEACHERS.get(arm.stage, "students").lower()
+    train = [f"{arm.stage}/train.py", *common, *flags(splits=splits, seed=seed)]
     train += shlex.split(getattr(config, group))
-    before, scored, against = (), (), ()
+    taught, scored, against = (), (), ()
     if arm.teacher:
-        teacher, plain = (run_of(a, run.fold, run.seed, config) for a in (arm.teacher, arm.base))
-        theirs = [steps_of(other, config, data, splits) for other in (teacher, plain)]
-        before, scored = theirs[0][:1], (theirs[0][-1], theirs[1][-1])
-        weights, *summaries = (other.leaves for other in (*before, *scored))
-        train += [*shlex.split(config.distilled), *flags(teacher=weights)]
-        against = flags(teacher=summaries[0], plain=summaries[1])
+        theirs = [
+            steps_of(training_of(other, fold, seed, config), config, data)
+            for other in (arm.teacher, arm.plain)
+        ]
+        taught, scored = theirs[0][:1], (theirs[0][-1], theirs[1][-1])
+        train += [*shlex.split(config.distilled), *flags(teacher=taught[0].leaves)]
+        against = flags(teacher=scored[0].leaves, plain=scored[1].leaves)
     train += arm.flags
-    training = Step(tuple(train), folder / "best.pt", inputs, tuple(before))
-    predict = (f"{arm.stage}/inference.py", *common, *on)
-    prediction = Step(predict, folder / "inference.json", inputs, (training,))
+    fit = Step(tuple(train), folder / "best.pt", record, inputs, tuple(taught), aside)
+    predict = (f"{arm.stage}/inference.py", *common)
+    masks = Step(predict, folder / "inference.json", record, inputs, (fit,), aside)
     score = (f"{arm.stage}/metrics.py", *common, *against)
-    return [
-        training,
-        prediction,
-        Step(score, folder / "summary.json", inputs, (prediction, *scored)),
-    ]
+    return [fit, masks, Step(score, folder / "summary.json", record, inputs, (masks, *scored))]
 
 
-def check_flags(steps: list[Step]) -> None:
-    """Parse every training's flags now: a mistake shows before the first hour, not after it."""
-    for stage in {step.command[0] for step in steps if step.command[0].endswith("train.py")}:
-        spec = spec_from_file_location(stage.replace("/", "_"), ROOT / stage)
-        module = module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up by name
-        spec.loader.exec_module(module)
-        for step in steps:
-            if step.command[0] == stage:
-                parse(module.Config, list(step.command[1:]))
+def split_name(fold: int | None, config: Config) -> str:
+    """The splits file of a fold, in the data set's folder."""
+    return "splits.json" if fold is None else f"splits_fold{fold}of{config.of}.json"
 
 
 def main(config: Config) -> None:
     """Run what is missing, then write the tables and the figures."""
     began = time.perf_counter()
-    results = ROOT / "results" / config.name
-    arms = grid(config.models) if config.study == "grid" else ablation(config.study, config.pair)
-    folds = config.folds or (None,)
-    splits = {k: "splits.json" if k is None else f"splits_fold{k}of{config.of}.json" for k in folds}
+    results, arms = ROOT / "results" / config.name, config.arms()
     data, first = data_steps(config)
-    runs = [run_of(arm, k, s, config) for k, s in product(folds, config.seeds) for arm in arms]
-    runs = list(dict.fromkeys(runs))  # a teacher that several seeds share appears once
-    steps = [step for run in runs for step in steps_of(run, config, data, splits[run.fold])]
-    check_flags(steps)
-    run_steps(first, results)
+    units = list(product(config.folds or (None,), config.seeds))
+    trainings = [training_of(arm, *unit, config) for unit in units for arm in arms]
+    trainings = list(dict.fromkeys(trainings))  # a teacher that several seeds share appears once
+    check_flags([step for t in trainings for step in steps_of(t, config, data)])
+    check_outdated(first, config.overwrite)
+    run_steps(first, results / "log.txt")
     slices = read_set(data)
     for fold in config.folds:
-        cases = [s.case for s in slices.slices]
-        write_json(data / splits[fold], make_splits(cases, 0, config.of, fold))
-    run_steps(steps, results)
-    folder = results if config.study == "grid" else results / config.study
+        splits = make_splits([s.case for s in slices.slices], 0, config.of, fold)
+        write_json(data / split_name(fold, config), splits)
+    steps = [step for t in trainings for step in steps_of(t, config, data)]
+    check_outdated(steps, config.overwrite)
+    run_steps(steps, results / "log.txt")
+    folder = results if config.study == "grid" else results / f"{config.study}_{config.pair}"
     write_json(folder / "config.json", to_json(config))
-    folders = {a.label: [r.folder(config) for r in runs if r.arm == a] for a in arms}
-    bases = {arm.label: arm.base.label for arm in arms if arm.base}
-    print(f"\n{add_up(folder, folders, bases, slices)}")
+    runs = {arm.label: {} for arm in arms}
+    for t in trainings:
+        runs[t.arm.label][t.fold, t.seed] = folder_of(t, config)
+    bases = {arm.label: arm.base for arm in arms if arm.base}
+    print(f"\n{add_up(folder, runs, bases, slices)}")
     print(f"{(time.perf_counter() - began) / 60:.1f} minutes -> {shown(folder)}")
 
 

@@ -66,10 +66,7 @@ def patients(path: Path, pairs: dict[tuple[str, str], tuple[dict, dict]]) -> Non
 
 
 def cost(path: Path, models: dict[str, dict]) -> None:
-    """Dice against parameters and against latency; a model is `dice`, `parameters`, `latency_ms`.
-
-    Arrows lead from a plain student to its distilled forms.
-    """
+    """Dice against parameters and latency; a model is `dice`, `parameters`, `latency_ms`."""
     figure = Figure((9, 3.6), layout="constrained")
     for axis, key, label in zip(
         figure.subplots(1, 2, sharey=True),

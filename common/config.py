@@ -84,6 +84,18 @@ class TrainConfig(Config):
 
 
 @dataclass
+class TeacherConfig(TrainConfig):
+    """The two tasks of a teacher, equal for both: T1 and T2 differ in their network alone."""
+
+    reconstruction_weight: float = option(
+        0.2, "weight of the reconstruction loss (0.2 is the thesis's; 0: no such decoder)", low=0.0
+    )
+    hidden: float = option(
+        0.25, "share of patches hidden from half of each batch", low=0.0, high=1.0
+    )
+
+
+@dataclass
 class StudentConfig(TrainConfig):
     """The recipe of a student, with or without a teacher.
 

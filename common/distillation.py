@@ -104,10 +104,8 @@ class Distiller(nn.Module):
         losses = {"segmentation": self.segmentation(output.logits, mask)}
         if not self.weights and not self.config.prediction:
             return losses
-        # The control: what a teacher says of another image is worth nothing for this one.
-        shown = images.roll(1, dims=0) if self.config.control == "other-image" else images
         with torch.no_grad():
-            known = self.teacher(shown, reconstruct=False)
+            known = self.teacher(self._shown(images), reconstruct=False)
         if weight := self.config.prediction:
             losses["prediction"] = weight * self.prediction(output.logits, known.logits)
         places = None
@@ -119,6 +117,16 @@ class Distiller(nn.Module):
             term = loss(output.features[scale], known.features[scale], places)
             losses[f"contrast_{scale}"] = self.weights[scale] * term
         return losses
+
+    def _shown(self, images: Tensor) -> Tensor:
+        """What the teacher sees: the images, or for the control `other-image` the next one each.
+
+        That one is mostly another patient's, and tells at most where a spleen is wont to lie. A
+        batch of one has no other: the teacher sees nothing then.
+        """
+        if self.config.control != "other-image":
+            return images
+        return images.roll(1, dims=0) if len(images) > 1 else torch.zeros_like(images)
 
 
 def fingerprint(module: nn.Module) -> str:

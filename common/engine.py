@@ -137,6 +137,11 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     if run.world > 1:
         dist.barrier()
         dist.destroy_process_group()
+    say_the_best(run, log)
+
+
+def say_the_best(run: Run, log: list[dict]) -> None:
+    """The epoch that best.pt holds."""
     chosen = max(log, key=lambda row: row["val_dice"])
     run.say(
         f"best epoch {chosen['epoch']}: validation Dice {chosen['val_dice']:.4f} per patient, "

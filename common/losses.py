@@ -79,10 +79,11 @@ class MultiTaskObjective(nn.Module):
     """A teacher: DiceBCE of its segmentation + `weight` x MSE of its reconstruction.
 
     Full-resolution skips would let the second decoder copy its input and learn nothing, so it
-    restores what it was not shown: in a random half of each batch a quarter of the patches is
-    hidden (as in masked auto-encoders, He et al., arXiv 2111.06377), and the reconstruction is
+    restores what it was not shown: in a random half of each batch a share `hidden` of the patches
+    is hidden (as in masked auto-encoders, He et al., arXiv 2111.06377), and the reconstruction is
     compared with the whole image on that half. The other half stays whole, for it is whole
     images that the segmentation meets at test time. One forward pass gives both outputs.
+    With weight 0 patches are hidden all the same: the segmentation's input does not depend on it.
     """
 
     def __init__(self, model: nn.Module, weight: float = 0.2, hidden: float = 0.25):
@@ -93,17 +94,15 @@ class MultiTaskObjective(nn.Module):
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """`batch` holds `image (N, 3, H, W)` and `mask (N, H, W)`."""
         images, target = batch["image"], batch["mask"]
-        if not self.weight:
-            return {"segmentation": self.loss(self.model(images).logits, target)}
         # Batches are drawn in random order: the first half is a random half (one image: itself).
         half = -(-len(images) // 2)
         shown = torch.cat([hide_patches(images[:half], self.hidden), images[half:]])
         if images.is_contiguous(memory_format=torch.channels_last):
             shown = shown.contiguous(memory_format=torch.channels_last)
         output = self.model(shown)
-        with full_precision(images):
-            error = F.mse_loss(output.reconstruction[:half].float(), images[:half].float())
-        return {
-            "segmentation": self.loss(output.logits, target),
-            "reconstruction": self.weight * error,
-        }
+        losses = {"segmentation": self.loss(output.logits, target)}
+        if self.weight:
+            with full_precision(images):
+                error = F.mse_loss(output.reconstruction[:half].float(), images[:half].float())
+            losses["reconstruction"] = self.weight * error
+        return losses

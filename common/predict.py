@@ -5,6 +5,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,12 +85,19 @@ def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
 
 
 def fuse(model: nn.Module) -> None:
-    """Fold every BatchNorm2d that follows a Conv2d in an nn.Sequential into it, in place."""
-    for block in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
-        for i in range(len(block) - 1):
-            if isinstance(block[i], nn.Conv2d) and isinstance(block[i + 1], nn.BatchNorm2d):
-                block[i] = fuse_conv_bn_eval(block[i], block[i + 1])
-                block[i + 1] = nn.Identity()
+    """Fold every BatchNorm2d that follows a Conv2d into it, in place: in an nn.Sequential, and in
+    torchvision's ResNet blocks (conv1 and bn1, and so on)."""
+    for block in list(model.modules()):
+        names = [name for name, _ in block.named_children()]
+        if isinstance(block, nn.Sequential):
+            pairs = list(pairwise(names))
+        else:
+            pairs = [(n, n.replace("conv", "bn")) for n in names if n.startswith("conv")]
+        for conv, norm in ((c, n) for c, n in pairs if n in names):
+            first, second = getattr(block, conv), getattr(block, norm)
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                setattr(block, conv, fuse_conv_bn_eval(first, second))
+                setattr(block, norm, nn.Identity())
 
 
 def forward(

@@ -33,8 +33,11 @@ def pooled(results: list[dict]) -> dict[str, float | None]:
 
 
 def interval(values: list[float]) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of the mean (10,000 samples, seeded); None below 2."""
-    if len(values) < 2:
+    """95 % percentile bootstrap interval of the mean (10,000 samples, seeded).
+
+    None below six values: of so few it would be little more than their range.
+    """
+    if len(values) < 6:
         return None
     found = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=0)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
@@ -52,8 +55,8 @@ def gain(results: list[dict], base: list[dict], score: str = "dice") -> dict | N
     """Paired gain over `base` in points (100 x score), over the patients that both have scored.
 
     `mean`, `std`, `n` and `better` (how many gained) over patients, `low` and `high` (95 %
-    bootstrap over patients), `p` (Wilcoxon), `run_std`: how much the mean gain varies from run to
-    run. None unless both hold the same patients of the same subset.
+    bootstrap over patients), `p` (Wilcoxon). None unless both hold the same patients of the same
+    subset.
     """
     subsets = {result["subset"] for result in (*results, *base)}
     mine, theirs = by_patient(results, score), by_patient(base, score)
@@ -63,18 +66,31 @@ def gain(results: list[dict], base: list[dict], score: str = "dice") -> dict | N
     if not gains:
         return None
     low, high = interval(gains) or (None, None)
-    each = []
-    if len(results) == len(base):
-        pairs = zip(results, base, strict=True)
-        each = [_paired(by_patient([a], score), by_patient([b], score)) for a, b in pairs]
     return {
         **mean_and_spread(gains),
         "better": sum(g > 0 for g in gains),
         "low": low,
         "high": high,
         "p": wilcoxon(gains),
-        "run_std": mean_and_spread(float(np.mean(g)) for g in each if g)["std"],
     }
+
+
+def by_seed(runs: dict[tuple, dict]) -> dict[int, list[dict]]:
+    """The results of each seed over all folds, from results by (fold, seed)."""
+    found: dict[int, list[dict]] = {}
+    for (_, seed), result in runs.items():
+        found.setdefault(seed, []).append(result)
+    return found
+
+
+def seed_spread(runs: dict[tuple, dict], base: dict[tuple, dict]) -> float | None:
+    """Standard deviation over the seeds of the mean gain in points; None with one seed.
+
+    It holds what the interval over patients does not: how much a training's chance decides.
+    """
+    mine, theirs = by_seed(runs), by_seed(base)
+    gains = [gain(mine[s], theirs[s]) for s in mine if s in theirs]
+    return mean_and_spread(found["mean"] for found in gains if found)["std"]
 
 
 def _paired(mine: dict, theirs: dict) -> list[float]:

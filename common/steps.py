@@ -1,85 +1,139 @@
-"""Run scripts in order: skip what is done, take up what was interrupted, keep one log."""
+"""Run scripts in order: skip what is done, take up what was interrupted, keep one log.
+
+What is done stands in a record beside what was made, so that it survives the loss of a results
+folder and travels with the runs from one machine to another.
+"""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from common.files import ROOT, UserError, read_json, shown, write_json
+from common.config import parse
+from common.files import ROOT, UserError, bullets, read_json, shown, write_json
 
 
 @dataclass(frozen=True)
 class Step:
     """A script with its flags, the file that it leaves when done, and what it stands on.
 
-    `inputs` are files whose content it depends on, `needs` the steps whose results it reads.
+    `record` is the JSON file that says whether it is done; `inputs` are files whose content its
+    result depends on, `needs` the steps whose results it reads, `aside` flags that change nothing
+    in the result (the device).
     """
 
     command: tuple[str, ...]
     leaves: Path
+    record: Path
     inputs: tuple[Path, ...] = ()
     needs: tuple["Step", ...] = ()
+    aside: tuple[str, ...] = ()
 
     @property
-    def name(self) -> str:
-        """Script and run: the step's name in the record."""
-        return f"{self.command[0]} {self.leaves.parent.name}"
+    def script(self) -> str:
+        """Its name in the record."""
+        return self.command[0]
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training: hours that must not be lost, and can be resumed."""
+        return self.script.endswith("/train.py")
+
+    @property
+    def makes_data(self) -> bool:
+        """Whether it writes a data set, which it replaces only with --overwrite."""
+        return self.script in ("data_prep/make_phantom.py", "data_prep/slice_nifti.py")
+
+    def known(self) -> dict:
+        """What the record says of it: `key` and `done`, or nothing."""
+        return read_json(self.record).get(self.script, {}) if self.record.exists() else {}
 
 
 @cache
-def content(path: Path, changed: int) -> str:
+def _content(path: Path, changed: int) -> str:
     """Hash of a file; `changed` (its time stamp) keeps the cache honest."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def key(step: Step) -> str:
-    """A hash of everything that a step's result depends on: commands and inputs, all the way down.
+    """A hash of the commands and input files that a step's result depends on, all the way down.
 
     Two steps of one key have the same result, so a change reaches what stands on it and no more.
+    Paths inside the repository count from its root. Neither the code nor the pixels of a data set
+    are in it: of a data set it sees the index files.
     """
-    files = [content(p, p.stat().st_mtime_ns) if p.exists() else "" for p in step.inputs]
-    parts = [*step.command, *files, *(key(other) for other in step.needs)]
+    files = [_content(p, p.stat().st_mtime_ns) if p.exists() else "" for p in step.inputs]
+    words = (word.removeprefix(f"{ROOT}/") for word in step.command)
+    parts = [*words, *files, *(key(other) for other in step.needs)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def run_steps(steps: list[Step], folder: Path) -> None:
-    """Run each step that is not done; `folder` keeps steps.json (what is done) and log.txt.
+def check_outdated(steps: list[Step], overwrite: bool) -> None:
+    """UserError naming the trainings and data sets that are there but were made otherwise than
+    `steps` would make them, unless `overwrite` allows to replace them."""
+    found = []
+    for step in steps:
+        known, folder = step.known(), step.leaves.parent
+        there = (folder / "config.json").exists() if step.trains else step.leaves.exists()
+        ours = step.trains or (step.makes_data and known)
+        if ours and there and known.get("key") != key(step):
+            found.append(shown(folder))
+    if found and not overwrite:
+        raise UserError(
+            f"{len(found)} runs or data sets of this name were made with other flags or data, or "
+            "by hand. Choose another --name, or replace them with --overwrite."
+            + bullets(list(dict.fromkeys(found)))
+        )
 
-    A training that was interrupted is resumed; one whose key has changed starts anew. UserError
-    at the first step that fails: the step has said why.
+
+def run_steps(steps: list[Step], log: Path) -> None:
+    """Run each step that is not done, with all its output appended to `log` too.
+
+    A training that was interrupted is resumed. What is outdated is made anew: `check_outdated`
+    asks before. UserError at the first step that fails: the step has said why.
     """
-    record, log = folder / "steps.json", folder / "log.txt"
-    known = read_json(record) if record.exists() else {}
-    folder.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as out:
         for place, step in enumerate(steps, start=1):
-            parts = (shown(Path(part)) if part.startswith("/") else part for part in step.command)
-            line = f"\n[{place}/{len(steps)}] python {' '.join(parts)}"
-            before, now = known.get(step.name, {}), key(step)
+            command = [*step.command, *step.aside]
+            parts = (shown(Path(part)) if part.startswith("/") else part for part in command)
+            _say(f"\n[{place}/{len(steps)}] python {' '.join(parts)}", out)
+            before, now = step.known(), key(step)
             same = before.get("key") == now
             if same and before["done"] and step.leaves.exists():
-                print(f"{line}\ndone before", flush=True)
+                _say("done before", out)
                 continue
-            known[step.name] = {"key": now, "done": False}
-            write_json(record, known)
-            command = list(step.command)
-            if command[0].endswith("train.py"):
-                begun = same and (step.leaves.parent / "config.json").exists()
-                command.append("--resume" if begun else "--overwrite")
+            if step.trains:
+                if not same:  # gone before the record says otherwise: never resumed by mistake
+                    shutil.rmtree(step.leaves.parent, ignore_errors=True)
+                    step.record.unlink(missing_ok=True)
+                if (step.leaves.parent / "config.json").exists():
+                    command.append("--resume")
+            elif before and step.makes_data and step.leaves.exists():
+                command.append("--overwrite")
             began = time.perf_counter()
-            _say(line, out)
-            if code := _run(command, out):
+            _note(step, {"key": now, "done": False})
+            code = _run(command, out)
+            if code or not step.leaves.exists():
+                why = f"exit code {code}" if code else f"it left no {shown(step.leaves)}"
                 raise UserError(
-                    f"{command[0]} failed (exit code {code}); mend it and run this again. All "
-                    f"output is in {shown(log)}."
+                    f"{step.script} failed ({why}); mend it and run this again. All output is in "
+                    f"{shown(log)}."
                 )
             seconds = time.perf_counter() - began
             _say(f"{seconds:.0f} s", out)
-            known[step.name] = {"key": now, "done": True, "seconds": round(seconds, 1)}
-            write_json(record, known)
+            _note(step, {"key": now, "done": True, "seconds": round(seconds, 1)})
+
+
+def _note(step: Step, state: dict) -> None:
+    """Write a step's state into its record."""
+    known = read_json(step.record) if step.record.exists() else {}
+    write_json(step.record, {**known, step.script: state})
 
 
 def _say(text: str, out) -> None:
@@ -102,3 +156,22 @@ def _run(command: list[str], out) -> int:
         for line in process.stdout:
             _say(line.rstrip("\n"), out)
     return process.returncode
+
+
+def flags(**values) -> tuple[str, ...]:
+    """`width=32` -> `--width 32`; None is left out."""
+    pairs = ((f"--{k.replace('_', '-')}", str(v)) for k, v in values.items() if v is not None)
+    return tuple(part for pair in pairs for part in pair)
+
+
+def check_flags(steps: list[Step]) -> None:
+    """Parse every training's flags now: a mistake shows before the first hour, not after it."""
+    trainings = [step for step in steps if step.trains]
+    for script in dict.fromkeys(step.script for step in trainings):
+        spec = spec_from_file_location(script.replace("/", "_"), ROOT / script)
+        module = module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up by name
+        spec.loader.exec_module(module)
+        for step in trainings:
+            if step.script == script:
+                parse(module.Config, [*step.command[1:], *step.aside])

@@ -5,33 +5,52 @@ from pathlib import Path
 import numpy as np
 
 from common import charts, figures
-from common.files import read_csv, read_json
+from common.files import UserError, read_csv, read_json, shown
 from common.scores import overlap_scores
 from common.slices import SliceSet, read_image, read_mask
 from common.statistics import by_patient
 from common.tables import write_study
 
+PICTURES = ("gains", "patients", "curves", "cost", "comparison")
 
-def add_up(folder: Path, runs: dict[str, list[Path]], bases: dict[str, str], data: SliceSet) -> str:
+
+def add_up(
+    folder: Path, runs: dict[str, dict[tuple, Path]], bases: dict[str, str], data: SliceSet
+) -> str:
     """Write a study's tables and figures into `folder`; returns table.md.
 
-    `runs` holds each model's scored run folders; `bases` names for some models the one that they
-    are compared with. Figures: gains.png (intervals), patients.png (each patient before and
-    after), cost.png (Dice against parameters and latency), curves.png, comparison.png (masks of the
-    first run of each model on its best, median and worst test patient).
+    `runs` holds each model's scored run folders by (fold, seed); `bases` names for some models the
+    one that they are compared with. Figures: gains.png (intervals), patients.png (each patient
+    before and after), cost.png (Dice against parameters and latency), curves.png, comparison.png
+    (masks of the first run of each model on its best, median and worst test patient).
+    UserError if a run was scored on other than test patients.
     """
-    results = {m: [read_json(r / "summary.json") for r in folders] for m, folders in runs.items()}
-    gains = write_study(folder, results, bases)
+    summaries = {m: {k: _tested(r) for k, r in found.items()} for m, found in runs.items()}
+    gains = write_study(folder, summaries, bases)
+    for name in PICTURES:  # a smaller study leaves no picture of a larger one behind
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    results = {model: list(found.values()) for model, found in summaries.items()}
     if gains:
         charts.gains(folder / "gains.png", {m: (bases[m], found) for m, found in gains.items()})
         pairs = {(bases[m], m): [by_patient(results[x]) for x in (bases[m], m)] for m in gains}
         charts.patients(folder / "patients.png", pairs)
-    logs = {model: [read_csv(r / "log.csv") for r in folders] for model, folders in runs.items()}
+    logs = {m: [read_csv(r / "log.csv") for r in found.values()] for m, found in runs.items()}
     charts.curves(folder / "curves.png", logs)
     charts.cost(folder / "cost.png", {m: _cost(found) for m, found in results.items()})
-    first = {model: folders[0] for model, folders in runs.items()}
+    first = {model: next(iter(found.values())) for model, found in runs.items()}
     _compare_masks(folder / "comparison.png", first, [*gains] or [*runs], data)
     return (folder / "table.md").read_text(encoding="utf-8")
+
+
+def _tested(run: Path) -> dict:
+    """A run's summary."""
+    result = read_json(run / "summary.json")
+    if result["subset"] != "test":
+        raise UserError(
+            f"{shown(run)} was last scored on {result['subset']} patients; run inference.py and "
+            f"metrics.py of {run.parents[1].name} with --name {run.name} again."
+        )
+    return result
 
 
 def _cost(results: list[dict]) -> dict:

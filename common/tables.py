@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from common.files import write_csv, write_text
-from common.scores import SCORES, mean_and_spread, number, with_spread
-from common.statistics import by_patient, gain, in_words, pooled
+from common.files import UserError, write_csv, write_text
+from common.scores import mean_and_spread, number, with_spread
+from common.statistics import by_patient, gain, in_words, pooled, seed_spread
 
 # arXiv 2406.03173, pooled over slices of a random split by slice. Its released code distils
 # nothing (see the README), so these are reference points, not results to reproduce to the digit.
@@ -17,6 +17,9 @@ THESIS = {
     "KD(T2,S2)": {"iou": 0.658, "dice": 0.793, "recall": 0.750, "precision": 0.841},
 }
 
+ORDER = ("iou", "dice", "recall", "precision")  # the thesis's
+POOLED = "Pooled over all slices, as the thesis counts:"
+
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """Rows of equal keys as an aligned Markdown table."""
@@ -28,56 +31,72 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def write_study(
-    folder: Path, results: dict[str, list[dict]], bases: dict[str, str]
+    folder: Path, runs: dict[str, dict[tuple, dict]], bases: dict[str, str]
 ) -> dict[str, dict]:
     """table.md and table.csv of a study; returns the gains by model.
 
-    `results` holds each model's summaries, one a run; `bases` names for some models the one that
-    they are compared with. table.md has one part a patient, with the gain, and one pooled over
-    slices, beside the thesis's figures.
+    `runs` holds each model's summaries by (fold, seed); `bases` names for some models the one that
+    they are compared with. table.md has one part a patient, with the gains, and one pooled over
+    slices, beside the thesis's figures. UserError if models to compare have different patients.
     """
-    scores = ("iou", "dice", "recall", "precision")  # the thesis's order
+    results = {model: list(found.values()) for model, found in runs.items()}
+    for model, base in bases.items():
+        if by_patient(results[model]).keys() != by_patient(results[base]).keys():
+            raise UserError(f"{model} and {base} were scored on different patients.")
     gains = {model: gain(results[model], results[base]) for model, base in bases.items()}
     gains = {model: found for model, found in gains.items() if found}
     patients, slices, records = [], [], []
-    for model, runs in results.items():
-        means = {s: mean_and_spread(by_patient(runs, s).values()) for s in scores}
-        pool, found = pooled(runs), gains.get(model)
-        size = f"{runs[0]['parameters']:,}"
+    for model, found in results.items():
+        means = {s: mean_and_spread(by_patient(found, s).values()) for s in ORDER}
+        spread = seed_spread(runs[model], runs[bases[model]]) if model in bases else None
+        pool, thesis = pooled(found), THESIS.get(model, {})
         patients.append(
             {
                 "model": model,
-                "parameters": size,
-                **{_title(s): with_spread(means[s]) for s in scores},
-                "gain in Dice points": f"{in_words(found)} over {bases[model]}" if found else "",
-                "better": f"{found['better']} of {found['n']}" if found else "",
-                "p": f"{found['p']:.2g}" if found and found["p"] is not None else "",
+                "parameters": f"{found[0]['parameters']:,}",
+                **{_title(s): with_spread(means[s]) for s in ORDER},
+                **_gain_cells(gains.get(model), bases.get(model), spread),
             }
         )
-        thesis = THESIS.get(model, {})
-        slices.append(
-            {
-                "model": model,
-                **{_title(s): number(pool[s]) for s in scores},
-                **{f"{_title(s)} (thesis)": number(thesis.get(s)) for s in scores},
-            }
-        )
-        records.append(_record(model, runs, means, pool, found))
-    if not THESIS.keys() & results.keys():
-        slices = [{k: v for k, v in row.items() if "(thesis)" not in k} for row in slices]
+        theirs = {f"{_title(s)} (thesis)": number(thesis.get(s)) for s in ORDER}
+        ours = {_title(s): number(pool[s]) for s in ORDER}
+        slices.append({"model": model, **ours, **(theirs if THESIS.keys() & runs.keys() else {})})
+        records.append(_record(model, found, means, pool, gains.get(model), spread))
     write_csv(folder / "table.csv", records)
-    runs, cases = (
-        max(len(r) for r in results.values()),
-        len(by_patient(next(iter(results.values())))),
-    )
-    text = (
-        f"Per patient: mean +- standard deviation over {cases} test patients, each averaged over "
-        f"the runs that tested it ({runs} runs a model). Gain: 95 % bootstrap interval over "
-        "patients; better: patients that gained; p: paired Wilcoxon test.\n\n"
-        f"{markdown(patients)}\nPooled over all slices, as the thesis counts:\n\n{markdown(slices)}"
-    )
+    text = f"{_about(runs)}\n\n{markdown(patients)}\n{POOLED}\n\n{markdown(slices)}"
     write_text(folder / "table.md", text)
     return gains
+
+
+def _about(runs: dict[str, dict[tuple, dict]]) -> str:
+    """What the first table shows."""
+    keys = {key for found in runs.values() for key in found}
+    folds = sorted({fold for fold, _ in keys if fold is not None})
+    seeds = sorted({seed for _, seed in keys})
+    cases = {
+        case for found in runs.values() for result in found.values() for case in result["cases"]
+    }
+    where = f"folds {', '.join(map(str, folds))}" if folds else "one split"
+    return (
+        f"{len(cases)} test patients ({where}; seeds {', '.join(map(str, seeds))}). Mean +- "
+        "standard deviation over patients, each averaged over its seeds first. Gain in Dice "
+        "points, paired by patient: mean and, from six patients, its 95 % bootstrap interval over "
+        "patients; better: patients that gained; p: paired Wilcoxon test, not corrected for the "
+        "number of models. The interval holds the spread of the patients, not that of the "
+        "training: see more than one seed for that."
+    )
+
+
+def _gain_cells(found: dict | None, base: str | None, spread: float | None) -> dict[str, str]:
+    """The cells of a gain; empty for a model that is compared with nothing."""
+    if not found:
+        return dict.fromkeys(("gain", "better", "p", "spread over seeds"), "")
+    return {
+        "gain": f"{in_words(found)} over {base}",
+        "better": f"{found['better']} of {found['n']}",
+        "p": "" if found["p"] is None else f"{found['p']:.2g}",
+        "spread over seeds": "" if spread is None else f"{spread:.1f}",
+    }
 
 
 def _title(score: str) -> str:
@@ -85,10 +104,11 @@ def _title(score: str) -> str:
     return {"dice": "Dice", "iou": "IoU"}.get(score, score)
 
 
-def _record(model: str, runs: list[dict], means: dict, pool: dict, found: dict | None) -> dict:
+def _record(model, results, means, pool, found, spread) -> dict:
     """A model's row of table.csv."""
-    row = {"model": model, "parameters": runs[0]["parameters"], "runs": len(runs)}
-    for s in SCORES:
+    row = {"model": model, "parameters": results[0]["parameters"], "runs": len(results)}
+    for s in ORDER:
         row |= {f"{s}_mean": means[s]["mean"], f"{s}_std": means[s]["std"], f"{s}_pooled": pool[s]}
-    keys = ("mean", "low", "high", "p", "better", "n", "run_std")
-    return row | {f"gain_{key}": found[key] if found else None for key in keys}
+    keys = ("mean", "low", "high", "p", "better", "n")
+    row |= {f"gain_{key}": found[key] if found else None for key in keys}
+    return {**row, "gain_seed_std": spread}

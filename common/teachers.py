@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from common import checkpoint
 from common.config import DistillationConfig
-from common.device import layout
+from common.device import layout, to_device
 from common.engine import evaluate
 from common.files import shown
+from common.loading import loader
 from common.runs import Run
 from common.scores import number
 from common.slices import check_patients
@@ -22,17 +25,28 @@ def load_teacher(
 
     `build(checkpoint)` makes the network. UserError if the checkpoint is missing, of another stage
     than `stage`, or of a training on patients that this run's split keeps for validation or test.
-    With the control `random-teacher` the network keeps its random start.
+    With the control `random-teacher` the network keeps its random weights, with BatchNorm
+    statistics of the training slices: without those its features would all but vanish, and the
+    control would control nothing.
     """
     known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
     check_patients(known["patients"], run.splits, ("val", "test"), path)
     if known["size"] != run.size:
         run.say(f"note: the teacher was trained on {known['size']}-pixel slices, not {run.size}")
     teacher = build(known)
-    if config.control != "random-teacher":
-        checkpoint.load_weights(teacher, known["model"], path)
     teacher.to(run.device, memory_format=layout(config.channels_last))
+    if config.control == "random-teacher":
+        _own_statistics(teacher, run, config)
+    else:
+        checkpoint.load_weights(teacher, known["model"], path)
     dice = evaluate(teacher, run.val, run, config)["per_patient"]["dice"]["mean"]
     random = ", its weights left random (a control)" if config.control == "random-teacher" else ""
     run.say(f"teacher {shown(path)}{random}: validation Dice {number(dice)} per patient")
     return teacher
+
+
+@torch.no_grad()
+def _own_statistics(teacher: nn.Module, run: Run, config: DistillationConfig) -> None:
+    """BatchNorm's statistics of a network as it is, over the training slices, not augmented."""
+    batches = loader(run.train, config.batch_size)
+    update_bn((to_device(b, run.device, config.channels_last)["image"] for b in batches), teacher)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights, ViT_B_16_Weights, resnet50
+from torchvision.models import ResNet50_Weights, ViT_B_16_Weights, resnet50, vit_b_16
 
 from common.files import UserError, shown
 from common.unet import Output, check_size, convolutions
@@ -81,10 +81,7 @@ class Transformer(nn.Module):
         """Embed, add the positions, attend, and put the tokens back in their places."""
         x = self.embed(features)
         size = x.shape[-2:]
-        positions = self.positions
-        if size != positions.shape[-2:]:
-            positions = F.interpolate(positions, size, mode="bicubic", align_corners=False)
-        tokens = self.drop((x + positions).flatten(2).transpose(1, 2))
+        tokens = self.drop((x + resized(self.positions, size)).flatten(2).transpose(1, 2))
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens).transpose(1, 2).unflatten(2, size)
@@ -182,64 +179,66 @@ def load_imagenet(model: TransUNet, transformer: bool, folder: Path | None = Non
     The files are looked for in `folder` (default: torch.hub's cache) under their own names, and
     downloaded there if they are missing. The class token is dropped, the position embeddings are
     interpolated to T2's raster, and a transformer with fewer layers takes the first ones.
-    UserError if a file can be neither found nor fetched nor used, or if T2 is not 768 wide.
+    UserError if a file can be neither found nor fetched nor used, or if T2's size is not ViT-B's.
     """
-    width = model.transformer.positions.shape[1]
-    if transformer and width != 768:
+    width, depth = model.transformer.positions.shape[1], len(model.transformer.blocks)
+    if transformer and (width != 768 or depth > 12):
         raise UserError(
-            f"ImageNet's ViT-B/16 is 768 wide, this T2 {width}: train with --width 768, or take "
-            "the ResNet's weights alone with --encoder-weights imagenet-resnet."
+            f"ImageNet's ViT-B/16 is 768 wide and 12 layers deep, this T2 {width} and {depth}: "
+            "change --width and --depth, or take the ResNet's weights alone with "
+            "--encoder-weights imagenet-resnet."
         )
-    load_resnet(model, fetch(ResNet50_Weights.IMAGENET1K_V2, folder))
+    # torchvision's own networks read the files, for they know the older names in them.
+    take_resnet(model, filled(resnet50(), ResNet50_Weights.IMAGENET1K_V2, folder))
     if transformer:
-        load_vit(model.transformer, fetch(ViT_B_16_Weights.IMAGENET1K_V1, folder))
+        take_vit(model.transformer, filled(vit_b_16(), ViT_B_16_Weights.IMAGENET1K_V1, folder))
 
 
-def fetch(weights, folder: Path | None) -> dict[str, Tensor]:
-    """A state dict of torchvision's, from `folder` or torch.hub's cache, else by download."""
-    name = weights.url.rsplit("/", 1)[-1]
+def filled(network: nn.Module, weights, folder: Path | None) -> nn.Module:
+    """`network` with torchvision's weights, from `folder` or torch.hub's cache, or downloaded."""
     where = Path(folder or Path(torch.hub.get_dir()) / "checkpoints")
     try:
-        return weights.get_state_dict(model_dir=str(where), progress=False, check_hash=True)
-    except Exception as error:  # no network, no room, no right to write, a damaged file
+        state = torch.hub.load_state_dict_from_url(
+            weights.url, str(where), "cpu", progress=False, check_hash=True, weights_only=True
+        )
+        network.load_state_dict(state)
+    except Exception as error:  # no network, no room, no right to write, a damaged or other file
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise UserError(
-            f"{shown(where / name)} could not be used or downloaded ({reason[0]}). Fetch "
-            f"{weights.url} elsewhere and name its folder with --weights-folder, or train with "
-            "--encoder-weights none."
+            f"{shown(where / weights.url.rsplit('/', 1)[-1])} could not be used or downloaded "
+            f"({reason[0]}). Fetch {weights.url} elsewhere and name its folder with "
+            "--weights-folder, or train with --encoder-weights none."
         ) from None
+    return network
 
 
-def load_resnet(model: TransUNet, state: dict[str, Tensor]) -> None:
-    """torchvision's ResNet-50 into T2's, up to its third level."""
-    parts = {"conv1": model.stem[0], "bn1": model.stem[1]}
-    parts |= {f"layer{i}": level for i, level in enumerate(model.levels, start=1)}
-    for name, part in parts.items():
-        start = f"{name}."
-        part.load_state_dict(
-            {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-        )
+def take_resnet(model: TransUNet, theirs: nn.Module) -> None:
+    """The weights of torchvision's ResNet-50 up to its third level."""
+    pairs = [(model.stem[0], theirs.conv1), (model.stem[1], theirs.bn1)]
+    pairs += zip(model.levels, (theirs.layer1, theirs.layer2, theirs.layer3), strict=True)
+    for mine, other in pairs:
+        mine.load_state_dict(other.state_dict())
 
 
-def load_vit(transformer: Transformer, state: dict[str, Tensor]) -> None:
-    """torchvision's vision transformer into T2's: layers, last norm, position embeddings."""
-    names = {
-        **{"norm1": "ln_1", "norm2": "ln_2", "attention.out": "self_attention.out_proj"},
-        **{"mlp.0": "mlp.0", "mlp.3": "mlp.3"},
-    }
-    for i, block in enumerate(transformer.blocks):
-        start = f"encoder.layers.encoder_layer_{i}."
-        theirs = {"qkv": f"{start}self_attention.in_proj_"}
-        own = {f"attention.qkv.{k}": state[theirs["qkv"] + k] for k in ("weight", "bias")}
-        for mine, other in names.items():
-            own |= {f"{mine}.{k}": state[f"{start}{other}.{k}"] for k in ("weight", "bias")}
-        block.load_state_dict(own)
-    transformer.norm.load_state_dict({k: state[f"encoder.ln.{k}"] for k in ("weight", "bias")})
-    places = state["encoder.pos_embedding"][:, 1:]  # without the class token's
+def take_vit(transformer: Transformer, theirs: nn.Module) -> None:
+    """The layers, last norm and position embeddings of torchvision's vision transformer."""
+    for mine, other in zip(transformer.blocks, theirs.encoder.layers, strict=False):
+        mine.norm1.load_state_dict(other.ln_1.state_dict())
+        mine.norm2.load_state_dict(other.ln_2.state_dict())
+        attention = other.self_attention
+        joined = {"weight": attention.in_proj_weight, "bias": attention.in_proj_bias}
+        mine.attention.qkv.load_state_dict(joined)
+        mine.attention.out.load_state_dict(attention.out_proj.state_dict())
+        mine.mlp.load_state_dict(other.mlp.state_dict())
+    transformer.norm.load_state_dict(theirs.encoder.ln.state_dict())
+    places = theirs.encoder.pos_embedding.detach()[:, 1:]  # without the class token's
     side = round(places.shape[1] ** 0.5)
     raster = places.transpose(1, 2).unflatten(2, (side, side))
-    size = transformer.positions.shape[-2:]
-    with torch.no_grad():
-        transformer.positions.copy_(
-            F.interpolate(raster, size, mode="bicubic", align_corners=False)
-        )
+    transformer.positions.data.copy_(resized(raster, transformer.positions.shape[-2:]))
+
+
+def resized(raster: Tensor, size: tuple[int, int]) -> Tensor:
+    """Position embeddings `(1, width, h, w)` interpolated to another raster."""
+    if raster.shape[-2:] == size:
+        return raster
+    return F.interpolate(raster, size, mode="bicubic", align_corners=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import TrainConfig, launch, option
+from common.config import TeacherConfig, launch, option
 from common.engine import fit
 from common.losses import MultiTaskObjective
 from common.runs import start
@@ -24,16 +24,10 @@ from common.unet import teacher_t1
 
 
 @dataclass
-class Config(TrainConfig):
+class Config(TeacherConfig):
     """T1's own settings."""
 
     width: int = option(64, "channels of the first level; the four below double them", low=1)
-    reconstruction_weight: float = option(
-        0.2, "weight of the reconstruction loss (0.2 is the thesis's; 0: no such decoder)", low=0.0
-    )
-    hidden: float = option(
-        0.25, "share of patches hidden from the half that is reconstructed", low=0.0, high=1.0
-    )
 
 
 def main(config: Config) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import TrainConfig, launch, option
+from common.config import TeacherConfig, launch, option
 from common.engine import fit
 from common.losses import MultiTaskObjective
 from common.runs import start
@@ -25,8 +25,8 @@ from common.transunet import load_imagenet, teacher_t2
 
 
 @dataclass
-class Config(TrainConfig):
-    """T2's own settings. The tasks' weights are T1's: the teachers differ in their network."""
+class Config(TeacherConfig):
+    """T2's own settings."""
 
     lr: float = option(3e-4, "AdamW learning rate; a transformer bears less than T1", low=0.0)
     width: int = option(768, "channels of a token; decoders shrink with it", low=192)
@@ -36,12 +36,6 @@ class Config(TrainConfig):
     )
     weights_folder: Path | None = option(
         None, "folder of torchvision's weight files; without it: torch.hub's cache, or download"
-    )
-    reconstruction_weight: float = option(
-        0.2, "weight of the reconstruction loss (0.2 is the thesis's; 0: no such decoder)", low=0.0
-    )
-    hidden: float = option(
-        0.25, "share of patches hidden from the half that is reconstructed", low=0.0, high=1.0
     )
 
 

@@ -152,3 +152,5 @@ def test_the_control_shows_the_teacher_another_image():
         objective(batch)
     assert torch.equal(seen[0], batch["image"])
     assert all(torch.equal(seen[1][i], batch["image"][i - 1]) for i in range(3))
+    objective(batch_of(1))
+    assert not seen[2].any()  # no other image: nothing is shown

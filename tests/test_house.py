@@ -12,6 +12,8 @@ ORDER = re.findall(r"\w+", common.__doc__.split("\n\n")[1])
 MODULES = sorted(p for p in (ROOT / "common").glob("*.py") if p.stem != "__init__")
 SCRIPTS = [p for stage in STAGES for p in sorted((ROOT / stage).glob("*.py"))]
 
+DATA = sorted((ROOT / "data_prep").glob("*.py"))
+
 
 def imported(path) -> set[str]:
     """Names of the modules of this repository that a file imports."""
@@ -39,3 +41,12 @@ def test_common_imports_downwards(path):
 def test_stages_stand_on_common_alone_and_are_short(path):
     assert not imported(path) & set(STAGES)
     assert len(path.read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS, *DATA, ROOT / "reproduce.py"], ids=str)
+def test_modules_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common import steps
 from common.files import UserError, read_json
-from common.steps import Step, key, run_steps
+from common.steps import Step, check_flags, check_outdated, key, run_steps
 
 
 @pytest.fixture(scope="module")
@@ -19,19 +19,15 @@ def reproduce():
 
 
 def plan(reproduce, **settings):
-    """All trainings of a study, by the name of their run."""
-    config = reproduce.Config(data=Path("d"), name="n", **settings)
-    study = config.study
-    arms = reproduce.grid(config.models) if study == "grid" else None
-    arms = arms or reproduce.ablation(study, config.pair)
-    folds = config.folds or (None,)
-    runs = dict.fromkeys(
-        reproduce.run_of(arm, fold, seed, config)
-        for fold in folds
+    """All trainings of a study."""
+    config = reproduce.Config(**{"data": Path("d"), "name": "n", **settings})
+    trainings = dict.fromkeys(
+        reproduce.training_of(arm, fold, seed, config)
+        for fold in config.folds or (None,)
         for seed in config.seeds
-        for arm in arms
+        for arm in config.arms()
     )
-    return [reproduce.steps_of(r, config, Path("d"), "splits.json")[0] for r in runs]
+    return [reproduce.steps_of(t, config, Path("d"))[0] for t in trainings]
 
 
 # The plan
@@ -52,20 +48,20 @@ def test_a_pair_brings_its_teacher_and_its_plain_student(reproduce):
 
 def test_every_seed_and_fold_has_its_runs_and_teachers_can_be_shared(reproduce):
     trainings = plan(reproduce, models=("kd_t1_s1",), seeds=(3, 4), folds=(0, 2))
-    assert len(trainings) == 3 * 4 == len({s.name for s in trainings})
+    assert len(trainings) == 3 * 4 == len({s.leaves for s in trainings})
     shared = plan(reproduce, models=("kd_t1_s1",), seeds=(3, 4), folds=(0, 2), share_teachers=True)
     assert len(shared) == 2 * (1 + 2 + 2)
     last = shared[-1]
-    assert last.leaves.parent.name == "n-f2-s4"
-    assert last.command[last.command.index("--teacher") + 1].endswith("runs/n-f2-s3/best.pt")
+    assert last.leaves.parent.name == "n-f2of5-s4"
+    assert last.command[last.command.index("--teacher") + 1].endswith("runs/n-f2of5-s3/best.pt")
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("study", ["scales", "contrast", "multitask", "controls"])
 def test_an_ablation_s_flags_are_the_stage_s_and_its_runs_are_distinct(reproduce, study, pair):
     trainings = plan(reproduce, study=study, pair=pair)
-    reproduce.check_flags(trainings)
-    assert len({key(s) for s in trainings}) == len({s.name for s in trainings}) == len(trainings)
+    check_flags(trainings)
+    assert len({key(s) for s in trainings}) == len({s.leaves for s in trainings}) == len(trainings)
     arms = reproduce.ablation(study, pair)
     assert len({a.label for a in arms}) == len(arms)
     for arm in arms:
@@ -73,9 +69,9 @@ def test_an_ablation_s_flags_are_the_stage_s_and_its_runs_are_distinct(reproduce
 
 
 def test_studies_of_one_name_share_their_runs(reproduce):
-    by_name = {s.name: key(s) for s in plan(reproduce)}
-    for study in ("scales", "contrast", "controls"):
-        found = {s.name: key(s) for s in plan(reproduce, study=study)}
+    by_name = {s.leaves: key(s) for s in plan(reproduce)}
+    for study in ("scales", "contrast", "multitask", "controls"):
+        found = {s.leaves: key(s) for s in plan(reproduce, study=study)}
         same = [name for name in found if name in by_name]
         assert len(same) == 3 and all(found[n] == by_name[n] for n in same)
 
@@ -91,15 +87,42 @@ def test_more_flags_reach_the_trainings_they_are_for(reproduce):
 def test_quick_adds_to_what_is_given(reproduce):
     config = reproduce.Config(quick=True, t1="--width 4", patients=7)
     assert config.t1.endswith("--batch-size 4 --width 4") and config.patients == 7
-    assert config.name == "quick" and config.size == 96
+    assert config.name == "quick" and config.size == reproduce.QUICK["size"]
+
+
+def test_neither_the_device_nor_the_place_of_the_clone_is_in_a_key(reproduce):
+    one, other = (plan(reproduce, device=device) for device in ("cpu", "cuda"))
+    assert [key(s) for s in one] == [key(s) for s in other]
+    assert "cuda" in other[0].aside
+    local = Step(("a/train.py", "--data", f"{ROOT}/data/x"), Path("l"), Path("r"))
+    assert key(local) == key(Step(("a/train.py", "--data", "data/x"), Path("l"), Path("r")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"folds": (5,)}, "folds run from 0 to 4"),
+        ({"seeds": ()}, "at least one"),
+        ({"size": 64}, "--size has no effect with --data"),
+        ({"study": "scales", "models": ("student_s1",), "data": None}, "--models has no effect"),
+        ({"students": "--lr '1"}, "No closing quotation"),
+        ({"students": "--seed 5"}, "--seed is set by the study"),
+        ({"t1": "--name=x"}, "--name=x is set by the study"),
+        ({"study": "contrast", "distilled": "--contrast image"}, "--contrast is set by the study"),
+        ({"study": "multitask", "t1": "--reconstruction-weight 1"}, "--reconstruction-weight is"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(reproduce, settings, words):
+    with pytest.raises(UserError, match=words):
+        plan(reproduce, **settings)
 
 
 def test_a_wrong_flag_shows_before_anything_runs(reproduce, capsys):
     with pytest.raises(SystemExit):
-        reproduce.check_flags(plan(reproduce, students="--wings 2"))
+        check_flags(plan(reproduce, students="--wings 2"))
     assert "--wings 2" in capsys.readouterr().err
     with pytest.raises(UserError, match="--epochs is 0"):
-        reproduce.check_flags(plan(reproduce, students="--epochs 0"))
+        check_flags(plan(reproduce, students="--epochs 0"))
 
 
 # The steps
@@ -107,63 +130,93 @@ def test_a_wrong_flag_shows_before_anything_runs(reproduce, capsys):
 
 @pytest.fixture
 def scripts(tmp_path, monkeypatch):
-    """Pretended scripts in a folder of their own: what they do is to be called, or to fail."""
-    calls, fails = [], set()
+    """Pretended scripts in folders of their own: they leave their file, or fail before or after
+    they have begun to write."""
+    calls, refused, broken = [], set(), set()
 
     def pretend(command, out):
         calls.append(" ".join(command))
         folder = tmp_path / command[0].split("/")[0]
+        if command[0] in refused:
+            return 1
         folder.mkdir(exist_ok=True)
-        for name in ("config.json", "best.pt", "summary.json"):
-            (folder / name).write_text("made")
-        return int(command[0] in fails)
+        (folder / "config.json").write_text("made")
+        if command[0] in broken:
+            return 1
+        name = "best.pt" if "train" in command[0] else "summary.json"
+        (folder / name).write_text("made")
+        return 0
 
     monkeypatch.setattr(steps, "_run", pretend)
-    return calls, fails
+    return calls, refused, broken
+
+
+def step(tmp_path, script, *flags, leaves="best.pt", **changes):
+    folder = tmp_path / script.split("/")[0]
+    return Step((script, *flags), folder / leaves, tmp_path / f"{folder.name}.json", **changes)
 
 
 def test_a_change_reaches_what_stands_on_it_and_no_more(tmp_path, scripts):
-    calls, fails = scripts
+    calls, refused, broken = scripts
     split = tmp_path / "splits.json"
 
-    def go(epochs=1):
+    def go(epochs=1, overwrite=True):
         calls.clear()
-        a = Step(("a/train.py", "--epochs", str(epochs)), tmp_path / "a/best.pt", (split,))
-        b = Step(("b/train.py",), tmp_path / "b/best.pt")
-        c = Step(("c/train.py",), tmp_path / "c/best.pt", needs=(a,))
-        d = Step(("c/metrics.py",), tmp_path / "c/summary.json", needs=(c, b))
-        run_steps([a, b, c, d], tmp_path)
+        a = step(tmp_path, "a/train.py", "--epochs", str(epochs), inputs=(split,))
+        b = step(tmp_path, "b/train.py")
+        c = step(tmp_path, "c/train.py", needs=(a,))
+        d = step(tmp_path, "c/metrics.py", leaves="summary.json", needs=(c, b))
+        check_outdated([a, b, c, d], overwrite)
+        run_steps([a, b, c, d], tmp_path / "log.txt")
         return list(calls)
 
-    fails.add("c/train.py")
+    broken.add("c/train.py")
     with pytest.raises(UserError, match=r"c/train.py failed.*log\.txt"):
         go()
-    assert calls == [
-        "a/train.py --epochs 1 --overwrite",
-        *(f"{x}/train.py --overwrite" for x in "bc"),
-    ]
-    fails.clear()
+    assert calls == ["a/train.py --epochs 1", "b/train.py", "c/train.py"]
+    broken.clear()
     assert go() == ["c/train.py --resume", "c/metrics.py"]
     assert go() == []
-    changed = ["a/train.py --epochs 2 --overwrite", "c/train.py --overwrite", "c/metrics.py"]
+    with pytest.raises(UserError, match="made with other flags") as error:
+        go(2, overwrite=False)
+    assert "/a" in str(error.value) and "/c" in str(error.value) and "/b" not in str(error.value)
+    assert (tmp_path / "a" / "best.pt").exists()
+    changed = ["a/train.py --epochs 2", "c/train.py", "c/metrics.py"]
     assert go(2) == changed
     split.write_text("{}")
     assert go(2) == changed
-    (tmp_path / "b" / "best.pt").unlink()
-    assert go(2) == ["b/train.py --resume"]
+    # Refused after a change, before it began: the old run is not resumed as the new one.
+    refused.add("b/train.py")
+    (tmp_path / "b.json").write_text('{"b/train.py": {"key": "another", "done": true}}')
+    with pytest.raises(UserError, match="b/train.py failed"):
+        go(2)
+    refused.clear()
+    assert go(2) == ["b/train.py"]
+
+
+def test_a_run_made_by_hand_is_not_replaced(tmp_path, scripts):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text("by hand")
+    with pytest.raises(UserError, match="by hand"):
+        check_outdated([step(tmp_path, "a/train.py")], overwrite=False)
+
+
+def test_a_step_that_leaves_nothing_has_failed(tmp_path, scripts):
+    with pytest.raises(UserError, match="it left no"):
+        run_steps([step(tmp_path, "a/train.py", leaves="other.pt")], tmp_path / "log.txt")
 
 
 def test_output_goes_to_the_screen_and_to_one_log(tmp_path, capfd):
     script = tmp_path / "speak.py"
     script.write_text("import sys; print('to out'); print('to err', file=sys.stderr); sys.exit(3)")
-    step = Step((str(script),), tmp_path / "never")
+    speak = Step((str(script),), tmp_path / "never", tmp_path / "record.json")
     for _ in range(2):
         with pytest.raises(UserError, match=r"exit code 3"):
-            run_steps([step], tmp_path)
+            run_steps([speak], tmp_path / "log.txt")
     seen, log = capfd.readouterr().out, (tmp_path / "log.txt").read_text()
     for text in ("to out\n", "to err\n"):
         assert seen.count(text) == log.count(text) == 2
-    assert read_json(tmp_path / "steps.json")
+    assert not read_json(tmp_path / "record.json")[str(script)]["done"]
 
 
 # The whole of it
@@ -189,6 +242,11 @@ def test_the_study_runs_and_takes_up_where_it_stopped(repo):
     again = run(repo, "reproduce.py", *command)
     assert again.count("done before") == 3 + 3 * 6 - 1
     assert (folder / "table.md").read_text() == table
+    device = run(repo, "reproduce.py", *command, "--device", "cpu")
+    assert device.count("done before") == 3 + 3 * 6  # the same results, wherever they are made
+    more = ("--students", "--epochs 2", "--models", "student_s1")
+    refused = run(repo, "reproduce.py", *flags, *short, *more, code=1)
+    assert "made with other flags" in refused and "student_s1/runs/tiny-s0" in refused
     # The last pair, trained here with the teacher that the study has left.
     last = load_script(repo / "kd_t2_s2/train.py")
     teacher = repo / "teacher_t2_transunet/runs/tiny-s0/best.pt"

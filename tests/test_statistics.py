@@ -4,7 +4,16 @@ from scipy import stats
 
 from common.files import write_json
 from common.scores import overlap_scores
-from common.statistics import by_patient, compare, gain, in_words, interval, pooled, wilcoxon
+from common.statistics import (
+    by_patient,
+    compare,
+    gain,
+    in_words,
+    interval,
+    pooled,
+    seed_spread,
+    wilcoxon,
+)
 
 
 def result(subset="test", **dice):
@@ -34,8 +43,8 @@ def test_the_interval_is_that_of_the_mean():
     expected = stats.norm.interval(0.95, np.mean(values), stats.sem(values))
     assert (low, high) == pytest.approx(expected, abs=0.05)
     assert interval(values) == (low, high)  # seeded
-    assert interval([1.0]) is None
-    assert interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    assert interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None  # too few to say more than their range
+    assert interval([2.0] * 6) == (2.0, 2.0)
 
 
 def test_wilcoxon_has_its_exact_value_and_its_limit():
@@ -50,8 +59,26 @@ def test_a_gain_is_paired_by_patient_and_the_patient_is_the_unit():
     assert found["mean"] == pytest.approx(10)  # a 0, b +10, c +20
     assert found["n"] == 3 and found["better"] == 2
     assert found["std"] == pytest.approx(10)
-    assert found["run_std"] == pytest.approx(0)  # 10 points in either run
-    assert -1e-9 < found["low"] < 10 < found["high"] < 20 + 1e-9
+    assert found["low"] is None
+
+
+def test_the_interval_of_a_gain_lies_in_its_range():
+    plain = result(**{f"p{i}": 0.5 for i in range(8)})
+    mine = result(**{f"p{i}": 0.5 + 0.01 * i for i in range(8)})
+    found = gain([mine], [plain])
+    assert 0 < found["low"] < 3.5 < found["high"] < 7 and found["mean"] == pytest.approx(3.5)
+    assert in_words(found).startswith("+3.5 [+")
+
+
+def test_the_spread_over_seeds_joins_the_folds_first():
+    """Seed 0 gains 10 and 20 points in its folds, seed 1 gains 30 and 20: means 15 and 25."""
+    base, mine = {}, {}
+    gained = {(0, 0): 0.1, (1, 0): 0.2, (0, 1): 0.3, (1, 1): 0.2}
+    for (fold, seed), points in gained.items():
+        base[fold, seed] = result(**{f"p{fold}": 0.5})
+        mine[fold, seed] = result(**{f"p{fold}": 0.5 + points})
+    assert seed_spread(mine, base) == pytest.approx(np.std([15, 25], ddof=1))
+    assert seed_spread({(0, 0): mine[0, 0]}, {(0, 0): base[0, 0]}) is None
 
 
 def test_an_undefined_score_leaves_its_patient_out_of_the_gain():
@@ -69,6 +96,6 @@ def test_other_patients_or_another_subset_give_no_gain():
 def test_compare_says_it_in_one_line(tmp_path):
     write_json(tmp_path / "s.json", result(a=0.7, b=0.5))
     line = compare(result(a=0.8, b=0.5), "gain", tmp_path / "s.json")
-    assert line.startswith("gain: +5.0 [+0.0, +10.0] Dice points") and "1 of 2" in line
+    assert line.startswith("gain: +5.0 Dice points") and "1 of 2" in line
     assert "run inference.py" in compare(result(a=1), "gain", tmp_path / "none.json")
     assert "other patients" in compare(result(c=1), "gain", tmp_path / "s.json")

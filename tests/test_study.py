@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from common import charts
+from common.files import UserError, write_json
 from common.scores import overlap_scores
+from common.study import add_up
 from common.tables import markdown, write_study
 
 
@@ -22,9 +24,9 @@ def summary(parameters, *dice):
 
 
 RESULTS = {
-    "T1": [summary(1000, 0.9, 0.8, 0.7)],
-    "S1": [summary(50, 0.5, 0.6, 0.7), summary(50, 0.6, 0.6, 0.6)],
-    "KD(T1,S1)": [summary(50, 0.6, 0.7, 0.8), summary(50, 0.7, 0.7, 0.7)],
+    "T1": {(None, 0): summary(1000, 0.9, 0.8, 0.7)},
+    "S1": {(None, 0): summary(50, 0.5, 0.6, 0.7), (None, 1): summary(50, 0.6, 0.6, 0.6)},
+    "KD(T1,S1)": {(None, 0): summary(50, 0.6, 0.7, 0.8), (None, 1): summary(50, 0.7, 0.7, 0.7)},
 }
 
 
@@ -39,18 +41,33 @@ def test_the_table_is_what_the_summaries_say(tmp_path):
     assert gains["KD(T1,S1)"]["mean"] == pytest.approx(10)
     text = (tmp_path / "table.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| KD(T1,S1)"))
-    assert "0.700 +- 0.050" in row and "+10.0 [+10.0, +10.0] over S1" in row and "3 of 3" in row
+    assert "0.700 +- 0.050" in row and "+10.0 over S1" in row and "3 of 3" in row
     pooled = [line for line in text.splitlines() if line.startswith("| S1")][1]
     assert "0.600" in pooled and "0.715" in pooled  # measured, and the thesis's
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [r["model"] for r in rows] == list(RESULTS)
     assert float(rows[2]["dice_mean"]) == pytest.approx(0.7) and rows[2]["runs"] == "2"
+    assert "3 test patients (one split; seeds 0, 1)" in text
+    assert float(rows[2]["gain_seed_std"]) == pytest.approx(0, abs=1e-6)
     assert float(rows[2]["gain_mean"]) == pytest.approx(10) and rows[0]["gain_mean"] == ""
 
 
 def test_without_the_thesis_s_models_there_is_no_column_for_them(tmp_path):
     write_study(tmp_path, {"none": RESULTS["S1"], "dense": RESULTS["KD(T1,S1)"]}, {})
     assert "thesis)" not in (tmp_path / "table.md").read_text()
+
+
+def test_models_with_different_patients_are_not_compared(tmp_path):
+    other = {(None, 0): summary(50, 0.5)}
+    with pytest.raises(UserError, match="different patients"):
+        write_study(tmp_path, {"S1": other, "KD(T1,S1)": RESULTS["KD(T1,S1)"]}, {"KD(T1,S1)": "S1"})
+
+
+def test_a_run_that_was_scored_on_other_than_test_patients_is_named(tmp_path):
+    run = tmp_path / "student_s1" / "runs" / "n-s0"
+    write_json(run / "summary.json", {**summary(50, 0.5), "subset": "val"})
+    with pytest.raises(UserError, match="n-s0 was last scored on val patients.*student_s1"):
+        add_up(tmp_path, {"S1": {(None, 0): run}}, {}, None)
 
 
 def test_figures_are_written(tmp_path):

@@ -1,6 +1,8 @@
+import os
+
 import pytest
 import torch
-from torchvision.models import ResNet50_Weights, ViT_B_16_Weights, resnet50
+from torchvision.models import ResNet50_Weights, ViT_B_16_Weights, resnet50, vit_b_16
 from torchvision.models.vision_transformer import VisionTransformer
 
 from common.files import UserError
@@ -11,7 +13,8 @@ from common.transunet import (
     Attention,
     Transformer,
     load_imagenet,
-    load_vit,
+    resized,
+    take_vit,
     teacher_t2,
 )
 from common.unet import parameters
@@ -110,10 +113,10 @@ def test_a_gradient_reaches_every_parameter(model):
     assert silent == []
 
 
-def test_a_pixel_s_logit_depends_on_the_whole_image(trained):
-    images = torch.rand(1, 3, 64, 64, requires_grad=True)
-    trained(images).logits[0, 0, 2, 2].backward()
-    assert images.grad[0, :, 60:, 60:].abs().sum() > 0
+def test_every_token_attends_to_every_other(trained):
+    features = torch.rand(1, 1024, 6, 7, requires_grad=True)
+    trained.transformer(features)[0, 0, 0, 0].backward()
+    assert (features.grad.abs().sum(1) > 0).all()
 
 
 def test_it_overfits_one_slice():
@@ -136,9 +139,8 @@ def test_it_overfits_one_slice():
 def test_folded_batch_norm_gives_the_same_logits(trained):
     images = torch.rand(2, 3, 32, 32)
     expected = trained(images)
-    before = sum(isinstance(m, torch.nn.BatchNorm2d) for m in trained.modules())
     fuse(trained)
-    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in trained.modules()) < before
+    assert not [m for m in trained.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert torch.allclose(trained(images).logits, expected.logits, atol=1e-5)
 
 
@@ -156,23 +158,30 @@ def test_a_width_it_cannot_take():
 # ImageNet weights
 
 
-def test_a_loaded_transformer_computes_what_torchvision_s_does():
+def file_of(weights):
+    return weights.url.rsplit("/", 1)[-1]
+
+
+@pytest.mark.parametrize("grid", [4, 6])
+def test_a_loaded_transformer_computes_what_torchvision_s_does(grid):
     torch.manual_seed(0)
-    theirs = VisionTransformer(64, 16, 2, WIDTH // 64, WIDTH, 4 * WIDTH).eval()
+    theirs = VisionTransformer(64, 16, 3, WIDTH // 64, WIDTH, 4 * WIDTH).eval()
     torch.nn.init.normal_(theirs.encoder.pos_embedding)
-    ours = Transformer(8, WIDTH, depth=2, grid=4).eval()
-    load_vit(ours, theirs.state_dict())
-    features = torch.randn(2, 8, 4, 4)
-    tokens = ours.embed(features).flatten(2).transpose(1, 2)
-    tokens = tokens + theirs.encoder.pos_embedding[:, 1:]
-    expected = theirs.encoder.ln(theirs.encoder.layers(tokens))
+    ours = Transformer(8, WIDTH, depth=2, grid=grid).eval()  # the first two of three layers
+    take_vit(ours, theirs)
+    features = torch.randn(2, 8, grid, grid)
+    places = resized(
+        theirs.encoder.pos_embedding[:, 1:].transpose(1, 2).unflatten(2, (4, 4)), (grid, grid)
+    )
+    tokens = (ours.embed(features) + places).flatten(2).transpose(1, 2)
+    expected = theirs.encoder.ln(theirs.encoder.layers[:2](tokens))
     assert torch.allclose(ours(features).flatten(2).transpose(1, 2), expected, atol=1e-5)
 
 
 def test_a_loaded_resnet_is_torchvision_s_to_stride_16(tmp_path):
     torch.manual_seed(0)
     theirs = resnet50().eval()
-    torch.save(theirs.state_dict(), tmp_path / ResNet50_Weights.IMAGENET1K_V2.url.split("/")[-1])
+    torch.save(theirs.state_dict(), tmp_path / file_of(ResNet50_Weights.IMAGENET1K_V2))
     ours = teacher_t2(WIDTH, depth=1).eval()
     load_imagenet(ours, transformer=False, folder=tmp_path)
     seen = []
@@ -185,19 +194,55 @@ def test_a_loaded_resnet_is_torchvision_s_to_stride_16(tmp_path):
     assert torch.allclose(seen[0], expected, atol=1e-5)
 
 
-def test_the_transformer_s_weights_fit_one_width_only(model, tmp_path):
-    with pytest.raises(UserError, match="--width 768.*imagenet-resnet"):
+def test_the_published_vit_file_has_older_names_and_is_read(tmp_path):
+    torch.save(resnet50().state_dict(), tmp_path / file_of(ResNet50_Weights.IMAGENET1K_V2))
+    vit = vit_b_16()
+    older = {
+        k.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): v
+        for k, v in vit.state_dict().items()
+    }
+    torch.save(older, tmp_path / file_of(ViT_B_16_Weights.IMAGENET1K_V1))
+    ours = teacher_t2(768, depth=1)
+    load_imagenet(ours, transformer=True, folder=tmp_path)
+    assert torch.equal(
+        ours.transformer.blocks[0].mlp[3].weight, vit.encoder.layers[0].mlp[3].weight
+    )
+    assert ours.transformer.positions.std() > 0
+
+
+@pytest.mark.parametrize(("width", "depth"), [(WIDTH, 2), (768, 13)])
+def test_the_transformer_s_weights_fit_one_size_only(width, depth, tmp_path):
+    with torch.device("meta"):
+        model = teacher_t2(width, depth)
+    with pytest.raises(UserError, match="768 wide and 12 layers.*imagenet-resnet"):
         load_imagenet(model, transformer=True, folder=tmp_path)
 
 
-def test_offline_is_one_clear_line(model, tmp_path, monkeypatch):
+def test_offline_damaged_and_hostile_files_are_one_clear_line(model, tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     with pytest.raises(UserError, match="resnet50-.*Network is unreachable.*--weights-folder"):
         load_imagenet(model, transformer=False, folder=tmp_path)
-    (tmp_path / ResNet50_Weights.IMAGENET1K_V2.url.split("/")[-1]).write_bytes(b"damaged")
+    path = tmp_path / file_of(ResNet50_Weights.IMAGENET1K_V2)
+    path.write_bytes(b"damaged")
     with pytest.raises(UserError, match="could not be used"):
         load_imagenet(model, transformer=False, folder=tmp_path)
-    assert ViT_B_16_Weights.IMAGENET1K_V1.url.endswith(".pth")
+    torch.save({"conv1.weight": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="could not be used"):
+        load_imagenet(model, transformer=False, folder=tmp_path)
+    torch.save({"conv1.weight": Hostile(tmp_path)}, path)
+    with pytest.raises(UserError, match="could not be used"):
+        load_imagenet(model, transformer=False, folder=tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+class Hostile:
+    """A pickle that makes a file when it is read by Python's own unpickler."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.folder / "ran"),))
