@@ -87,9 +87,15 @@ def test_multi_task_takes_short_batches_and_trains_both_decoders(count):
     assert not missing
 
 
-def test_weight_zero_leaves_reconstruction_out():
-    batch = {"image": torch.rand(2, 3, 32, 32), "mask": torch.ones(2, 32, 32).long()}
-    assert list(MultiTaskObjective(teacher_t1(width=4), weight=0)(batch)) == ["segmentation"]
+def test_weight_zero_leaves_the_reconstruction_out_and_the_input_as_it_was():
+    copiers = Copier(), Copier()
+    images = torch.rand(2, 3, 32, 32) + 0.1
+    batch = {"image": images, "mask": torch.ones(2, 32, 32).long()}
+    for copier, weight in zip(copiers, (0.0, 0.2), strict=True):
+        torch.manual_seed(0)
+        losses = MultiTaskObjective(copier, weight)(batch)
+        assert ("reconstruction" in losses) == (weight > 0)
+    assert torch.equal(copiers[0].seen, copiers[1].seen)
 
 
 def test_a_student_can_overfit_one_slice():

@@ -182,6 +182,12 @@ def test_check_volumes_names_every_bad_case(repo, phantom, tmp_path):
             1,
             "written by student_s1; one of teacher_t1_unet",
         ),
+        (
+            "kd_t2_s2/train.py --name y --teacher teacher_t1_unet/runs/default/best.pt",
+            1,
+            "written by teacher_t1_unet; one of teacher_t2_transunet",
+        ),
+        ("teacher_t2_transunet/train.py --name x --width 200", 1, "a multiple of 192"),
         ("data_prep/slice_nifti.py --input nowhere", 1, "make_phantom.py"),
         ("data_prep/import_pairs.py --images nowhere", 1, "nowhere does not exist"),
         ("reproduce.py --input a --data b", 1, "exclude each other"),
