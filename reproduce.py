@@ -46,7 +46,7 @@ QUICK = {
     "patients": 16,
     "size": 80,
     "thickness": 10.0,
-    "t1": "--width 16 --epochs 8 --batch-size 4",
+    "t1": "--width 16 --epochs 8 --batch-size 4 --lr 3e-3",
     "t2": "--width 192 --depth 2 --epochs 6 --batch-size 4 --lr 1e-3",
     "students": "--epochs 12 --batch-size 4",
 }

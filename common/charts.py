@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from common.figures import save_figure
 from common.statistics import in_words
@@ -78,6 +79,10 @@ def cost(path: Path, models: dict[str, dict]) -> None:
             marker = "*" if model.startswith("T") else "o"
             axis.plot(row[key], row["dice"], marker, color=COLOURS.get(model), ms=9, label=model)
         axis.set(xscale="log", xlabel=label)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(axis="x", labelrotation=30)
         axis.grid(alpha=0.25)
     figure.axes[0].set_ylabel("Dice, mean over patients")
     figure.axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
