@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_script
 
 from common import checkpoint
 from common.config import StudentConfig
@@ -51,13 +51,17 @@ def torchrun(*command, cwd):
     return done.stdout
 
 
-def test_two_processes_train_one_model(repo, slices):
+def test_two_processes_train_one_distilled_model(repo, slices):
+    teacher = load_script(repo / "teacher_t1_unet/train.py")
+    teacher.main(teacher.Config(data=slices, width=4, epochs=1, device="cpu", name="two"))
+    weights = repo / "teacher_t1_unet/runs/two/best.pt"
     flags = ("--epochs", 2, "--batch-size", 4, "--device", "cpu", "--name", "two")
-    output = torchrun("student_s1/train.py", *flags, cwd=repo)
+    output = torchrun("kd_t1_s1/train.py", *flags, "--teacher", weights, cwd=repo)
     assert output.count("epoch   1/2") == 1  # rank 0 alone speaks
-    folder = repo / "student_s1" / "runs" / "two"
+    assert output.count("teacher teacher_t1_unet/runs/two/best.pt: validation Dice") == 1
+    folder = repo / "kd_t1_s1" / "runs" / "two"
     assert [row["epoch"] for row in read_csv(folder / "log.csv")] == ["1", "2"]
-    best = checkpoint.load(folder / "best.pt", "student_s1")
+    best = checkpoint.load(folder / "best.pt", "kd_t1_s1")
     checkpoint.load_weights(student_s1(), best["model"], folder / "best.pt")
 
 
