@@ -132,12 +132,17 @@ def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def new_run(folder: Path, keep: bool) -> None:
-    """Make the run folder, empty unless `keep`; what killed processes left half-written goes."""
+    """Make the run folder, empty unless `keep`."""
     if not keep and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written in `folder` (see `atomic`)."""
     for leftover in folder.glob(".*.tmp*"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -28,7 +28,15 @@ from PIL import Image
 
 from common import config as base
 from common.config import DATA, launch, option
-from common.files import ROOT, UserError, read_json, replace_folder, shown, write_json
+from common.files import (
+    ROOT,
+    UserError,
+    read_json,
+    remove_leftovers,
+    replace_folder,
+    shown,
+    write_json,
+)
 from common.slices import Slice, check_output, in_short, make_splits, write_set
 from common.volumes import (
     HU_WINDOW,
@@ -139,6 +147,8 @@ def prepare(config: Config, cases: list[Case]) -> None:
         shutil.rmtree(config.output / ".done", ignore_errors=True)
     for kind in ("images", "masks", ".done"):
         (home / kind).mkdir(parents=True, exist_ok=True)
+    for folder in (home, home / ".done"):
+        remove_leftovers(folder)
     names = {case.name for case in cases}
     for kind in ("images", "masks"):  # what an interrupted run over other volumes left
         for path in (home / kind).glob("*.png"):

@@ -120,7 +120,7 @@ def test_training_learns_and_evaluate_counts_by_patient(stage, slices):
 
 def test_resume_with_other_settings_names_them(stage, slices):
     train(stage, slices, epochs=1)
-    with pytest.raises(UserError, match="lr: 0.001 -> 0.1"):
+    with pytest.raises(UserError, match="lr: 0.003 -> 0.1"):
         train(stage, slices, epochs=1, lr=0.1, resume=True)
     with pytest.raises(UserError, match="already holds a run"):
         train(stage, slices, epochs=1)

@@ -86,7 +86,7 @@ def test_more_flags_reach_the_trainings_they_are_for(reproduce):
 
 def test_quick_adds_to_what_is_given(reproduce):
     config = reproduce.Config(quick=True, t1="--width 4", patients=7)
-    assert config.t1.endswith("--batch-size 4 --width 4") and config.patients == 7
+    assert config.t1 == f"{reproduce.QUICK['t1']} --width 4" and config.patients == 7
     assert config.name == "quick" and config.size == reproduce.QUICK["size"]
 
 

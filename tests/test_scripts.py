@@ -144,6 +144,7 @@ def test_killed_slicing_is_no_data_set_and_goes_on(repo, phantom, slices, tmp_pa
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out" / "dataset.json").exists()
+    (tmp_path / "out.partial" / ".done" / ".phantom_001.1.tmp.json").touch()  # killed while writing
     run(repo, "data_prep/slice_nifti.py", *flags)
     assert files_of(slices) == files_of(tmp_path / "out")
 
