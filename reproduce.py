@@ -28,7 +28,7 @@ from common import config as base
 from common.config import launch, option, to_json
 from common.files import ROOT, UserError, shown, write_json
 from common.slices import make_splits, read_set
-from common.steps import Step, check_flags, check_outdated, flags, run_steps
+from common.steps import Step, check_flags, check_outdated, check_words, flags, run_steps
 from common.study import add_up
 
 TASK09 = ROOT / "data" / "Task09_Spleen"
@@ -38,6 +38,7 @@ PAIRS = {  # pair: its teacher, its plain student
     f"kd_{t.lower()}_{s.lower()}": (teacher, student)
     for (student, s), (teacher, t) in product(STUDENTS.items(), TEACHERS.items())
 }
+ALL = (*TEACHERS, *STUDENTS, *PAIRS)
 # What reproduce.py itself passes to every train.py.
 OWN = {"--data", "--splits", "--name", "--seed", "--device", "--teacher", "--resume", "--overwrite"}
 # What --quick adds to the flags that one gives: sized for 10 minutes on two CPU cores without
@@ -63,21 +64,17 @@ class Config(base.Config):
         choices=("grid", "scales", "contrast", "multitask", "controls"),
     )
     models: tuple[str, ...] = option(
-        (*TEACHERS, *STUDENTS, *PAIRS),
-        "stages of the grid; a pair brings its teacher and its plain student",
-        choices=(*TEACHERS, *STUDENTS, *PAIRS),
+        ALL, "stages of the grid; a pair brings its teacher and its plain student", choices=ALL
     )
     pair: str = option("kd_t1_s1", "the pair of an ablation", choices=tuple(PAIRS))
     seeds: tuple[int, ...] = option((0,), "seeds of the trainings")
     folds: tuple[int, ...] = option((), "folds to test on; none: the data set's own split")
     of: int = option(5, "how many folds the patients are dealt into", low=2)
-    share_teachers: bool = option(
-        False, "one teacher a fold, of the first seed, for the students of all seeds"
-    )
+    share_teachers: bool = option(False, "one teacher a fold, of the first seed, for all seeds")
     input: Path | None = option(None, "CT volumes, a folder in Decathlon layout")
     data: Path | None = option(None, "an existing slice data set, instead of volumes")
     name: str | None = option(None, "start of the runs' names, and the folder in results/")
-    patients: int | None = option(None, "patients of the phantom", low=1)
+    patients: int | None = option(None, "patients of the phantom (--quick: 16)", low=1)
     thickness: float | None = option(None, "slice thickness of the phantom in mm")
     size: int | None = option(None, "height and width of the slices", low=1)
     t1: str = option("", "more flags for T1's train.py, as in --t1='--width 32'")
@@ -109,27 +106,25 @@ class Config(base.Config):
         if not self.seeds or not self.models:
             raise UserError("--seeds and --models need at least one value each.")
         if bad := [k for k in self.folds if not 0 <= k < self.of]:
-            raise UserError(
-                f"--folds {bad[0]} of --of {self.of}: folds run from 0 to {self.of - 1}."
-            )
+            raise UserError(f"--folds {bad[0]}: with --of {self.of} they run from 0.")
         useless = [n for n in ("size", "patients", "thickness") if self.data and getattr(self, n)]
-        if self.study != "grid" and len(self.models) < len(TEACHERS) + len(STUDENTS) + len(PAIRS):
+        if self.study != "grid" and self.models != ALL:
             useless.append("models")
         if useless:
-            cause = "--data" if self.data else f"--study {self.study}"
-            raise UserError(f"--{useless[0]} has no effect with {cause}; leave it out.")
+            raise UserError(f"--{useless[0]} has no effect with --data or --study; leave it out.")
+        taken = OWN.union(*(a.flags for a in self.arms() if self.study != "grid"))
         for group in ("t1", "t2", "students", "distilled"):
-            try:
-                words = shlex.split(getattr(self, group))
-            except ValueError as error:
-                raise UserError(f"--{group} {getattr(self, group)!r}: {error}.") from None
-            taken = OWN.union(*(a.flags for a in self.arms() if self.study != "grid"))
-            if clash := [w for w in words if w.startswith("--") and w.split("=")[0] in taken]:
-                raise UserError(f"--{group}: {clash[0]} is set by the study itself.")
+            check_words(f"--{group}", getattr(self, group), taken)
 
     def arms(self) -> list["Arm"]:
         """The models of the study."""
         return grid(self.models) if self.study == "grid" else ablation(self.study, self.pair)
+
+    def part(self) -> str:
+        """The results' sub-folder: none for the whole grid, whose tables no part replaces."""
+        if self.study != "grid":
+            return f"{self.study}_{self.pair}"
+        return "" if {*self.models} == {*ALL} else "-".join(self.models)
 
 
 class Arm(NamedTuple):
@@ -159,7 +154,7 @@ def grid(stages: tuple[str, ...]) -> list[Arm]:
 
 
 def ablation(study: str, pair: str) -> list[Arm]:
-    """The arms of an ablation of one pair: teacher, plain student, and the student's variants."""
+    """The arms of an ablation of one pair: teacher, plain student, the student's variants."""
     teacher, plain, whole = grid((pair,))
 
     def variant(label: str, name: str, *flags: str, **changes) -> Arm:
@@ -191,8 +186,7 @@ def ablation(study: str, pair: str) -> list[Arm]:
         return arms
     random = variant("random teacher", "random", "--control", "random-teacher")
     other = variant("another image", "other", "--control", "other-image")
-    zero = variant("weights 0", "zero", *no_map, "--scales")
-    return [teacher, plain, whole, random, other, zero]
+    return [teacher, plain, whole, random, other, variant("weights 0", "zero", *no_map, "--scales")]
 
 
 def data_steps(config: Config) -> tuple[Path, list[Step]]:
@@ -214,6 +208,11 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
     return data, list(steps)
 
 
+def split_name(fold: int | None, config: Config) -> str:
+    """The splits file of a fold, in the data set's folder."""
+    return "splits.json" if fold is None else f"splits_fold{fold}of{config.of}.json"
+
+
 class Training(NamedTuple):
     """One training of an arm: on which split, with which seed."""
 
@@ -230,9 +229,14 @@ def training_of(arm: Arm, fold: int | None, seed: int, config: Config) -> Traini
 
 def folder_of(training: Training, config: Config) -> Path:
     """Its run folder, named after study, fold, seed and variant."""
-    fold = "" if training.fold is None else f"f{training.fold}of{config.of}"
-    name = "-".join(filter(None, (config.name, fold, f"s{training.seed}", training.arm.name)))
-    return ROOT / training.arm.stage / "runs" / name
+    arm, fold, seed = training
+    part = "" if fold is None else f"f{fold}of{config.of}"
+    return (
+        ROOT
+        / arm.stage
+        / "runs"
+        / "-".join(filter(None, (config.name, part, f"s{seed}", arm.name)))
+    )
 
 
 def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
@@ -263,11 +267,6 @@ def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
     return [fit, masks, Step(score, folder / "summary.json", record, inputs, (masks, *scored))]
 
 
-def split_name(fold: int | None, config: Config) -> str:
-    """The splits file of a fold, in the data set's folder."""
-    return "splits.json" if fold is None else f"splits_fold{fold}of{config.of}.json"
-
-
 def main(config: Config) -> None:
     """Run what is missing, then write the tables and the figures."""
     began = time.perf_counter()
@@ -286,14 +285,15 @@ def main(config: Config) -> None:
     steps = [step for t in trainings for step in steps_of(t, config, data)]
     check_outdated(steps, config.overwrite)
     run_steps(steps, results / "log.txt")
-    folder = results if config.study == "grid" else results / f"{config.study}_{config.pair}"
+    folder = results / config.part()
     write_json(folder / "config.json", to_json(config))
     runs = {arm.label: {} for arm in arms}
     for t in trainings:
         runs[t.arm.label][t.fold, t.seed] = folder_of(t, config)
     bases = {arm.label: arm.base for arm in arms if arm.base}
     print(f"\n{add_up(folder, runs, bases, slices)}")
-    print(f"{(time.perf_counter() - began) / 60:.1f} minutes -> {shown(folder)}")
+    now, ever = time.perf_counter() - began, sum(s.known()["seconds"] for s in (*first, *steps))
+    print(f"{now / 60:.1f} minutes (all steps: {ever / 60:.1f}) -> {shown(folder)}")
 
 
 if __name__ == "__main__":

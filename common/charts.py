@@ -38,7 +38,7 @@ def gains(path: Path, found: dict[str, tuple[str, dict]]) -> None:
     axis.axvline(0, color="black", lw=0.8)
     names = [f"{model} over {base}" for model, (base, _) in found.items()]
     axis.set_yticks(range(len(found)), names)
-    axis.set(xlabel="gain in Dice points per patient: mean and 95 % interval")
+    axis.set(xlabel="gain in Dice points per patient (95 % interval from six patients on)")
     axis.set_ylim(len(found) - 0.5, -0.5)
     axis.spines[["top", "right"]].set_visible(False)
     save_figure(path, figure)
@@ -58,9 +58,9 @@ def patients(path: Path, pairs: dict[tuple[str, str], tuple[dict, dict]]) -> Non
             colour = "#009e73" if line[1] > line[0] else "#d55e00"
             axis.plot([0, 1], line, "o-", color=colour, lw=0.9, ms=3, alpha=0.7)
         if len(lines):
-            axis.plot([0, 1], lines.mean(0), "s-", color="black", lw=2.2, ms=6)
+            axis.plot([0, 1], lines.mean(0), "s--", color="black", lw=1.6, ms=5)
         axis.set_xticks([0, 1], [plain, distilled], fontsize=9)
-        axis.set(xlim=(-0.25, 1.25), ylim=(0, 1))
+        axis.set(xlim=(-0.25, 1.25))
         axis.spines[["top", "right"]].set_visible(False)
     grid[0].set_ylabel("Dice per patient")
     save_figure(path, figure)
@@ -79,7 +79,7 @@ def cost(path: Path, models: dict[str, dict]) -> None:
             marker = "*" if model.startswith("T") else "o"
             axis.plot(row[key], row["dice"], marker, color=COLOURS.get(model), ms=9, label=model)
         axis.set(xscale="log", xlabel=label)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(axis="x", labelrotation=30)

@@ -125,14 +125,14 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
         val = evaluate(objective.model, run.val, run, config)
         dice, pooled = val["per_patient"]["dice"]["mean"] or 0.0, val["pooled"]["dice"] or 0.0
         log.append({"epoch": epoch, "lr": rate, **losses, "val_dice": dice, "val_pooled": pooled})
+        if run.rank == 0:
+            save_epoch(objective, optimizer, run, config, log, is_best=dice > best)
         run.say(
             f"epoch {epoch:>3}/{config.epochs}  "
             + "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
             + f"  val Dice {dice:.4f}{' *' if dice > best else ''}  {seconds:.1f} s, "
             f"{len(run.train) / seconds:.0f} slices/s"
         )
-        if run.rank == 0:
-            save_epoch(objective, optimizer, run, config, log, is_best=dice > best)
         best = max(best, dice)
     if run.world > 1:
         dist.barrier()

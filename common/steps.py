@@ -4,8 +4,12 @@ What is done stands in a record beside what was made, so that it survives the lo
 folder and travels with the runs from one machine to another.
 """
 
+import contextlib
 import hashlib
+import io
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -97,6 +101,7 @@ def run_steps(steps: list[Step], log: Path) -> None:
     A training that was interrupted is resumed. What is outdated is made anew: `check_outdated`
     asks before. UserError at the first step that fails: the step has said why.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, and ends the running script
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as out:
         for place, step in enumerate(steps, start=1):
@@ -153,8 +158,13 @@ def _run(command: list[str], out) -> int:
         text=True,
         errors="replace",
     ) as process:
-        for line in process.stdout:
-            _say(line.rstrip("\n"), out)
+        try:
+            for line in process.stdout:
+                _say(line.rstrip("\n"), out)
+        except BaseException:  # interrupted or terminated: no script goes on alone
+            process.terminate()
+            process.wait()
+            raise
     return process.returncode
 
 
@@ -162,6 +172,17 @@ def flags(**values) -> tuple[str, ...]:
     """`width=32` -> `--width 32`; None is left out."""
     pairs = ((f"--{k.replace('_', '-')}", str(v)) for k, v in values.items() if v is not None)
     return tuple(part for pair in pairs for part in pair)
+
+
+def check_words(flag: str, text: str, taken: set[str]) -> None:
+    """UserError if `text`, given with `flag` to be passed on, has an open quote or sets one of the
+    flags that are `taken`."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{flag} {text!r}: {error}.") from None
+    if clash := [w for w in words if w.startswith("--") and w.split("=")[0] in taken]:
+        raise UserError(f"{flag}: {clash[0]} is set by the study itself.")
 
 
 def check_flags(steps: list[Step]) -> None:
@@ -172,6 +193,15 @@ def check_flags(steps: list[Step]) -> None:
         module = module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up by name
         spec.loader.exec_module(module)
-        for step in trainings:
-            if step.script == script:
-                parse(module.Config, [*step.command[1:], *step.aside])
+        for step in (s for s in trainings if s.script == script):
+            complaint = io.StringIO()
+            try:
+                with contextlib.redirect_stderr(complaint):
+                    parse(module.Config, [*step.command[1:], *step.aside])
+            except SystemExit:  # argparse has printed its usage, then what is wrong
+                reason = complaint.getvalue().strip().splitlines()[-1].split("error: ")[-1]
+                raise UserError(
+                    f"{script}: {reason}; python {script} --help lists its flags."
+                ) from None
+            except UserError as error:
+                raise UserError(f"{script}: {error}") from None

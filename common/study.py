@@ -79,7 +79,7 @@ def _compare_masks(path: Path, runs: dict[str, Path], judges: list[str], data: S
         truth = read_mask(data.folder / "masks" / file, data.classes)
         masks = {m: read_mask(r / "predictions" / file, data.classes) for m, r in runs.items()}
         row = {
-            "title": f"{title} patient ({dice[order[place]]:.3f})\n{best.name}",
+            "title": f"{title}: mean of the\ncompared {dice[order[place]]:.3f}\n{best.name}",
             "image": read_image(data.folder / "images" / file),
             "truth": truth,
             "masks": masks,

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,7 +104,7 @@ def test_neither_the_device_nor_the_place_of_the_clone_is_in_a_key(reproduce):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"folds": (5,)}, "folds run from 0 to 4"),
+        ({"folds": (5,)}, "--folds 5: with --of 5 they run from 0"),
         ({"seeds": ()}, "at least one"),
         ({"size": 64}, "--size has no effect with --data"),
         ({"study": "scales", "models": ("student_s1",), "data": None}, "--models has no effect"),
@@ -117,12 +120,24 @@ def test_what_cannot_be_meant_is_refused(reproduce, settings, words):
         plan(reproduce, **settings)
 
 
-def test_a_wrong_flag_shows_before_anything_runs(reproduce, capsys):
-    with pytest.raises(SystemExit):
-        check_flags(plan(reproduce, students="--wings 2"))
-    assert "--wings 2" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--epochs is 0"):
-        check_flags(plan(reproduce, students="--epochs 0"))
+@pytest.mark.parametrize(
+    ("students", "words"),
+    [
+        ("--wings 2", "student_s1/train.py: unrecognized arguments: --wings 2"),
+        ("--epochs many", "student_s1/train.py: argument --epochs: invalid int value: 'many'"),
+        ("--epochs 0", "student_s1/train.py: --epochs is 0"),
+    ],
+)
+def test_a_wrong_flag_shows_before_anything_runs(reproduce, students, words):
+    with pytest.raises(UserError) as error:
+        check_flags(plan(reproduce, students=students))
+    assert words in str(error.value)
+
+
+def test_a_part_of_the_study_has_a_folder_of_its_own(reproduce):
+    settings = [{}, {"models": ("student_s1", "kd_t1_s1")}, {"study": "scales"}]
+    parts = [reproduce.Config(**s).part() for s in settings]
+    assert parts == ["", "student_s1-kd_t1_s1", "scales_kd_t1_s1"]
 
 
 # The steps
@@ -219,6 +234,25 @@ def test_output_goes_to_the_screen_and_to_one_log(tmp_path, capfd):
     assert not read_json(tmp_path / "record.json")[str(script)]["done"]
 
 
+def test_a_script_does_not_outlive_the_study(tmp_path):
+    """SIGTERM to reproduce.py alone: the running script ends with it."""
+    script = tmp_path / "endless.py"
+    script.write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    study = tmp_path / "study.py"
+    study.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\nfrom common.steps import Step, run_steps\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        f"run_steps([Step(({str(script)!r},), here / 'x', here / 'r.json')], here / 'log.txt')\n"
+    )
+    process = subprocess.Popen([sys.executable, study], stdout=subprocess.PIPE, text=True)
+    child = next(int(line) for line in process.stdout if line.strip().isdigit())
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
 # The whole of it
 
 
@@ -227,7 +261,7 @@ def test_the_study_runs_and_takes_up_where_it_stopped(repo):
     short = ("--t1", "--width 4 --epochs 1", "--t2", "--depth 1 --epochs 1")
     command = (*flags, *short, "--students", "--epochs 1", "--models", "kd_t1_s2", "kd_t2_s1")
     first = run(repo, "reproduce.py", *command)
-    folder = repo / "results" / "tiny"
+    folder = repo / "results" / "tiny" / "kd_t1_s2-kd_t2_s1"
     table = (folder / "table.md").read_text()
     assert table in first
     rows = {row["model"]: row for row in csv.DictReader((folder / "table.csv").open())}
