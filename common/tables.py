@@ -65,6 +65,8 @@ def write_study(
         ours = {_title(s): number(pool[s]) for s in ORDER}
         slices.append({"model": model, **ours, **(theirs if THESIS.keys() & runs.keys() else {})})
         records.append(_record(model, found, means, pool, gains.get(model), spread))
+    if not any(row["spread over seeds"] for row in patients):
+        patients = [{k: v for k, v in row.items() if k != "spread over seeds"} for row in patients]
     write_csv(folder / "table.csv", records)
     text = f"{_about(runs)}\n\n{markdown(patients)}\n{POOLED}\n\n{markdown(slices)}"
     write_text(folder / "table.md", text)
