@@ -18,9 +18,10 @@ THESIS = {
 }
 
 ORDER = ("iou", "dice", "recall", "precision")  # the thesis's
-POOLED = (
-    "Pooled over all slices, as the thesis counts. Its figures are of Task09, split by slice: "
-    "other data, so compare the order of the models, not the digits."
+POOLED = "Pooled over all slices, as the thesis counts."
+OTHERS = (
+    " Its figures are of Task09, split by slice: other data, so compare the order of the models, "
+    "not the digits."
 )
 
 
@@ -68,7 +69,8 @@ def write_study(
     if not any(row["spread over seeds"] for row in patients):
         patients = [{k: v for k, v in row.items() if k != "spread over seeds"} for row in patients]
     write_csv(folder / "table.csv", records)
-    text = f"{_about(runs)}\n\n{markdown(patients)}\n{POOLED}\n\n{markdown(slices)}"
+    note = POOLED + (OTHERS if THESIS.keys() & runs.keys() else "")
+    text = f"{_about(runs)}\n\n{markdown(patients)}\n{note}\n\n{markdown(slices)}"
     write_text(folder / "table.md", text)
     return gains
 
