@@ -292,7 +292,10 @@ def main(config: Config) -> None:
         runs[t.arm.label][t.fold, t.seed] = folder_of(t, config)
     bases = {arm.label: arm.base for arm in arms if arm.base}
     print(f"\n{add_up(folder, runs, bases, slices)}")
-    now, ever = time.perf_counter() - began, sum(s.known()["seconds"] for s in (*first, *steps))
+    now, ever = (
+        time.perf_counter() - began,
+        sum(s.known().get("seconds", 0) for s in (*first, *steps)),
+    )
     print(f"{now / 60:.1f} minutes (all steps: {ever / 60:.1f}) -> {shown(folder)}")
 
 
