@@ -292,11 +292,9 @@ def main(config: Config) -> None:
         runs[t.arm.label][t.fold, t.seed] = folder_of(t, config)
     bases = {arm.label: arm.base for arm in arms if arm.base}
     print(f"\n{add_up(folder, runs, bases, slices)}")
-    now, ever = (
-        time.perf_counter() - began,
-        sum(s.known().get("seconds", 0) for s in (*first, *steps)),
-    )
-    print(f"{now / 60:.1f} minutes (all steps: {ever / 60:.1f}) -> {shown(folder)}")
+    now = (time.perf_counter() - began) / 60
+    ever = sum(step.known().get("seconds", 0) for step in (*first, *steps)) / 60
+    print(f"{now:.1f} minutes (all steps: {ever:.1f}) -> {shown(folder)}")
 
 
 if __name__ == "__main__":
