@@ -41,8 +41,7 @@ PAIRS = {  # pair: its teacher, its plain student
 ALL = (*TEACHERS, *STUDENTS, *PAIRS)
 # What reproduce.py itself passes to every train.py.
 OWN = {"--data", "--splits", "--name", "--seed", "--device", "--teacher", "--resume", "--overwrite"}
-# What --quick adds to the flags that one gives: sized for 10 minutes on two CPU cores without
-# bf16. T1 has a quarter of its width (2.7 million parameters), T2 two narrow layers.
+# What --quick adds to the flags given: small networks, about ten minutes on two CPU cores.
 QUICK = {
     "patients": 16,
     "size": 80,
