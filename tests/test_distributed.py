@@ -30,6 +30,8 @@ torch.manual_seed(3)
 result = evaluate(student_s1(), run.val, run, config)
 if run.rank == 0:
     print(result)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()  # left to the exit, gloo's threads may abort
 """
 
 
