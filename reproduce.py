@@ -28,7 +28,7 @@ from common import config as base
 from common.config import launch, option, to_json
 from common.files import ROOT, UserError, shown, write_json
 from common.slices import make_splits, read_set
-from common.steps import Step, check_flags, check_outdated, check_words, flags, run_steps
+from common.steps import Step, check_flags, check_words, flags, run_steps
 from common.study import add_up
 
 TASK09 = ROOT / "data" / "Task09_Spleen"
@@ -172,16 +172,18 @@ def ablation(study: str, pair: str) -> list[Arm]:
         pixels = whole._replace(label="pixels by class", base=none.label)
         return [teacher, plain, none, images, mse, pixels]
     if study == "multitask":
-        arms, no_task = [plain], f"{teacher.label} without"
+        arms = [plain]
         for weight, name in (("0", "without"), ("0.2", "0.2"), ("1", "1")):
-            # 0.2 is the teachers' default: the grid's own runs.
-            own = () if weight == "0.2" else ("--reconstruction-weight", weight)
-            tutor = Arm(f"{teacher.label} {name}", teacher.stage, own, own and f"r{weight}" or "")
-            taught = variant(f"{plain.label} taught by it ({name})", tutor.name, teacher=tutor)
-            if weight != "0":
-                tutor = tutor._replace(base=no_task)
-                taught = taught._replace(teacher=tutor, base=arms[2].label)
-            arms += [tutor, taught]
+            # 0.2 is the teachers' default: the grid's own runs. The others are compared with 0.
+            own, run = (("--reconstruction-weight", weight), f"r{weight}")
+            if weight == "0.2":
+                own, run = (), ""
+            tutor_base, taught_base = (
+                (a.label for a in arms[1:3]) if arms[1:] else (None, plain.label)
+            )
+            tutor = Arm(f"{teacher.label} {name}", teacher.stage, own, run, base=tutor_base)
+            label = f"{plain.label} taught by it ({name})"
+            arms += [tutor, variant(label, run, teacher=tutor, base=taught_base)]
         return arms
     random = variant("random teacher", "random", "--control", "random-teacher")
     other = variant("another image", "other", "--control", "other-image")
@@ -230,12 +232,8 @@ def folder_of(training: Training, config: Config) -> Path:
     """Its run folder, named after study, fold, seed and variant."""
     arm, fold, seed = training
     part = "" if fold is None else f"f{fold}of{config.of}"
-    return (
-        ROOT
-        / arm.stage
-        / "runs"
-        / "-".join(filter(None, (config.name, part, f"s{seed}", arm.name)))
-    )
+    name = "-".join(filter(None, (config.name, part, f"s{seed}", arm.name)))
+    return ROOT / arm.stage / "runs" / name
 
 
 def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
@@ -275,15 +273,13 @@ def main(config: Config) -> None:
     trainings = [training_of(arm, *unit, config) for unit in units for arm in arms]
     trainings = list(dict.fromkeys(trainings))  # a teacher that several seeds share appears once
     check_flags([step for t in trainings for step in steps_of(t, config, data)])
-    check_outdated(first, config.overwrite)
-    run_steps(first, results / "log.txt")
+    run_steps(first, results / "log.txt", config.overwrite)
     slices = read_set(data)
     for fold in config.folds:
         splits = make_splits([s.case for s in slices.slices], 0, config.of, fold)
         write_json(data / split_name(fold, config), splits)
     steps = [step for t in trainings for step in steps_of(t, config, data)]
-    check_outdated(steps, config.overwrite)
-    run_steps(steps, results / "log.txt")
+    run_steps(steps, results / "log.txt", config.overwrite)
     folder = results / config.part()
     write_json(folder / "config.json", to_json(config))
     runs = {arm.label: {} for arm in arms}

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from common.figures import save_figure
 from common.statistics import in_words
 
-# Okabe and Ito's palette: eight colours that colour-blind eyes tell apart. One a model.
+# After Okabe and Ito: colours that colour-blind eyes tell apart, one a model.
 COLOURS = {
     "T1": "#000000",
     "T2": "#7f7f7f",
@@ -45,7 +45,7 @@ def gains(path: Path, found: dict[str, tuple[str, dict]]) -> None:
 
 
 def patients(path: Path, pairs: dict[tuple[str, str], tuple[dict, dict]]) -> None:
-    """A panel a pair (plain, distilled): each patient's Dice, joined by a line; the mean in bold.
+    """A panel a pair (plain, distilled): each patient's Dice, joined by a line; the mean dashed.
 
     The values are dicts patient -> Dice (or None). Green: gained; orange: lost.
     """

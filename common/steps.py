@@ -95,12 +95,14 @@ def check_outdated(steps: list[Step], overwrite: bool) -> None:
         )
 
 
-def run_steps(steps: list[Step], log: Path) -> None:
+def run_steps(steps: list[Step], log: Path, overwrite: bool = False) -> None:
     """Run each step that is not done, with all its output appended to `log` too.
 
-    A training that was interrupted is resumed. What is outdated is made anew: `check_outdated`
-    asks before. UserError at the first step that fails: the step has said why.
+    A training that was interrupted is resumed; what is outdated is made anew if `overwrite` allows
+    it. UserError before the first step (and before a training whose folder was filled meanwhile) if
+    something would be replaced unasked, or at the first step that fails: the step has said why.
     """
+    check_outdated(steps, overwrite)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, and ends the running script
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as out:
@@ -114,6 +116,7 @@ def run_steps(steps: list[Step], log: Path) -> None:
                 _say("done before", out)
                 continue
             if step.trains:
+                check_outdated([step], overwrite)
                 if not same:  # gone before the record says otherwise: never resumed by mistake
                     shutil.rmtree(step.leaves.parent, ignore_errors=True)
                     step.record.unlink(missing_ok=True)

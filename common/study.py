@@ -38,7 +38,8 @@ def add_up(
     charts.curves(folder / "curves.png", logs)
     charts.cost(folder / "cost.png", {m: _cost(found) for m, found in results.items()})
     first = {model: next(iter(found.values())) for model, found in runs.items()}
-    _compare_masks(folder / "comparison.png", first, [*gains] or [*runs], data)
+    judges = [next(iter(summaries[model].values())) for model in [*gains] or [*runs]]
+    _compare_masks(folder / "comparison.png", first, by_patient(judges), data)
     return (folder / "table.md").read_text(encoding="utf-8")
 
 
@@ -63,10 +64,9 @@ def _cost(results: list[dict]) -> dict:
     }
 
 
-def _compare_masks(path: Path, runs: dict[str, Path], judges: list[str], data: SliceSet) -> None:
-    """The best, the median and the worst test patient by the mean Dice of `judges` over all its
-    slices, each at the slice where the true organ is largest."""
-    dice = by_patient([read_json(runs[model] / "summary.json") for model in judges])
+def _compare_masks(path: Path, runs: dict[str, Path], dice: dict, data: SliceSet) -> None:
+    """The patients with the highest, the median and the lowest of `dice` (mean of the distilled
+    students over all slices), each at the slice where the true organ is largest."""
     order = sorted((c for c in dice if dice[c] is not None), key=dice.get, reverse=True)
     if not order:
         print("no test patient shows the organ: no comparison figure")
@@ -79,7 +79,7 @@ def _compare_masks(path: Path, runs: dict[str, Path], judges: list[str], data: S
         truth = read_mask(data.folder / "masks" / file, data.classes)
         masks = {m: read_mask(r / "predictions" / file, data.classes) for m, r in runs.items()}
         row = {
-            "title": f"{title}: mean of the\ncompared {dice[order[place]]:.3f}\n{best.name}",
+            "title": f"{title} patient,\nmean Dice {dice[order[place]]:.3f}\n{best.name}",
             "image": read_image(data.folder / "images" / file),
             "truth": truth,
             "masks": masks,

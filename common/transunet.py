@@ -91,8 +91,8 @@ class Cascade(nn.Module):
     """The cascaded upsampler: stride 16 -> 8, 4, 2 with a skip each -> 1 without -> `channels`.
 
     At `width` 768 its stages have the paper's 512, 256, 128, 64 and 16 channels; they shrink in
-    proportion, but not below 16: a head over 4 channels
-    takes four times as many steps to learn a slice.
+    proportion, but not below 16: a head over 4 channels takes four times as many steps to learn
+    a single slice.
     """
 
     def __init__(self, width: int, channels: int):

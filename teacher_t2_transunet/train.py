@@ -29,7 +29,9 @@ class Config(TeacherConfig):
     """T2's own settings."""
 
     lr: float = option(
-        3e-4, "AdamW learning rate, for 12 layers 768 wide; 1e-3 was better at width 192", low=0.0
+        3e-4,
+        "AdamW learning rate; not tuned at the full size, RESULTS.md has 1e-3 at width 192",
+        low=0.0,
     )
     width: int = option(768, "channels of a token; decoders shrink with it", low=192)
     depth: int = option(12, "transformer layers", low=1)

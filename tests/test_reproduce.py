@@ -181,8 +181,7 @@ def test_a_change_reaches_what_stands_on_it_and_no_more(tmp_path, scripts):
         b = step(tmp_path, "b/train.py")
         c = step(tmp_path, "c/train.py", needs=(a,))
         d = step(tmp_path, "c/metrics.py", leaves="summary.json", needs=(c, b))
-        check_outdated([a, b, c, d], overwrite)
-        run_steps([a, b, c, d], tmp_path / "log.txt")
+        run_steps([a, b, c, d], tmp_path / "log.txt", overwrite)
         return list(calls)
 
     broken.add("c/train.py")
@@ -214,6 +213,20 @@ def test_a_run_made_by_hand_is_not_replaced(tmp_path, scripts):
     (tmp_path / "a" / "config.json").write_text("by hand")
     with pytest.raises(UserError, match="by hand"):
         check_outdated([step(tmp_path, "a/train.py")], overwrite=False)
+
+
+def test_a_run_made_by_hand_meanwhile_is_not_replaced_either(tmp_path, monkeypatch):
+    def first_then_by_hand(command, out):
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "a" / "best.pt").write_text("made")
+        (tmp_path / "b" / "config.json").write_text("by hand")
+        return 0
+
+    monkeypatch.setattr(steps, "_run", first_then_by_hand)
+    with pytest.raises(UserError, match="by hand"):
+        run_steps([step(tmp_path, f"{x}/train.py") for x in "ab"], tmp_path / "log.txt")
+    assert (tmp_path / "b" / "config.json").read_text() == "by hand"
 
 
 def test_a_step_that_leaves_nothing_has_failed(tmp_path, scripts):
