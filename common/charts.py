@@ -69,23 +69,22 @@ def patients(path: Path, pairs: dict[tuple[str, str], tuple[dict, dict]]) -> Non
 def cost(path: Path, models: dict[str, dict]) -> None:
     """Dice against parameters and latency; a model is `dice`, `parameters`, `latency_ms`."""
     figure = Figure((9, 3.6), layout="constrained")
-    for axis, key, label in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("parameters", "latency_ms"),
-        ("parameters", "milliseconds a slice (forward pass, batch 1)"),
-        strict=True,
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axis, key, label, ticks in (
+        (left, "parameters", "parameters", (1, 3)),
+        (right, "latency_ms", "milliseconds a slice (forward pass, batch 1)", (1, 2, 5)),
     ):
         for model, row in models.items():
             marker = "*" if model.startswith("T") else "o"
             axis.plot(row[key], row["dice"], marker, color=COLOURS.get(model), ms=9, label=model)
         axis.set(xscale="log", xlabel=label)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_locator(LogLocator(subs=ticks))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(axis="x", labelrotation=30)
         axis.grid(alpha=0.25)
-    figure.axes[0].set_ylabel("Dice, mean over patients")
-    figure.axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    left.set_ylabel("Dice, mean over patients")
+    right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(path, figure)
 
 
