@@ -23,6 +23,17 @@ from common.files import ROOT, UserError, shown
 
 DATA = ROOT / "data" / "spleen2d"
 SCALES = ("encoder", "bottleneck", "decoder")
+# The terms of arXiv 2406.03173 and their weights; 0.4 and 4 are its released code's temperatures.
+THESIS = {
+    "segmentation": 0.4,
+    "contrast": "image",
+    "prediction": 0.2,
+    "encoder": 0.1,
+    "bottleneck": 0.2,
+    "decoder": 0.1,
+    "temperature": 4.0,
+    "contrast_temperature": 0.4,
+}
 
 
 def option(default, help: str, choices: tuple | None = None, low=None, high=None):
@@ -119,24 +130,52 @@ class DistillationConfig(StudentConfig):
     segmentation, 0.2 prediction map and bottleneck, 0.1 encoder and decoder).
     """
 
+    recipe: str = option(
+        "best",
+        "best: the values below; thesis: the terms and weights of arXiv 2406.03173",
+        choices=("best", "thesis"),
+    )
+    segmentation: float = option(1.0, "weight of the segmentation loss", low=0.0)
     scales: tuple[str, ...] = option(SCALES, "feature maps with a contrastive term", choices=SCALES)
     contrast: str = option(
         "dense",
-        "contrast of pixels or of images, or plain regression in its place",
-        choices=("dense", "image", "mse"),
+        "contrast of pixels, regions or images, or plain regression in its place",
+        choices=("dense", "region", "image", "mse"),
     )
     prediction: float = option(0.5, "weight of the prediction-map distillation", low=0.0)
     encoder: float = option(0.25, "weight of the contrastive term at the encoder", low=0.0)
     bottleneck: float = option(0.5, "weight of the contrastive term at the bottleneck", low=0.0)
     decoder: float = option(0.25, "weight of the contrastive term at the decoder", low=0.0)
+    channelwise: float = option(0.0, "weight of the channel-wise distillation (CWD)", low=0.0)
+    border: float = option(0.0, "weight of the prediction map at the organ's border", low=0.0)
+    relation: float = option(0.0, "weight of the pairwise affinities of places", low=0.0)
     temperature: float = option(2.0, "temperature of the prediction maps", low=0.01)
+    channel_temperature: float = option(4.0, "temperature of the channel-wise maps", low=0.01)
     contrast_temperature: float = option(0.1, "temperature of the contrast", low=0.01)
     pixels: int = option(128, "pixels a class and step in the dense contrast", low=1)
+    queue: int = option(0, "the teacher's pixels kept from earlier steps, dense contrast", low=0)
+    unlabelled: bool = option(
+        False, "the teacher's terms also see the training patients without labels for the student"
+    )
     control: str = option(
         "none",
         "what must not help: a teacher with random weights, or one that sees another image",
         choices=("none", "random-teacher", "other-image"),
     )
+
+    def __post_init__(self):
+        """Fill in the recipe. UserError for a value that it does not leave to the user."""
+        super().__post_init__()
+        if self.recipe == "best":
+            return
+        own = {f.name: f.default for f in fields(self)}
+        for name, value in THESIS.items():
+            if getattr(self, name) not in (value, own[name]):
+                raise UserError(
+                    f"--recipe thesis means --{name.replace('_', '-')} {value}; leave one of the "
+                    "two out."
+                )
+            setattr(self, name, value)
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """Contrast between the features of student and teacher at one scale, with learned projections.
 
-Three forms with one signature: `DenseContrast` (pixels, by class), `ImageContrast` (whole images,
-as in arXiv 2406.03173) and `FeatureHint`, which is no contrast but the plain regression of the
-teacher's features, for comparison. Each owns its projections: layers of the loss, trained with
-the student and not needed afterwards.
+Four forms with one signature: `DenseContrast` (pixels, by class), `RegionContrast` (the regions of
+each image, by class), `ImageContrast` (whole images, as in arXiv 2406.03173) and `FeatureHint`,
+which is no contrast but the plain regression of the teacher's features, for comparison. Each owns
+its projections: layers of the loss, trained with the student and not needed afterwards.
+`PairwiseAffinity` needs none: it compares how the places of an image resemble each other.
 """
 
 from typing import NamedTuple
@@ -16,11 +17,13 @@ from common.losses import full_precision
 
 
 class Places(NamedTuple):
-    """Pixels of a batch `(N, H, W)`: flat `positions` `(M,)`, their class or -1, and (H, W)."""
+    """Drawn pixels of a batch: flat `positions` `(M,)`, their `classes` `(M,)` or -1; and from what
+    they were drawn: the class of every pixel, `labels` `(N, H, W)`, one of `kinds`."""
 
     positions: Tensor
     classes: Tensor
-    size: tuple[int, int]
+    labels: Tensor
+    kinds: int
 
 
 def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
@@ -32,20 +35,23 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(similarity, torch.arange(len(queries), device=queries.device))
 
 
-def supervised_contrast(queries: Tensor, keys: Tensor, labels: Tensor, temperature: float):
+def supervised_contrast(
+    queries: Tensor, keys: Tensor, labels: Tensor, key_labels: Tensor, temperature: float
+) -> Tensor:
     """All keys with a query's label are its positives (Khosla et al., arXiv 2004.11362, L_out).
 
-    Queries and keys `(M, D)` of unit length, `labels` `(M,)`, below 0 where the place is void.
-    Features that tell nothing give log of the number of valid keys. 0 if nothing is valid.
+    Queries `(M, D)` and keys `(K, D)` of unit length, their labels `(M,)` and `(K,)`, below 0 where
+    void. Features that tell nothing give log of the number of valid keys. A query without a valid
+    positive does not count; 0 if none has one.
     """
-    valid = labels >= 0
+    valid = key_labels >= 0
     similarity = queries @ keys.T / temperature
     # A finite floor: a row with no valid key must stay free of NaN.
-    similarity = similarity.masked_fill(~valid, -1e4)
-    log_share = similarity.log_softmax(dim=1)
-    positive = ((labels[:, None] == labels) & valid).float()
-    per_query = -(positive * log_share).sum(1) / positive.sum(1).clamp(min=1)
-    return (per_query * valid).sum() / valid.sum().clamp(min=1)
+    log_share = similarity.masked_fill(~valid, -1e4).log_softmax(dim=1)
+    positive = ((labels[:, None] == key_labels) & valid).float()
+    count = positive.sum(1)
+    per_query = -(positive * log_share).sum(1) / count.clamp(min=1)
+    return per_query.sum() / (count > 0).sum().clamp(min=1)
 
 
 def pixel_classes(mask: Tensor, classes: int, width: int = 2) -> Tensor:
@@ -74,7 +80,7 @@ def sample_pixels(labels: Tensor, classes: int, count: int) -> Places:
         best = torch.where(flat == c, keys, 0.0).topk(count, sorted=False)
         positions.append(best.indices)
         found.append(torch.where(best.values > 0, c, -1))
-    return Places(torch.cat(positions), torch.cat(found), labels.shape[-2:])
+    return Places(torch.cat(positions), torch.cat(found), labels, classes)
 
 
 def features_at(features: Tensor, positions: Tensor, size: tuple[int, int]) -> Tensor:
@@ -89,12 +95,72 @@ def features_at(features: Tensor, positions: Tensor, size: tuple[int, int]) -> T
     return features[image, :, row, column]
 
 
+def region_means(features: Tensor, labels: Tensor, kinds: int) -> tuple[Tensor, Tensor]:
+    """The mean of a map `(N, c, h, w)` over each class of `labels` `(N, H, W)` in each image.
+
+    Returns `(N * kinds, c)` and the classes `(N * kinds,)`, -1 where an image lacks the class. A
+    coarse cell counts for a class by the share of its pixels that are of it.
+    """
+    shares = F.one_hot(labels, kinds).movedim(-1, 1).float()
+    shares = F.adaptive_avg_pool2d(shares, features.shape[-2:])
+    weight = shares.sum((2, 3))
+    means = torch.einsum("nchw,nkhw->nkc", features, shares) / weight.clamp(min=1e-6).unsqueeze(2)
+    classes = torch.arange(kinds, device=labels.device).expand(len(labels), -1)
+    return means.flatten(0, 1), torch.where(weight > 0, classes, -1).flatten()
+
+
 class DenseContrast(nn.Module):
     """Pixels of organ, border and background, drawn evenly: same class attracts, others repel.
 
     A student pixel's positives are the teacher's pixels of its class, in any image (supervised
     contrast). Each side has its own linear projection to `dimension`, applied to the drawn pixels
-    alone: what a 1x1 convolution would give there, at a fraction of the cost.
+    alone: what a 1x1 convolution would give there, at a fraction of the cost. With `queue` the
+    keys of that many earlier draws are kept as more keys (as in MoCo, He et al., arXiv 1911.05722);
+    the queue holds the frozen teacher's features, before the projection, so that none goes stale.
+    """
+
+    def __init__(
+        self,
+        student: int,
+        teacher: int,
+        temperature: float = 0.1,
+        dimension: int = 64,
+        queue: int = 0,
+    ):
+        super().__init__()
+        self.temperature = temperature
+        self.student = nn.Linear(student, dimension)
+        self.teacher = nn.Linear(teacher, dimension)
+        self.register_buffer("queue", torch.zeros(queue, teacher))
+        self.register_buffer("queue_classes", torch.full((queue,), -1))
+
+    def forward(self, student: Tensor, teacher: Tensor, places: Places) -> Tensor:
+        """Feature maps `(N, c, h, w)` of both, each with its own c, h and w; a scalar."""
+        size = places.labels.shape[-2:]
+        with full_precision(student):
+            queries = self.student(features_at(student, places.positions, size).float())
+            drawn = features_at(teacher, places.positions, size).float()
+            keys = self.teacher(torch.cat([drawn, self.queue]))
+            key_classes = torch.cat([places.classes, self.queue_classes])
+            self.remember(drawn, places.classes)
+            queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
+            return supervised_contrast(queries, keys, places.classes, key_classes, self.temperature)
+
+    @torch.no_grad()
+    def remember(self, drawn: Tensor, classes: Tensor) -> None:
+        """Put the newest keys first in the queue; the oldest fall out of it."""
+        kept = len(self.queue)
+        if kept and self.training:
+            # New tensors: the old ones are still needed by the backward pass.
+            self.queue = torch.cat([drawn, self.queue])[:kept]
+            self.queue_classes = torch.cat([classes, self.queue_classes])[:kept]
+
+
+class RegionContrast(nn.Module):
+    """The mean feature of each image's organ, border and background; same class attracts.
+
+    Prototypes of regions where `DenseContrast` draws pixels (as region contrast in Liu et al.,
+    ReCo, arXiv 2104.04465, without its mining): a few vectors an image, free of the pixels' noise.
     """
 
     def __init__(self, student: int, teacher: int, temperature: float = 0.1, dimension: int = 64):
@@ -104,12 +170,12 @@ class DenseContrast(nn.Module):
         self.teacher = nn.Linear(teacher, dimension)
 
     def forward(self, student: Tensor, teacher: Tensor, places: Places) -> Tensor:
-        """Feature maps `(N, c, h, w)` of both, each with its own c, h and w; a scalar."""
+        """Feature maps `(N, c, h, w)` of both, a scalar; of `places` the labels are used."""
         with full_precision(student):
-            s = self.student(features_at(student, places.positions, places.size).float())
-            t = self.teacher(features_at(teacher, places.positions, places.size).float())
-            s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)
-            return supervised_contrast(s, t, places.classes, self.temperature)
+            s, classes = region_means(student.float(), places.labels, places.kinds)
+            t, _ = region_means(teacher.float(), places.labels, places.kinds)
+            s, t = F.normalize(self.student(s), dim=1), F.normalize(self.teacher(t), dim=1)
+            return supervised_contrast(s, t, classes, classes, self.temperature)
 
 
 class ImageContrast(nn.Module):
@@ -152,3 +218,24 @@ class FeatureHint(nn.Module):
             s, t = (F.adaptive_avg_pool2d(x.float(), size) for x in (student, teacher))
             s, t = F.normalize(self.student(s), dim=1), F.normalize(t, dim=1)
             return (s - t).square().sum(1).mean()
+
+
+class PairwiseAffinity(nn.Module):
+    """How alike any two places of an image are, compared as numbers (Liu et al., arXiv 1903.04197).
+
+    Maps are averaged to `cells` x `cells` places; the loss is the mean squared difference between
+    the cosine similarities of all pairs of places in the student's map and in the teacher's. There
+    is nothing to project: similarities have no channels.
+    """
+
+    def __init__(self, cells: int = 16):
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Feature maps `(N, c, h, w)` of both, a scalar."""
+        size = [min(self.cells, *student.shape[-2:], *teacher.shape[-2:])] * 2
+        with full_precision(student):
+            s, t = (F.adaptive_avg_pool2d(x.float(), size).flatten(2) for x in (student, teacher))
+            s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)
+            return (s.mT @ s - t.mT @ t).square().mean()

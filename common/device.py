@@ -46,9 +46,12 @@ def layout(channels_last: bool) -> torch.memory_format:
 
 def to_device(batch: dict, device: torch.device, channels_last: bool) -> dict:
     """Images to `(N, 3, H, W)` on the device (grey replicated there), masks beside them."""
-    images = batch["image"].to(device, non_blocking=True).expand(-1, 3, -1, -1)
-    images = images.contiguous(memory_format=layout(channels_last))
-    return {**batch, "image": images, "mask": batch["mask"].to(device, non_blocking=True)}
+    moved = {"mask": batch["mask"].to(device, non_blocking=True)}
+    for name in ("image", "unlabelled"):
+        if name in batch:
+            images = batch[name].to(device, non_blocking=True).expand(-1, 3, -1, -1)
+            moved[name] = images.contiguous(memory_format=layout(channels_last))
+    return {**batch, **moved}
 
 
 def loader_workers(wanted: int, device: torch.device) -> int:

@@ -11,50 +11,36 @@ import torch
 from torch import Tensor, nn
 
 from common.config import DistillationConfig
-from common.contrast import DenseContrast, FeatureHint, ImageContrast, pixel_classes, sample_pixels
+from common.contrast import (
+    DenseContrast,
+    FeatureHint,
+    ImageContrast,
+    PairwiseAffinity,
+    RegionContrast,
+    pixel_classes,
+    sample_pixels,
+)
 from common.files import UserError
-from common.losses import DiceBCELoss, full_precision
-
-
-def with_background(logits: Tensor) -> Tensor:
-    """One logit channel z -> the two channels (0, z): softmax of these is sigmoid of z."""
-    if logits.shape[1] > 1:
-        return logits
-    return torch.cat([torch.zeros_like(logits), logits], dim=1)
-
-
-class PredictionMapLoss(nn.Module):
-    """KL divergence from the teacher's class distribution to the student's, a pixel, tempered.
-
-        T^2 mean over pixels of sum_c p_t log(p_t / p_s),   p = softmax(z / T)
-
-    Hinton et al., arXiv 1503.02531. One channel is taken with the implicit background logit 0:
-    the Bernoulli KL, equal to the softmax KL of a two-class network.
-    """
-
-    def __init__(self, temperature: float = 2.0):
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Logits `(N, C, H, W)` of both, a scalar."""
-        with full_precision(student):
-            log_s = (with_background(student.float()) / self.temperature).log_softmax(1)
-            log_t = (with_background(teacher.float()) / self.temperature).log_softmax(1)
-            divergence = (log_t.exp() * (log_t - log_s)).sum(1)
-            return self.temperature**2 * divergence.mean()
+from common.losses import DiceBCELoss
+from common.maps import ChannelwiseLoss, PredictionMapLoss, shown_channels
+from common.scores import predicted
+from common.unet import Output
 
 
 class Distiller(nn.Module):
     """The objective of a student with a teacher.
 
-        L = L_seg + w_pred L_pred + sum over scales of w_scale L_contrast(scale)
+        L = w L_seg + w_map L_map + w_channel L_channel + w_border L_border + w_pair L_pair
+            + sum over scales of w_scale L_contrast(scale)
 
-    The segmentation loss has weight 1, as in the student alone: the arms differ in nothing else.
-    The teacher is frozen by construction: it runs in eval mode without gradients, and it is not a
+    By default w = 1, as in the student alone: the arms differ in the teacher's terms only. The
+    teacher is frozen by construction: it runs in eval mode without gradients, and it is not a
     sub-module, so that neither `.train()`, nor an optimizer, nor a checkpoint can reach it. Move
     it to its device before. Terms of weight 0 are left out. Projections are sized by one forward
     pass over an empty `size` x `size` image.
+
+    Images under `unlabelled` in the batch take part in the teacher's terms alone; where a term
+    asks for classes, theirs are those that the teacher predicts.
     """
 
     def __init__(
@@ -68,17 +54,24 @@ class Distiller(nn.Module):
         self.weights = {s: getattr(config, s) for s in config.scales if getattr(config, s)}
         self.segmentation = DiceBCELoss()
         self.prediction = PredictionMapLoss(config.temperature)
+        self.channelwise = ChannelwiseLoss(config.channel_temperature)
+        self.affinity = PairwiseAffinity()
         mine, theirs = _channels(student, size), _channels(teacher, size)
         self.scales = nn.ModuleDict(
             {scale: self._contrast(mine[scale], theirs[scale]) for scale in self.weights}
         )
+        maps = config.prediction, config.channelwise, config.border, config.relation
+        self.taught = bool(self.weights) or any(maps)
 
     def _contrast(self, student: int, teacher: int) -> nn.Module:
         """The chosen form for maps with so many channels."""
         if self.config.contrast == "mse":
             return FeatureHint(student, teacher)
-        form = DenseContrast if self.config.contrast == "dense" else ImageContrast
-        return form(student, teacher, self.config.contrast_temperature)
+        temperature = self.config.contrast_temperature
+        if self.config.contrast == "dense":
+            return DenseContrast(student, teacher, temperature, queue=self.config.queue)
+        form = RegionContrast if self.config.contrast == "region" else ImageContrast
+        return form(student, teacher, temperature)
 
     @property
     def teacher(self) -> nn.Module:
@@ -98,23 +91,49 @@ class Distiller(nn.Module):
             )
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """`batch` holds `image (N, 3, H, W)` and `mask (N, H, W)`."""
+        """`batch` holds `image (N, 3, H, W)` and `mask (N, H, W)`, perhaps `unlabelled`: images."""
         images, mask = batch["image"], batch["mask"]
+        if self.taught and "unlabelled" in batch:
+            images = torch.cat([images, batch["unlabelled"]])
         output = self.model(images)
-        losses = {"segmentation": self.segmentation(output.logits, mask)}
-        if not self.weights and not self.config.prediction:
+        loss = self.segmentation(output.logits[: len(mask)], mask)
+        losses = {"segmentation": self.config.segmentation * loss}
+        if not self.taught:
             return losses
         with torch.no_grad():
             known = self.teacher(self._shown(images), reconstruct=False)
-        if weight := self.config.prediction:
-            losses["prediction"] = weight * self.prediction(output.logits, known.logits)
-        places = None
-        if self.weights and self.config.contrast == "dense":
-            classes = max(2, output.logits.shape[1])
-            labels = pixel_classes(mask, classes)
-            places = sample_pixels(labels, classes + 1, self.config.pixels)
+            labels = torch.cat([mask, predicted(known.logits[len(mask) :])])
+        return (
+            losses | self.map_terms(output, known, labels) | self.scale_terms(output, known, labels)
+        )
+
+    def map_terms(self, student: Output, teacher: Output, labels: Tensor) -> dict[str, Tensor]:
+        """What compares whole maps; `labels` are class indices `(N, H, W)`."""
+        config, losses = self.config, {}
+        mine, theirs = student.logits, teacher.logits
+        if weight := config.prediction:
+            losses["prediction"] = weight * self.prediction(mine, theirs)
+        if weight := config.channelwise:
+            shown = shown_channels(labels, mine.shape[1])
+            losses["channelwise"] = weight * self.channelwise(mine, theirs, shown)
+        if weight := config.border:
+            border = pixel_classes(labels, -1) < 0
+            losses["border"] = weight * self.prediction(mine, theirs, border)
+        if weight := config.relation:
+            maps = student.features["decoder"], teacher.features["decoder"]
+            losses["relation"] = weight * self.affinity(*maps)
+        return losses
+
+    def scale_terms(self, student: Output, teacher: Output, labels: Tensor) -> dict[str, Tensor]:
+        """The contrast at each scale; `labels` are class indices `(N, H, W)`."""
+        if not self.weights:
+            return {}
+        classes = max(2, student.logits.shape[1])
+        kinds = pixel_classes(labels, classes)
+        places = sample_pixels(kinds, classes + 1, self.config.pixels)
+        losses = {}
         for scale, loss in self.scales.items():
-            term = loss(output.features[scale], known.features[scale], places)
+            term = loss(student.features[scale], teacher.features[scale], places)
             losses[f"contrast_{scale}"] = self.weights[scale] * term
         return losses
 

@@ -129,6 +129,32 @@ class SliceDataset(Dataset):
         }
 
 
+class WithUnlabelled(Dataset):
+    """`labelled`, each sample with one image more: `unlabelled`, drawn from the slices `others`.
+
+    The labelled samples are those that would come without it. The image is drawn by the sample's
+    augmentation seed (without augmentation: the slice in the same place, round and round), and its
+    mask goes nowhere: not even the share of slices with the organ is known.
+    """
+
+    def __init__(self, labelled: SliceDataset, others: SliceDataset):
+        self.slices = labelled.slices
+        self.labelled, self.others = labelled, others
+
+    def __len__(self) -> int:
+        """Number of labelled slices."""
+        return len(self.labelled)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        """The labelled sample, and `unlabelled`, float32 `(1, H, W)` in 0..1."""
+        if isinstance(key, tuple):
+            rng = np.random.default_rng([key[1], 1])
+            other = int(rng.integers(len(self.others))), int(rng.integers(2**62))
+        else:
+            other = key % len(self.others)
+        return {**self.labelled[key], "unlabelled": self.others[other]["image"]}
+
+
 class TrainSampler(Sampler):
     """Draws one epoch of training slices: `(index, augmentation seed)`, or plain indices.
 

@@ -11,8 +11,8 @@ from common import checkpoint
 from common.config import DistillationConfig
 from common.device import layout, to_device
 from common.engine import evaluate
-from common.files import shown
-from common.loading import loader
+from common.files import UserError, shown
+from common.loading import SliceDataset, WithUnlabelled, loader
 from common.runs import Run
 from common.scores import number
 from common.slices import check_patients
@@ -43,6 +43,25 @@ def load_teacher(
     random = ", its weights left random (a control)" if config.control == "random-teacher" else ""
     run.say(f"teacher {shown(path)}{random}: validation Dice {number(dice)} per patient")
     return teacher
+
+
+def show_unlabelled(run: Run, config: DistillationConfig) -> None:
+    """With `--unlabelled`, put an image of the other training patients beside every labelled one.
+
+    Those are the patients of `train` that the student's share leaves out. UserError if none is.
+    """
+    if not config.unlabelled:
+        return
+    known, everyone = set(run.splits[config.share]), run.splits["train"]
+    others = [case for case in everyone if case not in known]
+    slices = run.data.of(others)
+    if not slices:
+        raise UserError(
+            f"--unlabelled: --share {config.share} leaves no training patient without labels."
+        )
+    run.train = WithUnlabelled(run.train, SliceDataset(run.data, slices, config.cache_mb))
+    run.patients["train"] = everyone
+    run.say(f"and {len(slices)} slices of {len(others)} more patients, without their labels")
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from common.distillation import Distiller
 from common.engine import fit
 from common.files import ROOT
 from common.runs import start
-from common.teachers import load_teacher
+from common.teachers import load_teacher, show_unlabelled
 from common.unet import student_s2, teacher_t1_of
 
 
@@ -40,6 +40,7 @@ def main(config: Config) -> None:
     # The student first: with the same seed both arms begin with the same weights.
     student = student_s2(run.classes)
     teacher = load_teacher(config.teacher, "teacher_t1_unet", teacher_t1_of, run, config)
+    show_unlabelled(run, config)
     fit(Distiller(student, teacher, run.size, config), run, config)
 
 

@@ -9,9 +9,13 @@ from common.contrast import (
     DenseContrast,
     FeatureHint,
     ImageContrast,
+    PairwiseAffinity,
+    Places,
+    RegionContrast,
     features_at,
     info_nce,
     pixel_classes,
+    region_means,
     sample_pixels,
     supervised_contrast,
 )
@@ -29,7 +33,7 @@ def test_info_nce_of_constant_features_is_log_n():
 def test_supervised_contrast_of_constant_features_is_log_of_the_valid_keys():
     same = F.normalize(torch.ones(30, 8), dim=1)
     labels = torch.tensor([0] * 10 + [1] * 8 + [2] * 5 + [-1] * 7)
-    loss = supervised_contrast(same, same, labels, 0.1)
+    loss = supervised_contrast(same, same, labels, labels, 0.1)
     assert loss.item() == pytest.approx(math.log(23), abs=1e-5)
 
 
@@ -44,24 +48,34 @@ def test_supervised_contrast_equals_a_loop():
         positives = [j for j in shares if labels[j] == labels[i]]
         total = sum(shares.values())
         terms.append(-sum(math.log(shares[j] / total) for j in positives) / len(positives))
-    loss = supervised_contrast(queries, keys, labels, 0.2)
+    loss = supervised_contrast(queries, keys, labels, labels, 0.2)
     assert loss.item() == pytest.approx(sum(terms) / len(terms), abs=1e-5)
 
 
 def test_supervised_contrast_with_one_positive_each_is_info_nce():
     queries, keys = unit(9, 5), unit(9, 5)
-    both = supervised_contrast(queries, keys, torch.arange(9), 0.3), info_nce(queries, keys, 0.3)
-    assert torch.allclose(*both, atol=1e-6)
+    own = torch.arange(9)
+    supervised = supervised_contrast(queries, keys, own, own, 0.3)
+    assert torch.allclose(supervised, info_nce(queries, keys, 0.3), atol=1e-6)
+
+
+def test_a_query_without_a_positive_does_not_count():
+    queries, keys = unit(3, 5), unit(4, 5)
+    labels, key_labels = torch.tensor([0, 1, 7]), torch.tensor([0, 1, 1, -1])
+    with_it = supervised_contrast(queries, keys, labels, key_labels, 0.3)
+    without = supervised_contrast(queries[:2], keys, labels[:2], key_labels, 0.3)
+    assert torch.allclose(with_it, without)
 
 
 def test_nothing_valid_gives_zero_and_a_finite_gradient():
     queries = unit(4, 3).requires_grad_()
-    loss = supervised_contrast(queries, unit(4, 3), torch.full((4,), -1), 0.1)
+    void = torch.full((4,), -1)
+    loss = supervised_contrast(queries, unit(4, 3), void, void, 0.1)
     loss.backward()
     assert loss.item() == 0 and queries.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("form", [DenseContrast, ImageContrast])
+@pytest.mark.parametrize("form", [DenseContrast, RegionContrast, ImageContrast])
 def test_contrast_falls_well_below_chance_when_its_projections_learn(form):
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (16, 8, 8))
@@ -77,7 +91,7 @@ def test_contrast_falls_well_below_chance_when_its_projections_learn(form):
         value.backward()
         optimizer.step()
         values.append(value.item())
-    chance = math.log(120 if form is DenseContrast else 16)
+    chance = math.log({DenseContrast: 120, RegionContrast: 48, ImageContrast: 16}[form])
     assert values[-1] < chance - 0.8
 
 
@@ -112,8 +126,8 @@ def test_sampled_pixels_are_balanced_distinct_and_of_their_class():
     labels = torch.zeros(4, 16, 16, dtype=torch.long)
     labels[1, 3:9, 3:9] = 1
     labels[2, 0, :5] = 2
-    positions, found, size = sample_pixels(labels, 3, 20)
-    assert size == (16, 16)
+    positions, found, same, kinds = sample_pixels(labels, 3, 20)
+    assert same is labels and kinds == 3
     flat = labels.flatten()
     for c, expected in ((0, 20), (1, 20), (2, 5)):
         chosen = positions[found == c]
@@ -127,3 +141,60 @@ def test_features_at_reads_the_cell_that_holds_the_pixel():
     large = F.interpolate(features, (16, 16), mode="nearest").movedim(1, -1).reshape(-1, 7)
     positions = torch.randint(0, 3 * 256, (50,))
     assert torch.equal(features_at(features, positions, (16, 16)), large[positions])
+
+
+def test_region_means_equal_a_loop_and_say_where_a_class_is_missing():
+    features = torch.randn(2, 5, 8, 8)
+    labels = torch.randint(0, 3, (2, 8, 8))
+    labels[1][labels[1] == 2] = 0
+    means, classes = region_means(features, labels, 3)
+    assert classes.tolist() == [0, 1, 2, 0, 1, -1]
+    for row, (n, c) in enumerate((n, c) for n in range(2) for c in range(3)):
+        if classes[row] >= 0:
+            assert torch.allclose(means[row], features[n][:, labels[n] == c].mean(1), atol=1e-5)
+    assert not means[5].any()
+
+
+def test_a_queue_keeps_the_newest_keys_and_they_take_part():
+    torch.manual_seed(0)
+    loss, plain = DenseContrast(4, 6, queue=10), DenseContrast(4, 6)
+    plain.load_state_dict({k: v for k, v in loss.state_dict().items() if "queue" not in k}, False)
+    student, teacher = torch.randn(1, 4, 4, 4), torch.randn(1, 6, 4, 4)
+    labels = torch.arange(16).view(1, 4, 4) % 3
+    first = Places(torch.arange(6), labels.flatten()[:6], labels, 3)
+    second = Places(torch.arange(6, 14), labels.flatten()[6:14], labels, 3)
+    # An empty queue adds nothing; then its keys are more negatives and more positives.
+    assert torch.allclose(loss(student, teacher, first), plain(student, teacher, first))
+    value = loss(student, teacher, second)
+    value.backward()
+    assert not torch.allclose(value, plain(student, teacher, second))
+    newest = features_at(teacher, torch.tensor([*range(6, 14), 0, 1]), (4, 4))
+    assert torch.equal(loss.queue, newest)
+    assert loss.queue_classes.tolist() == labels.flatten()[[*range(6, 14), 0, 1]].tolist()
+    loss.eval()(student, teacher, first)
+    assert torch.equal(loss.queue, newest)  # evaluation leaves no trace
+
+
+def test_affinities_agree_where_features_are_rotated_and_have_a_gradient_elsewhere():
+    student = torch.randn(2, 5, 32, 32)
+    turned = torch.linalg.qr(torch.randn(5, 5)).Q
+    loss = PairwiseAffinity()
+    same = loss(student, torch.einsum("dc,nchw->ndhw", turned, 3 * student))
+    assert same.item() == pytest.approx(0, abs=1e-8)
+    student.requires_grad_()
+    loss(student, torch.randn(2, 9, 8, 8)).backward()
+    assert student.grad.abs().sum() > 0
+
+
+def test_affinities_equal_a_loop():
+    student, teacher = torch.randn(1, 3, 2, 2), torch.randn(1, 7, 2, 2)
+    terms = []
+    for i in range(4):
+        for j in range(4):
+            alike = [
+                F.cosine_similarity(x.flatten(2)[0, :, i], x.flatten(2)[0, :, j], dim=0)
+                for x in (student, teacher)
+            ]
+            terms.append((alike[0] - alike[1]) ** 2)
+    loss = PairwiseAffinity()(student, teacher)
+    assert torch.allclose(loss, torch.stack(terms).mean(), atol=1e-6)

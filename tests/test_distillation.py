@@ -1,9 +1,9 @@
 import pytest
 import torch
-import torch.nn.functional as F
 
-from common.config import SCALES, DistillationConfig
-from common.distillation import Distiller, PredictionMapLoss
+from common.config import SCALES, THESIS, DistillationConfig
+from common.distillation import Distiller
+from common.files import UserError
 from common.losses import SegmentationObjective
 from common.unet import student_s1, teacher_t1
 
@@ -22,52 +22,18 @@ def distiller(**changes):
     return Distiller(student, teacher_t1(width=4), 32, DistillationConfig(**changes))
 
 
-# Prediction map
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
-def test_prediction_loss_is_the_two_class_softmax_kl(temperature):
-    student, teacher = torch.randn(2, 1, 9, 9), torch.randn(2, 1, 9, 9)
-    two = [torch.cat([torch.zeros_like(x), x], 1) / temperature for x in (student, teacher)]
-    kl = F.kl_div(two[0].log_softmax(1), two[1].softmax(1), reduction="none").sum(1).mean()
-    loss = PredictionMapLoss(temperature)(student, teacher)
-    assert torch.allclose(loss, temperature**2 * kl, atol=1e-6)
-
-
-def test_prediction_loss_is_the_bernoulli_kl():
-    s, t = torch.tensor(0.3), torch.tensor(0.8)
-    expected = t * (t / s).log() + (1 - t) * ((1 - t) / (1 - s)).log()
-    loss = PredictionMapLoss(1.0)(s.logit().view(1, 1, 1, 1), t.logit().view(1, 1, 1, 1))
-    assert torch.allclose(loss, expected, atol=1e-6)
-
-
-def test_prediction_loss_has_a_gradient_and_its_minimum_at_the_teacher():
-    teacher = torch.randn(2, 1, 8, 8)
-    student = torch.zeros_like(teacher, requires_grad=True)
-    PredictionMapLoss()(student, teacher).backward()
-    assert student.grad.abs().min() > 0
-    same = teacher.clone().requires_grad_()
-    loss = PredictionMapLoss()(same, teacher)
-    loss.backward()
-    assert loss.item() == pytest.approx(0, abs=1e-6)
-    assert same.grad.abs().max() < 1e-6
-
-
-def test_prediction_loss_survives_extreme_logits():
-    student = torch.tensor([[[[-200.0, 200.0]]]], requires_grad=True)
-    loss = PredictionMapLoss(1.0)(student, -student.detach())
-    loss.backward()
-    assert loss.isfinite() and student.grad.isfinite().all()
-
-
 # The distiller
 
 
-@pytest.mark.parametrize("contrast", ["dense", "image", "mse"])
+FORMS = ("dense", "region", "image", "mse")
+MAPS = ("prediction", "channelwise", "border", "relation")
+
+
+@pytest.mark.parametrize("contrast", FORMS)
 def test_every_term_has_a_gradient_at_the_student(contrast):
-    objective = distiller(contrast=contrast)
+    objective = distiller(contrast=contrast, **dict.fromkeys(MAPS, 1.0))
     losses = objective(batch_of(4))
-    assert list(losses) == ["segmentation", "prediction", *(f"contrast_{s}" for s in SCALES)]
+    assert list(losses) == ["segmentation", *MAPS, *(f"contrast_{s}" for s in SCALES)]
     for name, loss in losses.items():
         objective.zero_grad()
         loss.backward(retain_graph=True)
@@ -75,12 +41,12 @@ def test_every_term_has_a_gradient_at_the_student(contrast):
         assert gradient.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("contrast", ["dense", "image", "mse"])
+@pytest.mark.parametrize("contrast", FORMS)
 @pytest.mark.parametrize("count", [1, 3])
 def test_short_last_batches_and_empty_slices_are_taken(contrast, count):
     batch = batch_of(count)
     batch["mask"].zero_()
-    losses = distiller(contrast=contrast)(batch)
+    losses = distiller(contrast=contrast, **dict.fromkeys(MAPS, 1.0))(batch)
     assert all(loss.isfinite() for loss in losses.values())
 
 
@@ -89,6 +55,7 @@ def test_projections_are_in_the_optimizer_and_move_and_the_teacher_does_not():
     teacher = objective.teacher
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     projections = {k: v.clone() for k, v in objective.scales.state_dict().items()}
+    projections = {k: v for k, v in projections.items() if "queue" not in k}
     assert len(projections) == 3 * 2 * 2
     ours = {id(p) for p in objective.parameters()}
     assert not ours & {id(p) for p in teacher.parameters()}
@@ -154,3 +121,61 @@ def test_the_control_shows_the_teacher_another_image():
     assert all(torch.equal(seen[1][i], batch["image"][i - 1]) for i in range(3))
     objective(batch_of(1))
     assert not seen[2].any()  # no other image: nothing is shown
+
+
+# Recipes
+
+
+def test_the_thesis_s_recipe_sets_its_terms_and_weights():
+    config = DistillationConfig(recipe="thesis")
+    assert {name: getattr(config, name) for name in THESIS} == THESIS
+    weights = ("segmentation", "prediction", *SCALES)
+    assert sum(getattr(config, name) for name in weights) == pytest.approx(1)
+    assert config.channelwise == config.border == config.relation == config.queue == 0
+    losses = distiller(recipe="thesis")(batch_of(4))
+    assert list(losses) == ["segmentation", "prediction", *(f"contrast_{s}" for s in SCALES)]
+
+
+def test_the_segmentation_loss_is_weighted():
+    batch = batch_of(4)
+    whole, part = distiller(), distiller(segmentation=0.4)
+    assert torch.allclose(part(batch)["segmentation"], 0.4 * whole(batch)["segmentation"])
+
+
+def test_a_recipe_is_not_mixed_with_other_values():
+    with pytest.raises(UserError, match="--recipe thesis means --encoder 0.1"):
+        DistillationConfig(recipe="thesis", encoder=0.7)
+    assert DistillationConfig(recipe="thesis", encoder=0.1, scales=("encoder",)).encoder == 0.1
+
+
+# Images without labels
+
+
+def test_unlabelled_images_reach_the_teacher_s_terms_and_not_the_segmentation():
+    batch = batch_of(4)
+    objective = distiller(**dict.fromkeys(MAPS, 1.0))
+    # Eval mode: in training BatchNorm mixes the images' statistics.
+    objective.model.eval()
+    more = {**batch, "unlabelled": torch.rand(2, 3, 32, 32)}
+    without, with_them = objective(batch), objective(more)
+    assert torch.allclose(without["segmentation"], with_them["segmentation"])
+    for name in ("prediction", "relation"):
+        assert not torch.allclose(without[name], with_them[name]), name
+
+
+def test_the_labels_of_unlabelled_images_are_the_teacher_s_prediction():
+    batch, seen = batch_of(2), []
+    batch["unlabelled"] = torch.rand(3, 3, 32, 32)
+    objective = distiller()
+    objective.map_terms = lambda student, teacher, labels: seen.append(labels) or {}
+    objective(batch)
+    teacher = objective.teacher(batch["unlabelled"]).logits[:, 0] > 0
+    assert torch.equal(seen[0], torch.cat([batch["mask"], teacher.long()]))
+
+
+def test_without_terms_unlabelled_images_are_not_looked_at():
+    nothing = distiller(prediction=0.0, scales=())
+    nothing.model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    sizes = []
+    nothing({**batch_of(4), "unlabelled": torch.rand(2, 3, 32, 32)})
+    assert sizes == [4]
