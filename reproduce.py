@@ -12,11 +12,14 @@ again it takes up where it was; finished steps are skipped, and studies of one -
 they have in common. Writes results/NAME/: table.md and table.csv, figures, log.txt with what the
 scripts print; an ablation writes into results/NAME/STUDY_PAIR/.
 
-Ablations (--study): `scales`, which of the distillation's places help; `contrast`, its form;
-`multitask`, the weight of the teacher's reconstruction; `controls`, what must not help: a teacher
-with random weights, one that looks at another image, terms of weight 0.
+Ablations (--study): `terms`, each of the distillation's terms alone; `scales`, which of the
+thesis's places help; `contrast`, its form; `unlabelled`, the teacher's terms on the patients whose
+labels the student does not use; `labels`, the share of patients with labels; `deep`, a student that
+sees farther; `multitask`, the weight of the teacher's reconstruction; `controls`, what must not
+help: a teacher with random weights, one that looks at another image, terms of weight 0.
 """
 
+import argparse
 import shlex
 import time
 from dataclasses import dataclass
@@ -25,20 +28,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import config as base
-from common.config import launch, option, to_json
-from common.files import ROOT, UserError, shown, write_json
-from common.slices import make_splits, read_set
+from common.arms import PAIRS, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
+from common.config import StudentConfig, launch, option, to_json
+from common.files import ROOT, UserError, read_json, shown, write_json
+from common.slices import make_splits, read_set, with_labels
 from common.steps import Step, check_flags, check_words, flags, run_steps
 from common.study import add_up
 
 TASK09 = ROOT / "data" / "Task09_Spleen"
-TEACHERS = {"teacher_t1_unet": "T1", "teacher_t2_transunet": "T2"}
-STUDENTS = {"student_s1": "S1", "student_s2": "S2"}
-PAIRS = {  # pair: its teacher, its plain student
-    f"kd_{t.lower()}_{s.lower()}": (teacher, student)
-    for (student, s), (teacher, t) in product(STUDENTS.items(), TEACHERS.items())
-}
-ALL = (*TEACHERS, *STUDENTS, *PAIRS)
 # What reproduce.py itself passes to every train.py.
 OWN = {"--data", "--splits", "--name", "--seed", "--device", "--teacher", "--resume", "--overwrite"}
 # What --quick adds to the flags given: small networks, about ten minutes on two CPU cores.
@@ -60,10 +57,12 @@ class Config(base.Config):
     study: str = option(
         "grid",
         "all models, or an ablation of one pair",
-        choices=("grid", "scales", "contrast", "multitask", "controls"),
+        choices=("grid", *STUDIES),
     )
     models: tuple[str, ...] = option(
-        ALL, "stages of the grid; a pair brings its teacher and its plain student", choices=ALL
+        STAGES,
+        "stages of the grid; a pair brings its teacher and its plain student",
+        choices=STAGES,
     )
     pair: str = option("kd_t1_s1", "the pair of an ablation", choices=tuple(PAIRS))
     seeds: tuple[int, ...] = option((0,), "seeds of the trainings")
@@ -107,7 +106,7 @@ class Config(base.Config):
         if bad := [k for k in self.folds if not 0 <= k < self.of]:
             raise UserError(f"--folds {bad[0]}: with --of {self.of} they run from 0.")
         useless = [n for n in ("size", "patients", "thickness") if self.data and getattr(self, n)]
-        if self.study != "grid" and self.models != ALL:
+        if self.study != "grid" and self.models != STAGES:
             useless.append("models")
         if useless:
             raise UserError(f"--{useless[0]} has no effect with --data or --study; leave it out.")
@@ -123,71 +122,7 @@ class Config(base.Config):
         """The results' sub-folder: none for the whole grid, whose tables no part replaces."""
         if self.study != "grid":
             return f"{self.study}_{self.pair}"
-        return "" if {*self.models} == {*ALL} else "-".join(self.models)
-
-
-class Arm(NamedTuple):
-    """A model of a study: a stage with flags of its own, its teacher, its plain student."""
-
-    label: str
-    stage: str
-    flags: tuple[str, ...] = ()
-    name: str = ""  # ends the run's name
-    teacher: "Arm | None" = None
-    plain: "Arm | None" = None
-    base: str | None = None  # label of the arm that the tables compare it with
-
-
-def grid(stages: tuple[str, ...]) -> list[Arm]:
-    """The chosen models, teachers first; a pair brings what it needs."""
-    wanted = {*stages}.union(*(PAIRS[s] for s in stages if s in PAIRS))
-    arms = {stage: Arm(label, stage) for stage, label in TEACHERS.items() if stage in wanted}
-    for student, label in STUDENTS.items():
-        if student in wanted:
-            arms[student] = Arm(label, student)
-        for pair in (p for p in PAIRS if p in wanted and PAIRS[p][1] == student):
-            teacher, plain = (arms[s] for s in PAIRS[pair])
-            name = f"KD({teacher.label},{plain.label})"
-            arms[pair] = Arm(name, pair, teacher=teacher, plain=plain, base=plain.label)
-    return list(arms.values())
-
-
-def ablation(study: str, pair: str) -> list[Arm]:
-    """The arms of an ablation of one pair: teacher, plain student, the student's variants."""
-    teacher, plain, whole = grid((pair,))
-
-    def variant(label: str, name: str, *flags: str, **changes) -> Arm:
-        return whole._replace(label=label, name=name, flags=flags, **changes)
-
-    no_map = ("--prediction", "0")
-    if study == "scales":
-        map_only = variant("prediction map", "map", "--scales")
-        scales = [variant(s, s, "--scales", s, *no_map) for s in base.SCALES]
-        maps = variant("the three scales", "scales", *no_map)
-        return [teacher, plain, map_only, *scales, maps, whole._replace(label="all four")]
-    if study == "contrast":
-        none = variant("no contrast", "map", "--scales")
-        images = variant("images", "image", "--contrast", "image", base=none.label)
-        mse = variant("MSE in its place", "mse", "--contrast", "mse", base=none.label)
-        pixels = whole._replace(label="pixels by class", base=none.label)
-        return [teacher, plain, none, images, mse, pixels]
-    if study == "multitask":
-        arms = [plain]
-        for weight, name in (("0", "without"), ("0.2", "0.2"), ("1", "1")):
-            # 0.2 is the teachers' default: the grid's own runs. The others are compared with 0.
-            own, run = (("--reconstruction-weight", weight), f"r{weight}")
-            if weight == "0.2":
-                own, run = (), ""
-            tutor_base, taught_base = (
-                (a.label for a in arms[1:3]) if arms[1:] else (None, plain.label)
-            )
-            tutor = Arm(f"{teacher.label} {name}", teacher.stage, own, run, base=tutor_base)
-            label = f"{plain.label} taught by it ({name})"
-            arms += [tutor, variant(label, run, teacher=tutor, base=taught_base)]
-        return arms
-    random = variant("random teacher", "random", "--control", "random-teacher")
-    other = variant("another image", "other", "--control", "other-image")
-    return [teacher, plain, whole, random, other, variant("weights 0", "zero", *no_map, "--scales")]
+        return "" if {*self.models} == {*STAGES} else "-".join(self.models)
 
 
 def data_steps(config: Config) -> tuple[Path, list[Step]]:
@@ -209,9 +144,30 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
     return data, list(steps)
 
 
-def split_name(fold: int | None, config: Config) -> str:
-    """The splits file of a fold, in the data set's folder."""
-    return "splits.json" if fold is None else f"splits_fold{fold}of{config.of}.json"
+def split_name(fold: int | None, labels: int | None, config: Config) -> str:
+    """The splits file of a fold and a share of labels, in the data set's folder."""
+    parts = ("" if fold is None else f"fold{fold}of{config.of}", f"labels{labels}" * bool(labels))
+    return "_".join(filter(None, ("splits", *parts))) + ".json"
+
+
+def write_splits(arms: list[Arm], config: Config, data: Path) -> None:
+    """The splits files of all folds and shares of labels."""
+    cases = [s.case for s in read_set(data).slices]
+    for fold in config.folds or (None,):
+        if fold is None:
+            splits = read_json(data / "splits.json")
+        else:
+            splits = make_splits(cases, 0, config.of, fold)
+            write_json(data / split_name(fold, None, config), splits)
+        for labels in {arm.labels for arm in arms if arm.labels}:
+            write_json(data / split_name(fold, labels, config), with_labels(splits, labels))
+
+
+def epochs_for(labels: int, students: str) -> int:
+    """Epochs with which a student of so few labels takes as many steps as one of half of them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--epochs", type=int, default=StudentConfig.epochs)
+    return max(1, round(parser.parse_known_args(shlex.split(students))[0].epochs * 50 / labels))
 
 
 class Training(NamedTuple):
@@ -241,7 +197,7 @@ def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
     arm, fold, seed = training
     folder = folder_of(training, config)
     record, aside = folder.parent / f"{folder.name}.json", flags(device=config.device)
-    splits = split_name(fold, config)
+    splits = split_name(fold, arm.labels, config)
     inputs = tuple(data / name for name in ("dataset.json", "manifest.csv", splits))
     common = flags(data=data, name=folder.name)
     group = TEACHERS.get(arm.stage, "students").lower()
@@ -257,6 +213,8 @@ def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
         train += [*shlex.split(config.distilled), *flags(teacher=taught[0].leaves)]
         against = flags(teacher=scored[0].leaves, plain=scored[1].leaves)
     train += arm.flags
+    if arm.labels:
+        train += flags(epochs=epochs_for(arm.labels, config.students))
     fit = Step(tuple(train), folder / "best.pt", record, inputs, tuple(taught), aside)
     predict = (f"{arm.stage}/inference.py", *common)
     masks = Step(predict, folder / "inference.json", record, inputs, (fit,), aside)
@@ -274,10 +232,7 @@ def main(config: Config) -> None:
     trainings = list(dict.fromkeys(trainings))  # a teacher that several seeds share appears once
     check_flags([step for t in trainings for step in steps_of(t, config, data)])
     run_steps(first, results / "log.txt", config.overwrite)
-    slices = read_set(data)
-    for fold in config.folds:
-        splits = make_splits([s.case for s in slices.slices], 0, config.of, fold)
-        write_json(data / split_name(fold, config), splits)
+    write_splits(arms, config, data)
     steps = [step for t in trainings for step in steps_of(t, config, data)]
     run_steps(steps, results / "log.txt", config.overwrite)
     folder = results / config.part()
@@ -286,7 +241,7 @@ def main(config: Config) -> None:
     for t in trainings:
         runs[t.arm.label][t.fold, t.seed] = folder_of(t, config)
     bases = {arm.label: arm.base for arm in arms if arm.base}
-    print(f"\n{add_up(folder, runs, bases, slices)}")
+    print(f"\n{add_up(folder, runs, bases, read_set(data))}")
     now = (time.perf_counter() - began) / 60
     ever = sum(step.known().get("seconds", 0) for step in (*first, *steps)) / 60
     print(f"{now:.1f} minutes (all steps: {ever:.1f}) -> {shown(folder)}")

@@ -1,6 +1,6 @@
 """What the stages share. Modules import only from those before them.
 
-files -> config -> volumes -> phantom -> slices -> loading -> unet -> transunet -> losses
+files -> config -> arms -> volumes -> phantom -> slices -> loading -> unet -> transunet -> losses
 -> contrast -> maps -> scores -> distillation -> device -> checkpoint -> statistics -> tables
 -> figures -> charts -> study -> runs -> engine -> teachers -> predict -> steps
 """

@@ -120,6 +120,7 @@ class StudentConfig(TrainConfig):
     # and 1e-2 gave 0.71 again.
     lr: float = option(3e-3, "AdamW learning rate after warm-up; then a cosine to 0", low=0.0)
     share: str = option("student", "patients to train on", choices=("student", "train"))
+    deep: bool = option(False, "five narrow levels of as many parameters, which see farther")
 
 
 @dataclass

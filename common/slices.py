@@ -178,6 +178,18 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
     }
 
 
+def with_labels(splits: dict, percent: float) -> dict:
+    """The same split, with the labels of `percent` of the training patients (at least one).
+
+    Nested: fewer are a subset of more, and half of them are the split's own `student`.
+    """
+    rng = np.random.default_rng(splits["seed"])
+    known = rng.permutation(splits["student"]).tolist()
+    rest = rng.permutation([c for c in splits["train"] if c not in known]).tolist()
+    count = max(1, -(-len(splits["train"]) * percent // 100))
+    return {**splits, "student": sorted((known + rest)[: int(count)])}
+
+
 def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str, list[str]]:
     """The patients of `train`, `val`, `test` and `student`; checked, or UserError.
 

@@ -132,17 +132,22 @@ def teacher_t1_of(checkpoint: dict) -> UNet:
     return teacher_t1(config["width"], checkpoint["classes"], config["reconstruction_weight"] > 0)
 
 
-def student_s1(classes: int = 1) -> UNet:
+def student_s1(classes: int = 1, deep: bool = False) -> UNet:
     """S1: three levels 16-32-64, single convolutions: 57,297 parameters (one class).
 
-    A logit depends on 26x26 input pixels: the student cannot know where in the body it is.
+    A logit depends on 26x26 input pixels: the student cannot know where in the body it is. `deep`
+    is no model of the thesis but the test of that limit: five narrow levels 10-16-22-28-34, 57,187
+    parameters, 110x110 pixels.
     """
-    return UNet((16, 32, 64), count=1, classes=classes)
+    return UNet((10, 16, 22, 28, 34) if deep else (16, 32, 64), count=1, classes=classes)
 
 
-def student_s2(classes: int = 1) -> UNet:
-    """S2: S1 twice as wide, 32-64-128: 227,233 parameters (one class)."""
-    return UNet((32, 64, 128), count=1, classes=classes)
+def student_s2(classes: int = 1, deep: bool = False) -> UNet:
+    """S2: S1 twice as wide, 32-64-128: 227,233 parameters (one class); as far-sighted as S1.
+
+    `deep`: five levels 20-32-44-56-68, 226,917 parameters.
+    """
+    return UNet((20, 32, 44, 56, 68) if deep else (32, 64, 128), count=1, classes=classes)
 
 
 def parameters(module: nn.Module) -> int:

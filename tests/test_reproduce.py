@@ -12,6 +12,7 @@ from conftest import PAIRS, ROOT, STAGES, load_script, run
 from PIL import Image
 
 from common import steps
+from common.arms import LABELS, STUDIES, ablation, grid
 from common.files import UserError, read_json
 from common.steps import Step, check_flags, check_outdated, key, run_steps
 
@@ -37,7 +38,7 @@ def plan(reproduce, **settings):
 
 
 def test_the_grid_is_all_stages_teachers_first(reproduce):
-    arms = reproduce.grid(STAGES)
+    arms = grid(STAGES)
     assert [a.stage for a in arms][:2] == ["teacher_t1_unet", "teacher_t2_transunet"]
     assert {a.stage for a in arms} == set(STAGES) and len(arms) == 8
     labels = ["T1", "T2", "S1", "KD(T1,S1)", "KD(T2,S1)", "S2", "KD(T1,S2)", "KD(T2,S2)"]
@@ -45,7 +46,7 @@ def test_the_grid_is_all_stages_teachers_first(reproduce):
 
 
 def test_a_pair_brings_its_teacher_and_its_plain_student(reproduce):
-    arms = reproduce.grid(("kd_t2_s1",))
+    arms = grid(("kd_t2_s1",))
     assert [a.stage for a in arms] == ["teacher_t2_transunet", "student_s1", "kd_t2_s1"]
 
 
@@ -60,23 +61,35 @@ def test_every_seed_and_fold_has_its_runs_and_teachers_can_be_shared(reproduce):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("study", ["scales", "contrast", "multitask", "controls"])
+@pytest.mark.parametrize("study", STUDIES)
 def test_an_ablation_s_flags_are_the_stage_s_and_its_runs_are_distinct(reproduce, study, pair):
     trainings = plan(reproduce, study=study, pair=pair)
     check_flags(trainings)
     assert len({key(s) for s in trainings}) == len({s.leaves for s in trainings}) == len(trainings)
-    arms = reproduce.ablation(study, pair)
+    arms = ablation(study, pair)
     assert len({a.label for a in arms}) == len(arms)
     for arm in arms:
         assert (arm.teacher is None) == (arm.stage != pair)
+        assert arm.base is None or arm.base in {a.label for a in arms}
 
 
 def test_studies_of_one_name_share_their_runs(reproduce):
     by_name = {s.leaves: key(s) for s in plan(reproduce)}
-    for study in ("scales", "contrast", "multitask", "controls"):
+    for study in STUDIES:
         found = {s.leaves: key(s) for s in plan(reproduce, study=study)}
         same = [name for name in found if name in by_name]
-        assert len(same) == 3 and all(found[n] == by_name[n] for n in same)
+        assert len(same) == (1 if study == "labels" else 3), study  # its splits are its own
+        assert all(found[n] == by_name[n] for n in same)
+
+
+def test_a_share_of_labels_has_its_split_and_as_many_steps(reproduce):
+    trainings = plan(reproduce, study="labels", students="--epochs 20", folds=(1,))
+    text = {s.leaves.parent.name: " ".join(s.command) for s in trainings}
+    for percent, epochs in zip(LABELS, (200, 100, 40, 20, 10), strict=True):
+        command = text[f"n-f1of5-s0-l{percent}"]
+        assert f"splits_fold1of5_labels{percent}.json" in command
+        assert f"--epochs {epochs}" in command
+    assert len(trainings) == 1 + 3 * 5 - 1  # at 100 % no patient is left without labels
 
 
 def test_more_flags_reach_the_trainings_they_are_for(reproduce):

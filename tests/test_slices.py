@@ -7,9 +7,27 @@ from PIL import Image
 
 from common.files import UserError, read_csv, write_json
 from common.loading import SliceDataset, TrainSampler, loader
-from common.slices import Slice, check_patients, make_splits, read_set, read_splits
+from common.slices import (
+    Slice,
+    check_patients,
+    make_splits,
+    read_set,
+    read_splits,
+    with_labels,
+)
 
 PARTS = ("train", "val", "test")
+
+
+@pytest.mark.parametrize("count", [3, 4, 10, 41])
+def test_shares_of_labels_are_nested_and_half_is_the_split_s_own(count):
+    splits = make_splits([f"p{i}" for i in range(count)], seed=3)
+    shares = [set(with_labels(splits, p)["student"]) for p in (5, 10, 25, 50, 75, 100)]
+    assert all(shares) and shares[3] == set(splits["student"])
+    assert shares[5] == set(splits["train"])
+    assert all(few <= many for few, many in zip(shares, shares[1:], strict=False))
+    assert with_labels(splits, 5) == with_labels(splits, 5)
+    assert {**with_labels(splits, 5), "student": 0} == {**splits, "student": 0}
 
 
 @pytest.mark.parametrize("count", [3, 4, 10, 41])

@@ -1,0 +1,155 @@
+"""The models of a study: which stages it trains, with which flags, compared with what.
+
+`grid` is all models of the thesis; `ablation` varies one pair. reproduce.py turns an arm into
+trainings, one a fold and seed.
+"""
+
+from itertools import product
+from typing import NamedTuple
+
+from common.config import SCALES
+
+TEACHERS = {"teacher_t1_unet": "T1", "teacher_t2_transunet": "T2"}
+STUDENTS = {"student_s1": "S1", "student_s2": "S2"}
+PAIRS = {  # pair: its teacher, its plain student
+    f"kd_{t.lower()}_{s.lower()}": (teacher, student)
+    for (student, s), (teacher, t) in product(STUDENTS.items(), TEACHERS.items())
+}
+STAGES = (*TEACHERS, *STUDENTS, *PAIRS)
+LABELS = (5, 10, 25, 50, 100)  # percent of the training patients
+NO_TERMS = ("--prediction", "0", "--scales")
+
+
+class Arm(NamedTuple):
+    """A model of a study: a stage with flags of its own, its teacher, its plain student."""
+
+    label: str
+    stage: str
+    flags: tuple[str, ...] = ()
+    name: str = ""  # ends the run's name
+    teacher: "Arm | None" = None
+    plain: "Arm | None" = None
+    base: str | None = None  # label of the arm that the tables compare it with
+    labels: int | None = None  # percent of labelled training patients; None: the data set's half
+
+    def variant(self, label: str, name: str, *flags: str, **changes) -> "Arm":
+        """This arm with other flags, under another label and run name."""
+        return self._replace(label=label, name=name, flags=flags, **changes)
+
+
+def grid(stages: tuple[str, ...]) -> list[Arm]:
+    """The chosen models, teachers first; a pair brings what it needs."""
+    wanted = {*stages}.union(*(PAIRS[s] for s in stages if s in PAIRS))
+    arms = {stage: Arm(label, stage) for stage, label in TEACHERS.items() if stage in wanted}
+    for student, label in STUDENTS.items():
+        if student in wanted:
+            arms[student] = Arm(label, student)
+        for pair in (p for p in PAIRS if p in wanted and PAIRS[p][1] == student):
+            teacher, plain = (arms[s] for s in PAIRS[pair])
+            name = f"KD({teacher.label},{plain.label})"
+            arms[pair] = Arm(name, pair, teacher=teacher, plain=plain, base=plain.label)
+    return list(arms.values())
+
+
+def scales(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
+    """Which of the thesis's four places help."""
+    map_only = whole.variant("prediction map", "map", "--scales")
+    each = [whole.variant(s, s, "--scales", s, "--prediction", "0") for s in SCALES]
+    maps = whole.variant("the three scales", "scales", "--prediction", "0")
+    return [teacher, plain, map_only, *each, maps, whole._replace(label="all four")]
+
+
+def contrast(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
+    """Which form of the contrast helps, over none."""
+    none = whole.variant("no contrast", "map", "--scales")
+    forms = (
+        ("images", "image", "--contrast", "image"),
+        ("regions", "region", "--contrast", "region"),
+        ("MSE in its place", "mse", "--contrast", "mse"),
+        ("pixels, with a queue", "queue", "--queue", "1536"),
+    )
+    others = [whole.variant(*form, base=none.label) for form in forms]
+    return [teacher, plain, none, *others, whole._replace(label="pixels by class", base=none.label)]
+
+
+def terms(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
+    """Each term on its own, and the two recipes."""
+    alone = [
+        whole.variant(label, name, *NO_TERMS[2:], "--prediction", "0", f"--{flag}", weight)
+        for label, name, flag, weight in (
+            ("channel-wise", "channel", "channelwise", "0.2"),
+            ("border", "border", "border", "0.5"),
+            ("pairwise affinity", "relation", "relation", "2"),
+        )
+    ]
+    map_only = whole.variant("prediction map", "map", "--scales")
+    three = whole.variant("contrast at three scales", "scales", "--prediction", "0")
+    thesis = whole.variant("the thesis's recipe", "thesis", "--recipe", "thesis")
+    return [teacher, plain, map_only, *alone, three, thesis, whole]
+
+
+def controls(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
+    """What must not help."""
+    random = whole.variant("random teacher", "random", "--control", "random-teacher")
+    other = whole.variant("another image", "other", "--control", "other-image")
+    return [teacher, plain, whole, random, other, whole.variant("weights 0", "zero", *NO_TERMS)]
+
+
+def unlabelled(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
+    """What images without labels add, beside what their labels would."""
+    more = whole.variant(f"{whole.label}, unlabelled too", "unlabelled", "--unlabelled")
+    everything = Arm(
+        f"{plain.label}, all labels", plain.stage, ("--share", "train"), "all", base=plain.label
+    )
+    return [teacher, plain, whole, more, everything]
+
+
+def deep(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
+    """The student beside one of as many parameters that sees farther."""
+    far = plain.variant(f"{plain.label} deep", "deep", "--deep", base=plain.label)
+    name = f"KD({teacher.label},{far.label})"
+    taught = whole.variant(name, "deep", "--deep", plain=far, base=far.label)
+    return [teacher, plain, whole, far, taught]
+
+
+def multitask(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
+    """The weight of the teacher's second task."""
+    arms = [plain]
+    for weight, name in (("0", "without"), ("0.2", "0.2"), ("1", "1")):
+        # 0.2 is the teachers' default: the grid's own runs. The others are compared with 0.
+        own, run = (("--reconstruction-weight", weight), f"r{weight}")
+        if weight == "0.2":
+            own, run = (), ""
+        tutor_base, taught_base = (a.label for a in arms[1:3]) if arms[1:] else (None, plain.label)
+        tutor = Arm(f"{teacher.label} {name}", teacher.stage, own, run, base=tutor_base)
+        label = f"{plain.label} taught by it ({name})"
+        arms += [tutor, whole.variant(label, run, teacher=tutor, base=taught_base)]
+    return arms
+
+
+def labels(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
+    """The student, distilled, and distilled on the unlabelled rest too, for each share of labels.
+
+    The distilled forms are compared with the plain student of the same labels.
+    """
+    arms = [teacher]
+    for percent in LABELS:
+        alone = plain.variant(f"{plain.label} {percent} %", f"l{percent}", labels=percent)
+        both = {"plain": alone, "base": alone.label, "labels": percent}
+        taught = whole.variant(f"{whole.label} {percent} %", f"l{percent}", **both)
+        arms += [alone, taught]
+        if percent < 100:
+            label, name = f"{whole.label}+ {percent} %", f"l{percent}u"
+            arms.append(whole.variant(label, name, "--unlabelled", **both))
+    return arms
+
+
+STUDIES = {
+    f.__name__: f for f in (scales, contrast, terms, multitask, controls, unlabelled, deep, labels)
+}
+
+
+def ablation(study: str, pair: str) -> list[Arm]:
+    """The arms of an ablation of one pair: teacher, plain student, the student's variants."""
+    teacher, plain, whole = grid((pair,))
+    return STUDIES[study](teacher, plain, whole)
