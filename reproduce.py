@@ -241,7 +241,8 @@ def main(config: Config) -> None:
     for t in trainings:
         runs[t.arm.label][t.fold, t.seed] = folder_of(t, config)
     bases = {arm.label: arm.base for arm in arms if arm.base}
-    print(f"\n{add_up(folder, runs, bases, read_set(data))}")
+    labels = {arm.label: arm.labels for arm in arms if arm.labels}
+    print(f"\n{add_up(folder, runs, bases, read_set(data), labels)}")
     now = (time.perf_counter() - began) / 60
     ever = sum(step.known().get("seconds", 0) for step in (*first, *steps)) / 60
     print(f"{now:.1f} minutes (all steps: {ever:.1f}) -> {shown(folder)}")

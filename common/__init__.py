@@ -2,5 +2,6 @@
 
 files -> config -> arms -> volumes -> phantom -> slices -> loading -> unet -> transunet -> losses
 -> contrast -> maps -> scores -> distillation -> device -> checkpoint -> statistics -> tables
--> figures -> charts -> study -> runs -> engine -> teachers -> predict -> steps
+-> errors -> embedding -> figures -> charts -> study -> runs -> engine -> teachers -> predict
+-> steps
 """

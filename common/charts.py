@@ -1,4 +1,5 @@
-"""Figures of a study: gains with their intervals, patients in pairs, cost, curves of many runs."""
+"""Figures of a study: gains with their intervals, patients in pairs, cost, curves of many runs,
+kinds of errors, embeddings, the terms of a loss, Dice against labels."""
 
 from pathlib import Path
 
@@ -6,7 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from common.figures import save_figure
+from common import embedding
+from common.embedding import Embedding
+from common.errors import KINDS
+from common.figures import losses, save_figure
 from common.statistics import in_words
 
 # After Okabe and Ito: colours that colour-blind eyes tell apart, one a model.
@@ -103,4 +107,92 @@ def curves(path: Path, logs: dict[str, list[list[dict]]]) -> None:
     left.set(xlabel="epoch", ylabel="segmentation loss (DiceBCE)")
     right.set(xlabel="epoch", ylabel="validation Dice, mean over patients", ylim=(0, 1))
     right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    save_figure(path, figure)
+
+
+def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
+    """A bar a model: the kinds of its errors (`common.errors`) in percent of the organ's pixels."""
+    figure = Figure((8, 1.2 + 0.38 * len(shares)), layout="constrained")
+    axis = figure.subplots()
+    colours = ("#d55e00", "#e69f00", "#56b4e9", "#0072b2")
+    left = np.zeros(len(shares))
+    for kind, colour in zip(KINDS, colours, strict=True):
+        widths = np.array([share[kind] for share in shares.values()])
+        axis.barh(range(len(shares)), widths, left=left, color=colour, label=kind, height=0.7)
+        left += widths
+    axis.set_yticks(range(len(shares)), shares)
+    axis.invert_yaxis()
+    axis.set(xlabel="wrong pixels in % of the organ's, mean over patients")
+    axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    axis.spines[["top", "right"]].set_visible(False)
+    save_figure(path, figure)
+
+
+def embeddings(path: Path, models: dict[str, Embedding]) -> None:
+    """A panel a model: its last features at the same pixels of test slices, in the plane of their
+    largest spread, and the share of pixels nearest to their own class's mean."""
+    columns = min(4, len(models))
+    rows = -(-len(models) // columns)
+    figure = Figure((2.6 * columns, 2.7 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    colours = ("#999999", "#009e73", "#d55e00")
+    for axis, (model, drawn) in zip(grid, models.items(), strict=False):
+        places = embedding.plane(drawn)
+        for kind, (name, colour) in enumerate(zip(embedding.KINDS, colours, strict=True)):
+            x, y = places[drawn.kinds == kind].T
+            axis.scatter(x, y, s=3, color=colour, alpha=0.5, lw=0, label=name)
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"{model}: {embedding.separation(drawn):.2f}", fontsize=9)
+        for low_high, values in zip((axis.set_xlim, axis.set_ylim), places.T, strict=True):
+            low_high(*np.percentile(values, (0.5, 99.5)))
+    for axis in list(grid)[len(models) :]:
+        axis.set_visible(False)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        *handles, frameon=False, fontsize=8, ncols=3, markerscale=4, loc="outside lower center"
+    )
+    save_figure(path, figure)
+
+
+def terms(path: Path, logs: dict[str, list[list[dict]]]) -> None:
+    """A panel a distilled model: each weighted loss term over the epochs, mean over its runs."""
+    columns = min(4, len(logs))
+    rows = -(-len(logs) // columns)
+    figure = Figure((3.4 * columns, 2.8 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, (model, runs) in zip(grid, logs.items(), strict=False):
+        length = min(map(len, runs))
+        for name in losses(runs[0][0]):
+            values = np.mean([[float(row[name]) for row in run[:length]] for run in runs], axis=0)
+            axis.plot(range(1, length + 1), values, lw=1.2, label=name.replace("_", " "))
+        axis.set(yscale="log", xlabel="epoch")
+        axis.set_title(model, fontsize=9)
+        axis.legend(frameon=False, fontsize=7)
+    grid[0].set_ylabel("weighted loss")
+    for axis in grid[len(logs) :]:
+        axis.set_visible(False)
+    save_figure(path, figure)
+
+
+def labels(path: Path, curves: dict[str, dict[int, tuple]], teacher: tuple[str, float]) -> None:
+    """Dice against the share of labelled patients, a line a model; the teacher's as a level.
+
+    `curves` maps a model to percent -> (mean Dice over patients, low, high or None).
+    """
+    figure = Figure((6, 4), layout="constrained")
+    axis = figure.subplots()
+    for place, (model, points) in enumerate(curves.items()):
+        x, values = list(points), np.array([p[0] for p in points.values()])
+        colour = f"C{place}"
+        axis.plot(x, values, "o-", color=colour, ms=4, lw=1.4, label=model)
+        for at, (_, low, high) in points.items():
+            if low is not None:
+                axis.plot([at, at], [low, high], color=colour, lw=1, alpha=0.6)
+    axis.axhline(teacher[1], color="black", lw=1, ls="--", label=f"{teacher[0]}, all labels")
+    axis.set(xscale="log", xlabel="labelled training patients in %", ylabel="Dice per patient")
+    ticks = sorted({x for points in curves.values() for x in points})
+    axis.set_xticks(ticks, map(str, ticks))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=8)
     save_figure(path, figure)

@@ -22,14 +22,18 @@ def save_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
         figure.savefig(temporary, dpi=dpi)
 
 
+def losses(row: dict) -> list[str]:
+    """The names of the losses in a row of log.csv."""
+    return [name for name in row if name not in ("epoch", "lr", "val_dice", "val_pooled")]
+
+
 def curves(path: Path, log: list[dict], title: str) -> None:
     """Losses (as weighted, log scale) and validation Dice over the epochs of one run."""
     figure = Figure((9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in log]
-    for name in log[0]:
-        if name not in ("epoch", "lr", "val_dice", "val_pooled"):
-            left.plot(epochs, [row[name] for row in log], label=name.replace("_", " "))
+    for name in losses(log[0]):
+        left.plot(epochs, [row[name] for row in log], label=name.replace("_", " "))
     left.set(xlabel="epoch", ylabel="weighted loss", yscale="log")
     left.legend(frameon=False, fontsize=8)
     right.plot(epochs, [row["val_dice"] for row in log], label="mean over patients")

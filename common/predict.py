@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from common import checkpoint, figures
+from common import checkpoint, embedding, figures
 from common.config import InferenceConfig
 from common.device import autocast, layout, pick_device, to_device
 from common.files import UserError, read_json, shown, write_json
@@ -117,13 +117,14 @@ def forward(
 def predict(
     model: nn.Module, run: Trained, config: InferenceConfig, reconstructions: bool = False
 ) -> None:
-    """Write predictions/ and overlays/, on request probabilities/ and reconstructions/.
+    """Write predictions/, overlays/ and features.npz, on request probabilities/, reconstructions/.
 
     What an earlier inference wrote is removed first. inference.json comes last: its presence says
     that the rest is whole.
     """
     done = run.folder / "inference.json"
     done.unlink(missing_ok=True)
+    (run.folder / "features.npz").unlink(missing_ok=True)
     for name in ("predictions", "probabilities", "overlays", "reconstructions"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     began = time.perf_counter()
@@ -169,7 +170,8 @@ def milliseconds(model: nn.Module, run: Trained, config: InferenceConfig, passes
 
 
 def _write_masks(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
-    """Mask PNGs in predictions/, and probability maps if they are wanted."""
+    """Mask PNGs in predictions/, some pixels' features, probability maps if they are wanted."""
+    drawn = []
     (run.folder / "predictions").mkdir(parents=True)
     shade = np.uint8(255 if run.classes == 1 else 1)
     for batch, output in forward(model, run, config):
@@ -178,8 +180,11 @@ def _write_masks(model: nn.Module, run: Trained, config: InferenceConfig) -> Non
             # No atomic rename for each of thousands of files: inference.json vouches for them.
             path = run.folder / "predictions" / f"{name}.png"
             Image.fromarray(mask).save(path, compress_level=1)
+        drawn.append(embedding.draw(output.features["decoder"], batch))
         if config.probabilities:
             _write_probabilities(run.folder / "probabilities", batch["name"], output.logits)
+    if pixels := embedding.join([part for part in drawn if part]):
+        embedding.save(run.folder / "features.npz", pixels)
 
 
 def _write_probabilities(folder: Path, names: list[str], logits: Tensor) -> None:

@@ -1,46 +1,94 @@
 """What the runs of a study add up to: its tables and figures."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from common import charts, figures
+from common import charts, embedding, figures
+from common.errors import error_pixels, error_shares
 from common.files import UserError, read_csv, read_json, shown
 from common.scores import overlap_scores
 from common.slices import SliceSet, read_image, read_mask
-from common.statistics import by_patient
+from common.statistics import by_patient, interval
 from common.tables import write_study
 
-PICTURES = ("gains", "patients", "curves", "cost", "comparison")
+PICTURES = (
+    *("gains", "patients", "curves", "terms", "cost", "errors", "embedding", "comparison"),
+    "labels",
+)
 
 
 def add_up(
-    folder: Path, runs: dict[str, dict[tuple, Path]], bases: dict[str, str], data: SliceSet
+    folder: Path,
+    runs: dict[str, dict[tuple, Path]],
+    bases: dict[str, str],
+    data: SliceSet,
+    labels: dict[str, int] | None = None,
 ) -> str:
     """Write a study's tables and figures into `folder`; returns table.md.
 
     `runs` holds each model's scored run folders by (fold, seed); `bases` names for some models the
-    one that they are compared with. Figures: gains.png (intervals), patients.png (each patient
-    before and after), cost.png (Dice against parameters and latency), curves.png, comparison.png
-    (masks of the first run of each model on its best, median and worst test patient).
-    UserError if a run was scored on other than test patients.
+    one that they are compared with; `labels` gives for some their percent of labelled patients.
+    Figures: gains.png (intervals), patients.png (each patient before and after), cost.png (Dice
+    against parameters and latency), curves.png, terms.png (the distilled models' losses),
+    errors.png (kinds of errors), embedding.png (the last features, first runs), labels.png (Dice
+    against labels), comparison.png (masks of the first run of each model on its best, median and
+    worst test patient). UserError if a run was scored on other than test patients.
     """
     summaries = {m: {k: _tested(r) for k, r in found.items()} for m, found in runs.items()}
     gains = write_study(folder, summaries, bases)
     for name in PICTURES:  # a smaller study leaves no picture of a larger one behind
         (folder / f"{name}.png").unlink(missing_ok=True)
     results = {model: list(found.values()) for model, found in summaries.items()}
+    first = {model: next(iter(found.values())) for model, found in runs.items()}
     if gains:
         charts.gains(folder / "gains.png", {m: (bases[m], found) for m, found in gains.items()})
         pairs = {(bases[m], m): [by_patient(results[x]) for x in (bases[m], m)] for m in gains}
         charts.patients(folder / "patients.png", pairs)
-    logs = {m: [read_csv(r / "log.csv") for r in found.values()] for m, found in runs.items()}
-    charts.curves(folder / "curves.png", logs)
+    _draw_trainings(folder, runs, [*gains])
     charts.cost(folder / "cost.png", {m: _cost(found) for m, found in results.items()})
-    first = {model: next(iter(found.values())) for model, found in runs.items()}
+    charts.errors(folder / "errors.png", {m: _errors(r.values(), data) for m, r in runs.items()})
+    drawn = {m: run / "features.npz" for m, run in first.items()}
+    if drawn := {m: embedding.load(path) for m, path in drawn.items() if path.exists()}:
+        charts.embeddings(folder / "embedding.png", drawn)
+    if labels:
+        _draw_labels(folder / "labels.png", results, labels)
     judges = [next(iter(summaries[model].values())) for model in [*gains] or [*runs]]
     _compare_masks(folder / "comparison.png", first, by_patient(judges), data)
     return (folder / "table.md").read_text(encoding="utf-8")
+
+
+def _draw_trainings(folder: Path, runs: dict[str, dict], compared: list[str]) -> None:
+    """curves.png, and terms.png of those `compared` models that have more than one loss."""
+    logs = {m: [read_csv(r / "log.csv") for r in found.values()] for m, found in runs.items()}
+    charts.curves(folder / "curves.png", logs)
+    distilled = {m: logs[m] for m in compared if len(figures.losses(logs[m][0][0])) > 1}
+    if distilled:
+        charts.terms(folder / "terms.png", distilled)
+
+
+def _draw_labels(path: Path, results: dict[str, list[dict]], labels: dict[str, int]) -> None:
+    """labels.png; the models of `labels` end in their percent, any other is the teacher."""
+    curves: dict[str, dict[int, tuple]] = {}
+    for model, percent in labels.items():
+        known = [d for d in by_patient(results[model]).values() if d is not None]
+        points = curves.setdefault(model.removesuffix(f" {percent} %"), {})
+        points[percent] = (float(np.mean(known)), *(interval(known) or (None, None)))
+    teacher = next(model for model in results if model not in labels)
+    charts.labels(path, curves, (teacher, _cost(results[teacher])["dice"]))
+
+
+def _errors(runs: Iterable[Path], data: SliceSet) -> dict[str, float]:
+    """A model's `error_shares` over all its runs."""
+    rows = []
+    for run in runs:
+        for s in data.of(read_json(run / "inference.json")["cases"]):
+            file = f"{s.name}.png"
+            mask = read_mask(run / "predictions" / file, data.classes)
+            truth = read_mask(data.folder / "masks" / file, data.classes)
+            rows.append((s.case, int((truth > 0).sum()), error_pixels(mask, truth)))
+    return error_shares(rows)
 
 
 def _tested(run: Path) -> dict:

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from common import charts
+from common.embedding import Embedding
+from common.errors import KINDS
 from common.files import UserError, write_json
 from common.scores import overlap_scores
 from common.study import add_up
@@ -81,6 +83,16 @@ def test_figures_are_written(tmp_path):
     charts.cost(tmp_path / "cost.png", {"S1": row, "T1": {**row, "parameters": 4e7}})
     log = [{"epoch": str(e), "segmentation": "0.5", "val_dice": "0.4"} for e in (1, 2, 3)]
     charts.curves(tmp_path / "curves.png", {"S1": [log, log[:2]], "a variant": [log]})
-    for name in ("gains", "patients", "cost", "curves"):
+    charts.terms(tmp_path / "terms.png", {"KD(T1,S1)": [log, log[:2]]})
+    shares = dict(zip(KINDS, (30.0, 10.0, 12.0, 5.0), strict=True))
+    charts.errors(tmp_path / "errors.png", {"S1": shares, "KD(T1,S1)": shares})
+    rng = np.random.default_rng(0)
+    kinds, cases = np.tile([0, 1, 2], 20), np.repeat(["a", "b"], 30)
+    drawn = Embedding(rng.normal(size=(60, 4)), kinds, cases)
+    charts.embeddings(tmp_path / "embedding.png", dict.fromkeys("abcde", drawn))
+    points = {5: (0.4, 0.3, 0.5), 100: (0.8, None, None)}
+    charts.labels(tmp_path / "labels.png", {"S1": points}, ("T1", 0.9))
+    names = ("gains", "patients", "cost", "curves", "terms", "errors", "embedding", "labels")
+    for name in names:
         pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
         assert pixels.shape[1] > 400 and pixels.std() > 5

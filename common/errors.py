@@ -1,0 +1,57 @@
+"""What kind of error a mask makes: an island where nothing is, a border in the wrong place, ...
+
+Components are 8-connected. `KINDS` are in the order of the figures: what is false, then what is
+missed.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+KINDS = ("false island", "beyond the border", "short of the border", "missed island")
+TOUCHING = np.ones((3, 3), dtype=bool)
+
+
+def untouched(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The components of a bool mask `(H, W)` that share no pixel with `other`."""
+    parts, count = ndimage.label(mask, TOUCHING)
+    met = np.zeros(count + 1, dtype=bool)
+    met[np.unique(parts[other])] = True
+    return mask & ~met[parts]
+
+
+def error_pixels(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    """Pixels of each kind of error of one slice, from two masks `(H, W)`.
+
+    `false island`: predicted components that meet no organ. `beyond the border`: other false
+    pixels. `missed island`: components of the organ of which nothing is found. `short of the
+    border`: other missed pixels.
+    """
+    predicted, truth = np.asarray(predicted) > 0, np.asarray(truth) > 0
+    invented, missed = untouched(predicted, truth), untouched(truth, predicted)
+    maps = {
+        "false island": invented,
+        "beyond the border": predicted & ~truth & ~invented,
+        "short of the border": truth & ~predicted & ~missed,
+        "missed island": missed,
+    }
+    return {kind: int(maps[kind].sum()) for kind in KINDS}
+
+
+def error_shares(rows: list[tuple[str, int, dict[str, int]]]) -> dict[str, float]:
+    """Each kind of error in percent of the organ's pixels: a patient first, then their mean.
+
+    A row is a slice: patient, true pixels, `error_pixels`. Patients without the organ do not
+    count; the same slice may come from several runs.
+    """
+    truth: dict[str, int] = {}
+    found: dict[str, dict[str, int]] = {}
+    for case, pixels, errors in rows:
+        truth[case] = truth.get(case, 0) + pixels
+        sums = found.setdefault(case, dict.fromkeys(KINDS, 0))
+        for kind in KINDS:
+            sums[kind] += errors[kind]
+    known = [case for case in truth if truth[case]]
+    return {
+        kind: float(np.mean([100 * found[c][kind] / truth[c] for c in known])) if known else 0.0
+        for kind in KINDS
+    }
