@@ -14,7 +14,7 @@ from common.files import UserError, read_csv, read_json, write_json
 from common.losses import MultiTaskObjective, SegmentationObjective
 from common.runs import start
 from common.slices import read_set, read_splits
-from common.teachers import load_teacher
+from common.teachers import load_teacher, show_unlabelled
 from common.unet import UNet, student_s1, teacher_t1
 
 
@@ -31,13 +31,15 @@ def build(kind, run):
     if kind == "student":
         return SegmentationObjective(student)
     torch.manual_seed(1)
-    return Distiller(student, teacher_t1(width=4), run.size, DistillationConfig())
+    config = DistillationConfig(queue=24) if kind == "unlabelled" else DistillationConfig()
+    return Distiller(student, teacher_t1(width=4), run.size, config)
 
 
 def train(stage, slices, kind="student", **changes):
     settings = {"epochs": 4, "batch_size": 8, "device": "cpu"}
     config = Config(data=slices, **{**settings, **changes})
     run = start(config, str(stage), config.share)
+    show_unlabelled(run, config)
     objective = build(kind, run)
     fit(objective, run, config)
     return run, objective
@@ -62,17 +64,19 @@ def stop_after(monkeypatch, epoch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "workers"), [("teacher", 0), ("student", 0), ("distilled", 0), ("distilled", 2)]
+    ("kind", "workers"),
+    [("teacher", 0), ("student", 0), ("distilled", 0), ("distilled", 2), ("unlabelled", 0)],
 )
 def test_resume_is_exact_to_the_bit(stage, slices, monkeypatch, kind, workers):
-    run, whole = train(stage, slices, kind, name="whole")
+    settings = {"workers": workers, "unlabelled": kind == "unlabelled"}
+    run, whole = train(stage, slices, kind, name="whole", unlabelled=kind == "unlabelled")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(Stopped):
-            train(stage, slices, kind, name="parts", workers=workers)
+            train(stage, slices, kind, name="parts", **settings)
     # Whatever was drawn in between must not matter.
     torch.rand(7)
-    _, resumed = train(stage, slices, kind, name="parts", workers=workers, resume=True)
+    _, resumed = train(stage, slices, kind, name="parts", **settings, resume=True)
     for key, value in whole.state_dict().items():
         other = resumed.state_dict()[key]
         same = torch.equal(value, other) if torch.is_tensor(value) else value == other
@@ -166,6 +170,27 @@ def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients
     moved = start(config, str(stage), "student")
     with pytest.raises(UserError, match="trained or chosen on test patients"):
         load_teacher(path, "stage", build, moved, config)
+
+
+def test_unlabelled_images_come_from_the_other_training_patients_without_their_masks(stage, slices):
+    config = Config(data=slices, unlabelled=True, device="cpu")
+    plain, run = (start(config, str(stage), "student") for _ in range(2))
+    show_unlabelled(run, config)
+    assert run.patients["train"] == run.splits["train"]
+    others = set(run.splits["train"]) - set(run.splits["student"])
+    assert {s.case for s in run.train.others.slices} == others
+    seen = set()
+    for key in [*((i, 100 + i) for i in range(len(run.train))), 0, 1]:
+        sample, same = run.train[key], plain.train[key]
+        assert sample.keys() == {*same, "unlabelled"}
+        assert all(torch.equal(sample[k], same[k]) for k in ("image", "mask"))
+        assert sample["unlabelled"].shape == sample["image"].shape
+        assert torch.equal(sample["unlabelled"], run.train[key]["unlabelled"])
+        seen.add(sample["unlabelled"].sum().item())
+    assert len(seen) > 10
+    everyone = Config(data=slices, unlabelled=True, share="train", device="cpu")
+    with pytest.raises(UserError, match="leaves no training patient without labels"):
+        show_unlabelled(start(everyone, str(stage), "train"), everyone)
 
 
 def test_what_is_refused_leaves_the_old_run_alone(stage, slices):

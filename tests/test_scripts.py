@@ -97,6 +97,18 @@ def test_what_is_printed(trained):
     assert "against T1: " in log["kd_t1_s1"][2]
 
 
+def test_the_thesis_s_recipe_a_deep_student_and_unlabelled_patients(trained):
+    repo, _ = trained
+    folder, short = repo / "kd_t1_s1", ("--epochs", 1, "--batch-size", 8, "--name", "more")
+    flags = ("--recipe", "thesis", "--deep", "--unlabelled")
+    text = run(repo, "train.py", *short, *flags, cwd=folder)
+    assert "57,187 parameters" in text and "more patients, without their labels" in text
+    run(repo, "inference.py", "--name", "more", cwd=folder)
+    config = json.loads((folder / "runs/more/config.json").read_text())["config"]
+    assert config["segmentation"] == 0.4 and config["contrast"] == "image"
+    assert (folder / "runs/more/features.npz").exists()
+
+
 def test_scripts_run_from_any_directory(trained, slices, tmp_path):
     repo, _ = trained
     for script in ("inference.py", "metrics.py"):
