@@ -160,6 +160,8 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
     if len(log) % config.save_every == 0 or len(log) == config.epochs:
         state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
         checkpoint.save(run.folder / "last.pt", {**about, **state, "log": log})
+    # Twenty drawings a run: each takes as long as many steps of a small student.
+    if len(log) % -(-config.epochs // 20) == 0 or len(log) == config.epochs:
         figures.curves(run.folder / "curves.png", log, f"{run.stage}: {run.folder.name}")
     write_csv(run.folder / "log.csv", log)
 
