@@ -92,7 +92,9 @@ def controls(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     """What must not help."""
     random = whole.variant("random teacher", "random", "--control", "random-teacher")
     other = whole.variant("another image", "other", "--control", "other-image")
-    return [teacher, plain, whole, random, other, whole.variant("weights 0", "zero", *NO_TERMS)]
+    alone = whole.variant("no teacher", "alone", "--control", "no-teacher")
+    zero = whole.variant("weights 0", "zero", *NO_TERMS)
+    return [teacher, plain, whole, random, other, alone, zero]
 
 
 def unlabelled(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:

@@ -160,8 +160,9 @@ class DistillationConfig(StudentConfig):
     )
     control: str = option(
         "none",
-        "what must not help: a teacher with random weights, or one that sees another image",
-        choices=("none", "random-teacher", "other-image"),
+        "what must not help: a teacher with random weights, one that sees another image, or the "
+        "student in its place",
+        choices=("none", "random-teacher", "other-image", "no-teacher"),
     )
 
     def __post_init__(self):

@@ -56,7 +56,8 @@ class Distiller(nn.Module):
         self.prediction = PredictionMapLoss(config.temperature)
         self.channelwise = ChannelwiseLoss(config.channel_temperature)
         self.affinity = PairwiseAffinity()
-        mine, theirs = _channels(student, size), _channels(teacher, size)
+        mine = _channels(student, size)
+        theirs = mine if config.control == "no-teacher" else _channels(teacher, size)
         self.scales = nn.ModuleDict(
             {scale: self._contrast(mine[scale], theirs[scale]) for scale in self.weights}
         )
@@ -101,7 +102,7 @@ class Distiller(nn.Module):
         if not self.taught:
             return losses
         with torch.no_grad():
-            known = self.teacher(self._shown(images), reconstruct=False)
+            known = self._known(images, output)
             labels = torch.cat([mask, predicted(known.logits[len(mask) :])])
         return (
             losses | self.map_terms(output, known, labels) | self.scale_terms(output, known, labels)
@@ -137,15 +138,20 @@ class Distiller(nn.Module):
             losses[f"contrast_{scale}"] = self.weights[scale] * term
         return losses
 
-    def _shown(self, images: Tensor) -> Tensor:
-        """What the teacher sees: the images, or for the control `other-image` the next one each.
+    def _known(self, images: Tensor, output: Output) -> Output:
+        """What the teacher says of the images; in a control, what stands in its place.
 
-        That one is mostly another patient's, and tells at most where a spleen is wont to lie. A
-        batch of one has no other: the teacher sees nothing then.
+        `other-image`: what it says of the next image each. That one is mostly another patient's,
+        and tells at most where a spleen is wont to lie. A batch of one has no other: the teacher
+        sees nothing then. `no-teacher`: the student's own output. Its maps agree with themselves,
+        and what is left is a contrast by the labels alone.
         """
-        if self.config.control != "other-image":
-            return images
-        return images.roll(1, dims=0) if len(images) > 1 else torch.zeros_like(images)
+        if self.config.control == "no-teacher":
+            features = {name: value.detach() for name, value in output.features.items()}
+            return Output(output.logits.detach(), features, None)
+        if self.config.control == "other-image":
+            images = images.roll(1, dims=0) if len(images) > 1 else torch.zeros_like(images)
+        return self.teacher(images, reconstruct=False)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -123,6 +123,19 @@ def test_the_control_shows_the_teacher_another_image():
     assert not seen[2].any()  # no other image: nothing is shown
 
 
+def test_without_a_teacher_its_maps_are_the_student_s_own_and_the_contrast_is_left():
+    objective = distiller(control="no-teacher", **dict.fromkeys(MAPS, 1.0))
+    calls = []
+    objective.teacher.register_forward_hook(lambda *_: calls.append(1))
+    losses = objective(batch_of(4))
+    assert not calls
+    for name in MAPS:
+        assert losses[name].item() == pytest.approx(0, abs=1e-5), name
+    objective.zero_grad()
+    losses["contrast_decoder"].backward()
+    assert objective.model.levels[0][0].weight.grad.abs().sum() > 0
+
+
 # Recipes
 
 
