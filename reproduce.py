@@ -23,14 +23,14 @@ labels alone), terms of weight 0.
 import argparse
 import shlex
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from common import config as base
 from common.arms import PAIRS, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
-from common.config import StudentConfig, launch, option, to_json
+from common.config import StudentConfig, TrainConfig, launch, option, to_json
 from common.files import ROOT, UserError, read_json, shown, write_json
 from common.slices import make_splits, read_set, with_labels
 from common.steps import Step, check_flags, check_words, flags, run_steps
@@ -69,6 +69,9 @@ class Config(base.Config):
     seeds: tuple[int, ...] = option((0,), "seeds of the trainings")
     folds: tuple[int, ...] = option((), "folds to test on; none: the data set's own split")
     of: int = option(5, "how many folds the patients are dealt into", low=2)
+    subset: str = option(
+        "test", "patients to score on; val: to choose by, test: to report", choices=("test", "val")
+    )
     share_teachers: bool = option(False, "one teacher a fold, of the first seed, for all seeds")
     input: Path | None = option(None, "CT volumes, a folder in Decathlon layout")
     data: Path | None = option(None, "an existing slice data set, instead of volumes")
@@ -111,9 +114,17 @@ class Config(base.Config):
             useless.append("models")
         if useless:
             raise UserError(f"--{useless[0]} has no effect with --data or --study; leave it out.")
-        taken = OWN.union(*(a.flags for a in self.arms() if self.study != "grid"))
-        for group in ("t1", "t2", "students", "distilled"):
+        taken = set(OWN)
+        if self.study != "grid":
+            taken |= {word for arm in self.arms() for word in arm.flags if word.startswith("--")}
+        if any(arm.labels for arm in self.arms()):
+            taken.add("--share")
+        for group in ("t1", "t2", "students"):
             check_words(f"--{group}", getattr(self, group), taken)
+        # What both arms share is a student's: given to one of them it would end the comparison.
+        names = [f.name.replace("_", "-") for f in fields(StudentConfig)]
+        shared = {f"--{no}{name}" for name in names for no in ("", "no-")}
+        check_words("--distilled", self.distilled, taken | shared)
 
     def arms(self) -> list["Arm"]:
         """The models of the study."""
@@ -121,9 +132,9 @@ class Config(base.Config):
 
     def part(self) -> str:
         """The results' sub-folder: none for the whole grid, whose tables no part replaces."""
-        if self.study != "grid":
-            return f"{self.study}_{self.pair}"
-        return "" if {*self.models} == {*STAGES} else "-".join(self.models)
+        models = "" if {*self.models} == {*STAGES} else "-".join(self.models)
+        name = models if self.study == "grid" else f"{self.study}_{self.pair}"
+        return "_".join(filter(None, (name, "val" if self.subset == "val" else "")))
 
 
 def data_steps(config: Config) -> tuple[Path, list[Step]]:
@@ -147,28 +158,47 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
 
 def split_name(fold: int | None, labels: int | None, config: Config) -> str:
     """The splits file of a fold and a share of labels, in the data set's folder."""
-    parts = ("" if fold is None else f"fold{fold}of{config.of}", f"labels{labels}" * bool(labels))
-    return "_".join(filter(None, ("splits", *parts))) + ".json"
+    parts = ["splits"]
+    if fold is not None:
+        parts.append(f"fold{fold}of{config.of}")
+    if labels is not None:
+        parts.append(f"labels{labels}")
+    return "_".join(parts) + ".json"
 
 
 def write_splits(arms: list[Arm], config: Config, data: Path) -> None:
-    """The splits files of all folds and shares of labels."""
+    """The splits files of all folds and shares of labels.
+
+    UserError if the smallest share would be less than one patient.
+    """
     cases = [s.case for s in read_set(data).slices]
+    shares = {arm.labels for arm in arms if arm.labels}
     for fold in config.folds or (None,):
         if fold is None:
             splits = read_json(data / "splits.json")
         else:
             splits = make_splits(cases, 0, config.of, fold)
             write_json(data / split_name(fold, None, config), splits)
-        for labels in {arm.labels for arm in arms if arm.labels}:
-            write_json(data / split_name(fold, labels, config), with_labels(splits, labels))
+        if shares and len(splits["train"]) * min(shares) < 100:
+            raise UserError(
+                f"{min(shares)} % of {len(splits['train'])} training patients is less than one: "
+                f"this study needs {100 // min(shares)} of them."
+            )
+        for share in shares:
+            write_json(data / split_name(fold, share, config), with_labels(splits, share))
 
 
-def epochs_for(labels: int, students: str) -> int:
-    """Epochs with which a student of so few labels takes as many steps as one of half of them."""
+def epochs_for(arm: Arm, words: list[str]) -> tuple[str, ...]:
+    """Epochs with which an arm with more or fewer labels takes about as many steps as without."""
+    if arm.labels is None:
+        return ()
+    teaches = arm.stage in TEACHERS
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--epochs", type=int, default=StudentConfig.epochs)
-    return max(1, round(parser.parse_known_args(shlex.split(students))[0].epochs * 50 / labels))
+    parser.add_argument(
+        "--epochs", type=int, default=(TrainConfig if teaches else StudentConfig).epochs
+    )
+    usual = parser.parse_known_args(words)[0].epochs * (100 if teaches else 50)
+    return flags(epochs=max(1, round(usual / arm.labels)))
 
 
 class Training(NamedTuple):
@@ -213,11 +243,11 @@ def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
         taught, scored = theirs[0][:1], (theirs[0][-1], theirs[1][-1])
         train += [*shlex.split(config.distilled), *flags(teacher=taught[0].leaves)]
         against = flags(teacher=scored[0].leaves, plain=scored[1].leaves)
-    train += arm.flags
-    if arm.labels:
-        train += flags(epochs=epochs_for(arm.labels, config.students))
+    train += [*arm.flags, *epochs_for(arm, train)]
     fit = Step(tuple(train), folder / "best.pt", record, inputs, tuple(taught), aside)
     predict = (f"{arm.stage}/inference.py", *common)
+    if config.subset != "test":
+        predict += flags(subset=config.subset)
     masks = Step(predict, folder / "inference.json", record, inputs, (fit,), aside)
     score = (f"{arm.stage}/metrics.py", *common, *against)
     return [fit, masks, Step(score, folder / "summary.json", record, inputs, (masks, *scored))]
@@ -242,8 +272,8 @@ def main(config: Config) -> None:
     for t in trainings:
         runs[t.arm.label][t.fold, t.seed] = folder_of(t, config)
     bases = {arm.label: arm.base for arm in arms if arm.base}
-    labels = {arm.label: arm.labels for arm in arms if arm.labels}
-    print(f"\n{add_up(folder, runs, bases, read_set(data), labels)}")
+    points = {arm.label: (arm.curve, arm.share) for arm in arms if arm.curve}
+    print(f"\n{add_up(folder, runs, bases, read_set(data), points, config.subset)}")
     now = (time.perf_counter() - began) / 60
     ever = sum(step.known().get("seconds", 0) for step in (*first, *steps)) / 60
     print(f"{now:.1f} minutes (all steps: {ever:.1f}) -> {shown(folder)}")

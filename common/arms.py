@@ -16,8 +16,13 @@ PAIRS = {  # pair: its teacher, its plain student
     for (student, s), (teacher, t) in product(STUDENTS.items(), TEACHERS.items())
 }
 STAGES = (*TEACHERS, *STUDENTS, *PAIRS)
-LABELS = (5, 10, 25, 50, 100)  # percent of the training patients
-NO_TERMS = ("--prediction", "0", "--scales")
+SHARES = (5, 10, 25, 50, 100)  # percent of the training patients whose labels are used
+# Off with every term, whatever the stages' defaults are; then an arm turns its own on.
+NO_TERMS = tuple(
+    word
+    for name in ("prediction", "channelwise", "border", "relation")
+    for word in (f"--{name}", "0")
+) + ("--scales",)
 
 
 class Arm(NamedTuple):
@@ -31,6 +36,8 @@ class Arm(NamedTuple):
     plain: "Arm | None" = None
     base: str | None = None  # label of the arm that the tables compare it with
     labels: int | None = None  # percent of labelled training patients; None: the data set's half
+    curve: str = ""  # the line on which it is a point, where the study draws Dice against labels
+    share: int = 50  # the percent of labels at which that point lies
 
     def variant(self, label: str, name: str, *flags: str, **changes) -> "Arm":
         """This arm with other flags, under another label and run name."""
@@ -53,9 +60,9 @@ def grid(stages: tuple[str, ...]) -> list[Arm]:
 
 def scales(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     """Which of the thesis's four places help."""
-    map_only = whole.variant("prediction map", "map", "--scales")
-    each = [whole.variant(s, s, "--scales", s, "--prediction", "0") for s in SCALES]
-    maps = whole.variant("the three scales", "scales", "--prediction", "0")
+    map_only = whole.variant("prediction map", "map", *NO_TERMS, "--prediction", "0.5")
+    each = [whole.variant(s, s, *NO_TERMS, "--scales", s) for s in SCALES]
+    maps = whole.variant("the three scales", "scales", *NO_TERMS, "--scales", *SCALES)
     return [teacher, plain, map_only, *each, maps, whole._replace(label="all four")]
 
 
@@ -75,33 +82,34 @@ def contrast(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 def terms(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     """Each term on its own, and the two recipes."""
     alone = [
-        whole.variant(label, name, *NO_TERMS[2:], "--prediction", "0", f"--{flag}", weight)
+        whole.variant(label, name, *NO_TERMS, f"--{flag}", weight)
         for label, name, flag, weight in (
+            ("prediction map", "map", "prediction", "0.5"),
             ("channel-wise", "channel", "channelwise", "0.2"),
             ("border", "border", "border", "0.5"),
             ("pairwise affinity", "relation", "relation", "2"),
         )
     ]
-    map_only = whole.variant("prediction map", "map", "--scales")
-    three = whole.variant("contrast at three scales", "scales", "--prediction", "0")
+    three = whole.variant("contrast at three scales", "scales", *NO_TERMS, "--scales", *SCALES)
     thesis = whole.variant("the thesis's recipe", "thesis", "--recipe", "thesis")
-    return [teacher, plain, map_only, *alone, three, thesis, whole]
+    return [teacher, plain, *alone, three, thesis, whole]
 
 
 def controls(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """What must not help."""
+    """What must not help, and what a contrast by the labels does without a teacher: the distilled
+    student is compared with that."""
     random = whole.variant("random teacher", "random", "--control", "random-teacher")
     other = whole.variant("another image", "other", "--control", "other-image")
     alone = whole.variant("no teacher", "alone", "--control", "no-teacher")
     zero = whole.variant("weights 0", "zero", *NO_TERMS)
-    return [teacher, plain, whole, random, other, alone, zero]
+    return [teacher, plain, random, other, zero, alone, whole._replace(base=alone.label)]
 
 
 def unlabelled(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     """What images without labels add, beside what their labels would."""
     more = whole.variant(f"{whole.label}, unlabelled too", "unlabelled", "--unlabelled")
-    everything = Arm(
-        f"{plain.label}, all labels", plain.stage, ("--share", "train"), "all", base=plain.label
+    everything = plain._replace(
+        label=f"{plain.label}, all labels", name="l100", labels=100, base=plain.label
     )
     return [teacher, plain, whole, more, everything]
 
@@ -130,19 +138,34 @@ def multitask(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 
 def labels(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """The student, distilled, and distilled on the unlabelled rest too, for each share of labels.
+    """Student, distilled student and teacher with the labels of ever more patients.
 
-    The distilled forms are compared with the plain student of the same labels.
+    Also the student that is distilled on the unlabelled rest. The teacher of all of them is the one
+    with all labels. Every distilled form is compared with the plain student of the same labels.
     """
-    arms = [teacher]
-    for percent in LABELS:
-        alone = plain.variant(f"{plain.label} {percent} %", f"l{percent}", labels=percent)
-        both = {"plain": alone, "base": alone.label, "labels": percent}
-        taught = whole.variant(f"{whole.label} {percent} %", f"l{percent}", **both)
-        arms += [alone, taught]
-        if percent < 100:
-            label, name = f"{whole.label}+ {percent} %", f"l{percent}u"
-            arms.append(whole.variant(label, name, "--unlabelled", **both))
+    arms = [teacher._replace(curve=teacher.label, share=100)]
+    for share in SHARES:
+        # Half of the labels is what the data set's split gives anyway: the grid's own runs.
+        its = {"labels": None if share == 50 else share, "share": share}
+        name = "" if share == 50 else f"l{share}"
+        alone = plain._replace(
+            label=f"{plain.label} {share} %", name=name, curve=plain.label, **its
+        )
+        both = {"plain": alone, "base": alone.label, **its}
+        label = f"{whole.label} {share} %"
+        arms += [alone, whole._replace(label=label, name=name, curve=whole.label, **both)]
+        if share < 100:
+            curve, run = f"{whole.label}, unlabelled too", f"{name or 'l50'}u"
+            more = whole.variant(f"{curve} {share} %", run, "--unlabelled", curve=curve, **both)
+            few = teacher.variant(
+                f"{teacher.label} {share} %",
+                f"l{share}",
+                "--share",
+                "student",
+                curve=teacher.label,
+                **its,
+            )
+            arms += [more, few]
     return arms
 
 

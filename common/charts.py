@@ -26,6 +26,9 @@ COLOURS = {
 }
 
 
+COLOURS_OF_ERRORS = ("#d55e00", "#e69f00", "#56b4e9", "#0072b2")  # in the order of KINDS
+
+
 def gains(path: Path, found: dict[str, tuple[str, dict]]) -> None:
     """A line a model: its mean gain in Dice points over its base, and the 95 % interval.
 
@@ -104,7 +107,7 @@ def curves(path: Path, logs: dict[str, list[list[dict]]]) -> None:
             for axis, column in ((left, "segmentation"), (right, "val_dice")):
                 values = [float(row[column]) for row in log]
                 axis.plot(epochs, values, color=colour, lw=1.2, alpha=0.8, label=label)
-    left.set(xlabel="epoch", ylabel="segmentation loss (DiceBCE)")
+    left.set(xlabel="epoch", ylabel="segmentation loss (DiceBCE), as weighted")
     right.set(xlabel="epoch", ylabel="validation Dice, mean over patients", ylim=(0, 1))
     right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(path, figure)
@@ -114,9 +117,8 @@ def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
     """A bar a model: the kinds of its errors (`common.errors`) in percent of the organ's pixels."""
     figure = Figure((8, 1.2 + 0.38 * len(shares)), layout="constrained")
     axis = figure.subplots()
-    colours = ("#d55e00", "#e69f00", "#56b4e9", "#0072b2")
     left = np.zeros(len(shares))
-    for kind, colour in zip(KINDS, colours, strict=True):
+    for kind, colour in zip(KINDS, COLOURS_OF_ERRORS, strict=True):
         widths = np.array([share[kind] for share in shares.values()])
         axis.barh(range(len(shares)), widths, left=left, color=colour, label=kind, height=0.7)
         left += widths
@@ -128,24 +130,47 @@ def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
     save_figure(path, figure)
 
 
+def repairs(path: Path, found: dict[str, tuple[str, dict, dict]]) -> None:
+    """Two bars a model: errors of its base that it has right, and errors that it makes anew.
+
+    `found` maps a model to its base's name and two dicts kind -> % of the organ's pixels.
+    """
+    figure = Figure((8, 1.2 + 0.45 * len(found)), layout="constrained")
+    axis = figure.subplots()
+    for sign, index in ((1, 1), (-1, 2)):
+        left = np.zeros(len(found))
+        for kind, colour in zip(KINDS, COLOURS_OF_ERRORS, strict=True):
+            widths = sign * np.array([entry[index][kind] for entry in found.values()])
+            label = kind if sign > 0 else None
+            axis.barh(range(len(found)), widths, left=left, color=colour, label=label, height=0.7)
+            left += widths
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set_yticks(range(len(found)), [f"{m} after {base}" for m, (base, *_) in found.items()])
+    axis.invert_yaxis()
+    axis.set(xlabel="newly wrong  |  repaired, in % of the organ's pixels, mean over patients")
+    axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    axis.spines[["top", "right"]].set_visible(False)
+    save_figure(path, figure)
+
+
 def embeddings(path: Path, models: dict[str, Embedding]) -> None:
     """A panel a model: its last features at the same pixels of test slices, in the plane of their
     largest spread, and the share of pixels nearest to their own class's mean."""
     columns = min(4, len(models))
     rows = -(-len(models) // columns)
     figure = Figure((2.6 * columns, 2.7 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     colours = ("#999999", "#009e73", "#d55e00")
     for axis, (model, drawn) in zip(grid, models.items(), strict=False):
         places = embedding.plane(drawn)
-        for kind, (name, colour) in enumerate(zip(embedding.KINDS, colours, strict=True)):
+        for kind, (name, colour) in enumerate(zip(embedding.CLASSES, colours, strict=True)):
             x, y = places[drawn.kinds == kind].T
             axis.scatter(x, y, s=3, color=colour, alpha=0.5, lw=0, label=name)
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"{model}: {embedding.separation(drawn):.2f}", fontsize=9)
         for low_high, values in zip((axis.set_xlim, axis.set_ylim), places.T, strict=True):
             low_high(*np.percentile(values, (0.5, 99.5)))
-    for axis in list(grid)[len(models) :]:
+    for axis in grid[len(models) :]:
         axis.set_visible(False)
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(
@@ -174,22 +199,20 @@ def terms(path: Path, logs: dict[str, list[list[dict]]]) -> None:
     save_figure(path, figure)
 
 
-def labels(path: Path, curves: dict[str, dict[int, tuple]], teacher: tuple[str, float]) -> None:
-    """Dice against the share of labelled patients, a line a model; the teacher's as a level.
+def labels(path: Path, curves: dict[str, dict[int, tuple]]) -> None:
+    """Dice against the share of labelled patients, a line a model, with 95 % intervals.
 
-    `curves` maps a model to percent -> (mean Dice over patients, low, high or None).
+    `curves` maps a model to percent -> (mean Dice over patients, low, high; None where unknown).
     """
-    figure = Figure((6, 4), layout="constrained")
+    figure = Figure((6.4, 4), layout="constrained")
     axis = figure.subplots()
     for place, (model, points) in enumerate(curves.items()):
-        x, values = list(points), np.array([p[0] for p in points.values()])
-        colour = f"C{place}"
-        axis.plot(x, values, "o-", color=colour, ms=4, lw=1.4, label=model)
+        x, colour = sorted(points), f"C{place}"
+        axis.plot(x, [points[at][0] for at in x], "o-", color=colour, ms=4, lw=1.4, label=model)
         for at, (_, low, high) in points.items():
             if low is not None:
                 axis.plot([at, at], [low, high], color=colour, lw=1, alpha=0.6)
-    axis.axhline(teacher[1], color="black", lw=1, ls="--", label=f"{teacher[0]}, all labels")
-    axis.set(xscale="log", xlabel="labelled training patients in %", ylabel="Dice per patient")
+    axis.set(xscale="log", xlabel="training patients with labels in %", ylabel="Dice per patient")
     ticks = sorted({x for points in curves.values() for x in points})
     axis.set_xticks(ticks, map(str, ticks))
     axis.xaxis.set_minor_formatter(NullFormatter())

@@ -23,16 +23,25 @@ from common.files import ROOT, UserError, shown
 
 DATA = ROOT / "data" / "spleen2d"
 SCALES = ("encoder", "bottleneck", "decoder")
-# The terms of arXiv 2406.03173 and their weights; 0.4 and 4 are its released code's temperatures.
-THESIS = {
-    "segmentation": 0.4,
-    "contrast": "image",
-    "prediction": 0.2,
-    "encoder": 0.1,
-    "bottleneck": 0.2,
-    "decoder": 0.1,
-    "temperature": 4.0,
-    "contrast_temperature": 0.4,
+# What `--recipe` sets before the other flags are read. The thesis's terms and weights are those of
+# arXiv 2406.03173; 4 and 0.4 are its released code's temperatures.
+RECIPES = {
+    "best": {},
+    "thesis": {
+        "segmentation": 0.4,
+        "scales": SCALES,
+        "contrast": "image",
+        "prediction": 0.2,
+        "encoder": 0.1,
+        "bottleneck": 0.2,
+        "decoder": 0.1,
+        "channelwise": 0.0,
+        "border": 0.0,
+        "relation": 0.0,
+        "queue": 0,
+        "temperature": 4.0,
+        "contrast_temperature": 0.4,
+    },
 }
 
 
@@ -101,6 +110,7 @@ class TeacherConfig(TrainConfig):
     reconstruction_weight: float = option(
         0.2, "weight of the reconstruction loss (0.2 is the thesis's; 0: no such decoder)", low=0.0
     )
+    share: str = option("train", "patients to train on", choices=("student", "train"))
     hidden: float = option(
         0.25, "share of patches hidden from half of each batch", low=0.0, high=1.0
     )
@@ -133,8 +143,9 @@ class DistillationConfig(StudentConfig):
 
     recipe: str = option(
         "best",
-        "best: the values below; thesis: the terms and weights of arXiv 2406.03173",
-        choices=("best", "thesis"),
+        "best: the defaults below; thesis: the terms and weights of arXiv 2406.03173; flags beside "
+        "it change what it sets",
+        choices=tuple(RECIPES),
     )
     segmentation: float = option(1.0, "weight of the segmentation loss", low=0.0)
     scales: tuple[str, ...] = option(SCALES, "feature maps with a contrastive term", choices=SCALES)
@@ -166,18 +177,14 @@ class DistillationConfig(StudentConfig):
     )
 
     def __post_init__(self):
-        """Fill in the recipe. UserError for a value that it does not leave to the user."""
+        """UserError for flags that exclude each other."""
         super().__post_init__()
-        if self.recipe == "best":
-            return
-        own = {f.name: f.default for f in fields(self)}
-        for name, value in THESIS.items():
-            if getattr(self, name) not in (value, own[name]):
-                raise UserError(
-                    f"--recipe thesis means --{name.replace('_', '-')} {value}; leave one of the "
-                    "two out."
-                )
-            setattr(self, name, value)
+        if self.unlabelled and self.share == "train":
+            raise UserError("--unlabelled: --share train leaves no patient without labels.")
+        if self.unlabelled and not self.augment:
+            raise UserError("--unlabelled draws by the augmentation's seed: not with --no-augment.")
+        if self.queue and self.contrast != "dense":
+            raise UserError(f"--queue is for --contrast dense, not for {self.contrast}.")
 
 
 @dataclass
@@ -211,7 +218,10 @@ def to_json(config) -> dict:
 
 
 def parse(cls, argv: list[str] | None = None, description: str | None = None):
-    """Build a config of dataclass `cls` from the command line. Unknown flags exit with 2."""
+    """Build a config of dataclass `cls` from the command line. Unknown flags exit with 2.
+
+    A `--recipe` sets its values first; other flags, wherever they stand, come after it.
+    """
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -220,6 +230,8 @@ def parse(cls, argv: list[str] | None = None, description: str | None = None):
     hints = get_type_hints(cls)
     for f in fields(cls):
         _add_flag(parser, f, hints[f.name])
+    recipe = getattr(parser.parse_args(argv), "recipe", None)
+    parser.set_defaults(**RECIPES.get(recipe, {}))
     values = vars(parser.parse_args(argv))
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 

@@ -40,7 +40,9 @@ class Distiller(nn.Module):
     pass over an empty `size` x `size` image.
 
     Images under `unlabelled` in the batch take part in the teacher's terms alone; where a term
-    asks for classes, theirs are those that the teacher predicts.
+    asks for classes, theirs are those that the teacher predicts. In the student they pass with the
+    labelled ones, so BatchNorm's statistics are of both. Distillation with unlabelled examples:
+    Chen et al., arXiv 2006.10029, section 2.
     """
 
     def __init__(
@@ -104,12 +106,19 @@ class Distiller(nn.Module):
         with torch.no_grad():
             known = self._known(images, output)
             labels = torch.cat([mask, predicted(known.logits[len(mask) :])])
-        return (
-            losses | self.map_terms(output, known, labels) | self.scale_terms(output, known, labels)
-        )
+            kinds = self._kinds(labels, output.logits.shape[1])
+        maps = self.map_terms(output, known, labels, kinds)
+        return losses | maps | self.scale_terms(output, known, kinds)
 
-    def map_terms(self, student: Output, teacher: Output, labels: Tensor) -> dict[str, Tensor]:
-        """What compares whole maps; `labels` are class indices `(N, H, W)`."""
+    def _kinds(self, labels: Tensor, channels: int) -> Tensor | None:
+        """Class indices with the border as the last class, if a term asks for it."""
+        by_class = self.weights and self.config.contrast in ("dense", "region")
+        return pixel_classes(labels, max(2, channels)) if by_class or self.config.border else None
+
+    def map_terms(
+        self, student: Output, teacher: Output, labels: Tensor, kinds: Tensor | None
+    ) -> dict[str, Tensor]:
+        """What compares whole maps; `labels` and `kinds` are class indices `(N, H, W)`."""
         config, losses = self.config, {}
         mine, theirs = student.logits, teacher.logits
         if weight := config.prediction:
@@ -118,21 +127,21 @@ class Distiller(nn.Module):
             shown = shown_channels(labels, mine.shape[1])
             losses["channelwise"] = weight * self.channelwise(mine, theirs, shown)
         if weight := config.border:
-            border = pixel_classes(labels, -1) < 0
+            border = kinds == max(2, mine.shape[1])
             losses["border"] = weight * self.prediction(mine, theirs, border)
         if weight := config.relation:
             maps = student.features["decoder"], teacher.features["decoder"]
             losses["relation"] = weight * self.affinity(*maps)
         return losses
 
-    def scale_terms(self, student: Output, teacher: Output, labels: Tensor) -> dict[str, Tensor]:
-        """The contrast at each scale; `labels` are class indices `(N, H, W)`."""
-        if not self.weights:
-            return {}
-        classes = max(2, student.logits.shape[1])
-        kinds = pixel_classes(labels, classes)
-        places = sample_pixels(kinds, classes + 1, self.config.pixels)
-        losses = {}
+    def scale_terms(
+        self, student: Output, teacher: Output, kinds: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The contrast at each scale; `kinds` are class indices `(N, H, W)`, if it is by class."""
+        places, losses = None, {}
+        if self.weights and kinds is not None:
+            count = max(2, student.logits.shape[1]) + 1
+            places = sample_pixels(kinds, count, self.config.pixels)
         for scale, loss in self.scales.items():
             term = loss(student.features[scale], teacher.features[scale], places)
             losses[f"contrast_{scale}"] = self.weights[scale] * term

@@ -11,11 +11,11 @@ from common.contrast import features_at, pixel_classes, sample_pixels
 from common.files import atomic
 from common.loading import seeded
 
-KINDS = ("background", "organ", "border")
+CLASSES = ("background", "organ", "border")
 
 
 class Embedding(NamedTuple):
-    """Feature vectors `(M, c)` of drawn pixels, their class (of `KINDS`) and patient, `(M,)`."""
+    """Feature vectors `(M, c)` of drawn pixels, their class (of `CLASSES`) and patient, `(M,)`."""
 
     features: np.ndarray
     kinds: np.ndarray
@@ -36,7 +36,7 @@ def draw(features: Tensor, batch: dict, pixels: int = 8) -> Embedding | None:
             continue
         kinds = pixel_classes((mask > 0).long()[None], 2).cpu()
         with seeded(zlib.crc32(name.encode())):
-            places = sample_pixels(kinds, len(KINDS), pixels)
+            places = sample_pixels(kinds, len(CLASSES), pixels)
         real = places.classes >= 0
         at = places.positions[real].to(feature.device)
         vectors = features_at(feature[None], at, tuple(kinds.shape[-2:])).float().cpu().numpy()
@@ -69,8 +69,9 @@ def plane(drawn: Embedding) -> np.ndarray:
     _, directions = np.linalg.eigh(x.T @ x)  # by rising spread
     x = x @ directions[:, :-3:-1]
     for axis, kind in enumerate((1, 2)):
-        side = np.sign(x[drawn.kinds == kind, axis].mean() - x[drawn.kinds == 0, axis].mean())
-        x[:, axis] *= side if side else 1
+        here, rest = (x[drawn.kinds == k, axis] for k in (kind, 0))
+        if len(here) and len(rest) and here.mean() < rest.mean():
+            x[:, axis] *= -1
     return x
 
 
@@ -89,10 +90,10 @@ def separation(drawn: Embedding) -> float:
     for case in np.unique(drawn.cases):
         mine = drawn.cases == case
         others = drawn.features[~mine]
-        if len(np.unique(drawn.kinds[~mine])) < len(KINDS):
+        if len(np.unique(drawn.kinds[~mine])) < len(CLASSES):
             return float("nan")
         known, x = standard(others, others), standard(drawn.features[mine], others)
-        means = np.stack([known[drawn.kinds[~mine] == k].mean(0) for k in range(len(KINDS))])
+        means = np.stack([known[drawn.kinds[~mine] == k].mean(0) for k in range(len(CLASSES))])
         nearest = np.linalg.norm(x[:, None] - means, axis=2).argmin(1)
         right[mine] = nearest == drawn.kinds[mine]
-    return float(np.mean([right[drawn.kinds == k].mean() for k in range(len(KINDS))]))
+    return float(np.mean([right[drawn.kinds == k].mean() for k in range(len(CLASSES))]))

@@ -66,7 +66,7 @@ def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -
         schedule.step()
         values.append(torch.stack([*(loss.detach() for loss in losses.values()), norm]))
         sizes.append(len(batch["name"]))
-        names.append(batch["name"])
+        names.append([*batch["name"], *batch.get("unlabelled_name", ())])
     table = torch.stack(values).double().cpu()  # the one wait for the device
     finite = table.isfinite()
     if not finite.all():

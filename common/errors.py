@@ -19,22 +19,35 @@ def untouched(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
     return mask & ~met[parts]
 
 
-def error_pixels(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
-    """Pixels of each kind of error of one slice, from two masks `(H, W)`.
+def error_maps(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Where each kind of error lies on one slice: two masks `(H, W)` -> bool maps `(H, W)`.
 
     `false island`: predicted components that meet no organ. `beyond the border`: other false
-    pixels. `missed island`: components of the organ of which nothing is found. `short of the
-    border`: other missed pixels.
+    pixels. `short of the border`: missed pixels of an organ that is found in part. `missed island`:
+    components of the organ of which nothing is found.
     """
     predicted, truth = np.asarray(predicted) > 0, np.asarray(truth) > 0
     invented, missed = untouched(predicted, truth), untouched(truth, predicted)
-    maps = {
+    return {
         "false island": invented,
         "beyond the border": predicted & ~truth & ~invented,
         "short of the border": truth & ~predicted & ~missed,
         "missed island": missed,
     }
-    return {kind: int(maps[kind].sum()) for kind in KINDS}
+
+
+def error_pixels(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    """Pixels of each kind of error of one slice."""
+    return {kind: int(where.sum()) for kind, where in error_maps(predicted, truth).items()}
+
+
+def repaired_pixels(before: np.ndarray, after: np.ndarray, truth: np.ndarray) -> dict[str, int]:
+    """Pixels of each kind of error of the mask `before` that `after` has right.
+
+    With the masks exchanged: the errors that `after` makes and `before` did not.
+    """
+    right = (np.asarray(after) > 0) == (np.asarray(truth) > 0)
+    return {kind: int((where & right).sum()) for kind, where in error_maps(before, truth).items()}
 
 
 def error_shares(rows: list[tuple[str, int, dict[str, int]]]) -> dict[str, float]:

@@ -133,8 +133,8 @@ class WithUnlabelled(Dataset):
     """`labelled`, each sample with one image more: `unlabelled`, drawn from the slices `others`.
 
     The labelled samples are those that would come without it. The image is drawn by the sample's
-    augmentation seed (without augmentation: the slice in the same place, round and round), and its
-    mask goes nowhere: not even the share of slices with the organ is known.
+    augmentation seed, each as likely as any other, and its mask goes nowhere: not even the share of
+    slices with the organ is known.
     """
 
     def __init__(self, labelled: SliceDataset, others: SliceDataset):
@@ -145,14 +145,12 @@ class WithUnlabelled(Dataset):
         """Number of labelled slices."""
         return len(self.labelled)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        """The labelled sample, and `unlabelled`, float32 `(1, H, W)` in 0..1."""
-        if isinstance(key, tuple):
-            rng = np.random.default_rng([key[1], 1])
-            other = int(rng.integers(len(self.others))), int(rng.integers(2**62))
-        else:
-            other = key % len(self.others)
-        return {**self.labelled[key], "unlabelled": self.others[other]["image"]}
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        """The labelled sample, `unlabelled`, float32 `(1, H, W)` in 0..1, and `unlabelled_name`."""
+        rng = np.random.default_rng([key[1], 1])
+        other = self.others[int(rng.integers(len(self.others))), int(rng.integers(2**62))]
+        more = {"unlabelled": other["image"], "unlabelled_name": other["name"]}
+        return {**self.labelled[key], **more}
 
 
 class TrainSampler(Sampler):

@@ -32,7 +32,11 @@ class PredictionMapLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, where: Tensor | None = None) -> Tensor:
         """Logits `(N, C, H, W)` of both; over the pixels of the bool map `where` `(N, H, W)`, or
-        all. A scalar, 0 where `where` holds no pixel."""
+        all. A scalar, 0 where `where` holds no pixel.
+
+        With the organ's border as `where` it is the edge loss of Liu et al., BPKD (arXiv
+        2306.08075), without its weights.
+        """
         with full_precision(student):
             log_s = (with_background(student.float()) / self.temperature).log_softmax(1)
             log_t = (with_background(teacher.float()) / self.temperature).log_softmax(1)

@@ -43,9 +43,9 @@ class Trained:
         """Number of logit channels the model was trained with."""
         return self.checkpoint["classes"]
 
-    def setting(self, name: str):
-        """A flag's value in that training."""
-        return self.checkpoint["config"][name]
+    def setting(self, name: str, before=None):
+        """A flag's value in that training; `before` if it is older than the flag."""
+        return self.checkpoint["config"].get(name, before)
 
 
 def open_run(config: InferenceConfig, script: str) -> Trained:
@@ -101,10 +101,15 @@ def fuse(model: nn.Module) -> None:
 
 
 def forward(
-    model: nn.Module, run: Trained, config: InferenceConfig, reconstruct=False, change=None
+    model: nn.Module,
+    run: Trained,
+    slices: list[Slice],
+    config: InferenceConfig,
+    reconstruct: bool = False,
+    change=None,
 ) -> Iterator[tuple[dict, Output]]:
-    """Batches of the run's slices with the model's output; `change(batch)` may alter images."""
-    dataset = SliceDataset(run.data, run.slices)
+    """Batches of the slices with the model's output; `change(batch)` may alter images."""
+    dataset = SliceDataset(run.data, slices)
     for batch in tqdm(loader(dataset, config.batch_size), disable=None, leave=False):
         batch = to_device(batch, run.device, config.channels_last)
         if change is not None:
@@ -131,6 +136,7 @@ def predict(
     _write_masks(model, run, config)
     seconds = time.perf_counter() - began
     latency = milliseconds(model, run, config)
+    _write_features(model, run, config)
     _write_overlays(run, config.overlays)
     if reconstructions:
         _write_reconstructions(model, run, config)
@@ -170,19 +176,28 @@ def milliseconds(model: nn.Module, run: Trained, config: InferenceConfig, passes
 
 
 def _write_masks(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
-    """Mask PNGs in predictions/, some pixels' features, probability maps if they are wanted."""
-    drawn = []
+    """Mask PNGs in predictions/, and probability maps if they are wanted."""
     (run.folder / "predictions").mkdir(parents=True)
     shade = np.uint8(255 if run.classes == 1 else 1)
-    for batch, output in forward(model, run, config):
+    for batch, output in forward(model, run, run.slices, config):
         masks = predicted(output.logits).to(torch.uint8).cpu().numpy() * shade
         for name, mask in zip(batch["name"], masks, strict=True):
             # No atomic rename for each of thousands of files: inference.json vouches for them.
             path = run.folder / "predictions" / f"{name}.png"
             Image.fromarray(mask).save(path, compress_level=1)
-        drawn.append(embedding.draw(output.features["decoder"], batch))
         if config.probabilities:
             _write_probabilities(run.folder / "probabilities", batch["name"], output.logits)
+
+
+def _write_features(model: nn.Module, run: Trained, config: InferenceConfig, most=200) -> None:
+    """features.npz: the last features at some pixels of up to `most` slices with the organ."""
+    organ = [s for s in run.slices if s.foreground]
+    places = np.linspace(0, len(organ) - 1, min(len(organ), most)).round().astype(int)
+    slices = [organ[i] for i in places]
+    drawn = [
+        embedding.draw(output.features["decoder"], batch)
+        for batch, output in forward(model, run, slices, config)
+    ]
     if pixels := embedding.join([part for part in drawn if part]):
         embedding.save(run.folder / "features.npz", pixels)
 
@@ -249,7 +264,7 @@ def _write_reconstructions(model: nn.Module, run: Trained, config: InferenceConf
         hidden = hidden_input(batch["image"], batch["name"], share)
         return hidden.contiguous(memory_format=layout(config.channels_last))
 
-    for batch, output in forward(model, run, config, reconstruct=True, change=change):
+    for batch, output in forward(model, run, run.slices, config, reconstruct=True, change=change):
         grey = output.reconstruction.float().mean(1).clamp(0, 1)
         pixels = (grey * 255).round().to(torch.uint8).cpu().numpy()
         for name, picture in zip(batch["name"], pixels, strict=True):

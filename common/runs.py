@@ -177,7 +177,8 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         run.say(f"nothing to resume in {shown(run.folder)}: starting at epoch 1")
         return []
     state = checkpoint.load(path, run.stage)
-    now, then = to_json(config), state["config"]
+    # A flag that is younger than the run had no other value then than its default.
+    now, then = to_json(config), {**to_json(type(config)()), **state["config"]}
     changed = [
         f"{name}: {then.get(name)} -> {value}"
         for name, value in now.items()

@@ -183,11 +183,11 @@ def with_labels(splits: dict, percent: float) -> dict:
 
     Nested: fewer are a subset of more, and half of them are the split's own `student`.
     """
-    rng = np.random.default_rng(splits["seed"])
+    rng = np.random.default_rng(splits.get("seed", 0))
     known = rng.permutation(splits["student"]).tolist()
     rest = rng.permutation([c for c in splits["train"] if c not in known]).tolist()
-    count = max(1, -(-len(splits["train"]) * percent // 100))
-    return {**splits, "student": sorted((known + rest)[: int(count)])}
+    count = max(1, int(len(splits["train"]) * percent / 100 + 0.5))
+    return {**splits, "student": sorted((known + rest)[:count])}
 
 
 def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str, list[str]]:
@@ -233,10 +233,11 @@ def check_output(folder: Path, overwrite: bool) -> None:
 def check_patients(trained: dict, splits: dict, subset: tuple[str, ...], path: Path) -> None:
     """UserError if the model in `path` has seen patients that `subset` is to be judged on.
 
-    `trained` holds the patients that it was trained on and chosen by (`train`, `val`). Scores of a
-    split made anew after a training would be scores on training patients.
+    `trained` holds the patients that it was trained on (`train`, perhaps `unlabelled`) and chosen
+    by (`val`). Scores of a split made anew after a training would be scores on training patients.
     """
-    seen = {"test": {*trained["train"], *trained["val"]}, "val": {*trained["train"]}}
+    shown_to_it = {*trained["train"], *trained.get("unlabelled", ())}
+    seen = {"test": {*shown_to_it, *trained["val"]}, "val": shown_to_it}
     for part in subset:
         if leaked := sorted(seen.get(part, set()) & set(splits[part])):
             raise UserError(

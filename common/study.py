@@ -1,12 +1,11 @@
 """What the runs of a study add up to: its tables and figures."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from common import charts, embedding, figures
-from common.errors import error_pixels, error_shares
+from common.errors import error_pixels, error_shares, repaired_pixels
 from common.files import UserError, read_csv, read_json, shown
 from common.scores import overlap_scores
 from common.slices import SliceSet, read_image, read_mask
@@ -14,8 +13,8 @@ from common.statistics import by_patient, interval
 from common.tables import write_study
 
 PICTURES = (
-    *("gains", "patients", "curves", "terms", "cost", "errors", "embedding", "comparison"),
-    "labels",
+    *("gains", "patients", "curves", "terms", "cost", "errors", "repairs", "embedding", "labels"),
+    "comparison",
 )
 
 
@@ -24,19 +23,21 @@ def add_up(
     runs: dict[str, dict[tuple, Path]],
     bases: dict[str, str],
     data: SliceSet,
-    labels: dict[str, int] | None = None,
+    points: dict[str, tuple[str, int]] | None = None,
+    subset: str = "test",
 ) -> str:
     """Write a study's tables and figures into `folder`; returns table.md.
 
     `runs` holds each model's scored run folders by (fold, seed); `bases` names for some models the
-    one that they are compared with; `labels` gives for some their percent of labelled patients.
+    one that they are compared with; `points` puts some on a line of labels.png: (line, percent).
     Figures: gains.png (intervals), patients.png (each patient before and after), cost.png (Dice
     against parameters and latency), curves.png, terms.png (the distilled models' losses),
-    errors.png (kinds of errors), embedding.png (the last features, first runs), labels.png (Dice
-    against labels), comparison.png (masks of the first run of each model on its best, median and
-    worst test patient). UserError if a run was scored on other than test patients.
+    errors.png (kinds of errors), repairs.png (which of them a model mends, and makes, beside its
+    base), embedding.png (the last features, first runs), labels.png (Dice against labels),
+    comparison.png (masks of the first run of each model on its best, median and worst patient).
+    UserError if a run was scored on other patients than those of `subset`.
     """
-    summaries = {m: {k: _tested(r) for k, r in found.items()} for m, found in runs.items()}
+    summaries = {m: {k: _scored(r, subset) for k, r in found.items()} for m, found in runs.items()}
     gains = write_study(folder, summaries, bases)
     for name in PICTURES:  # a smaller study leaves no picture of a larger one behind
         (folder / f"{name}.png").unlink(missing_ok=True)
@@ -48,12 +49,10 @@ def add_up(
         charts.patients(folder / "patients.png", pairs)
     _draw_trainings(folder, runs, [*gains])
     charts.cost(folder / "cost.png", {m: _cost(found) for m, found in results.items()})
-    charts.errors(folder / "errors.png", {m: _errors(r.values(), data) for m, r in runs.items()})
-    drawn = {m: run / "features.npz" for m, run in first.items()}
-    if drawn := {m: embedding.load(path) for m, path in drawn.items() if path.exists()}:
-        charts.embeddings(folder / "embedding.png", drawn)
-    if labels:
-        _draw_labels(folder / "labels.png", results, labels)
+    _draw_errors(folder, runs, {m: bases[m] for m in gains}, data)
+    _draw_embedding(folder / "embedding.png", first)
+    if points:
+        _draw_labels(folder / "labels.png", results, points)
     judges = [next(iter(summaries[model].values())) for model in [*gains] or [*runs]]
     _compare_masks(folder / "comparison.png", first, by_patient(judges), data)
     return (folder / "table.md").read_text(encoding="utf-8")
@@ -68,33 +67,59 @@ def _draw_trainings(folder: Path, runs: dict[str, dict], compared: list[str]) ->
         charts.terms(folder / "terms.png", distilled)
 
 
-def _draw_labels(path: Path, results: dict[str, list[dict]], labels: dict[str, int]) -> None:
-    """labels.png; the models of `labels` end in their percent, any other is the teacher."""
+def _draw_embedding(path: Path, runs: dict[str, Path]) -> None:
+    """embedding.png of the runs that have features.npz."""
+    drawn = {m: r / "features.npz" for m, r in runs.items() if (r / "features.npz").exists()}
+    for model in (m for m in runs if m not in drawn):
+        print(f"{shown(runs[model])} has no features.npz: {model} is not in {path.name}")
+    if drawn:
+        charts.embeddings(path, {m: embedding.load(file) for m, file in drawn.items()})
+
+
+def _draw_labels(path: Path, results: dict[str, list], points: dict[str, tuple]) -> None:
+    """labels.png from (line, percent) of each model."""
     curves: dict[str, dict[int, tuple]] = {}
-    for model, percent in labels.items():
+    for model, (line, percent) in points.items():
         known = [d for d in by_patient(results[model]).values() if d is not None]
-        points = curves.setdefault(model.removesuffix(f" {percent} %"), {})
-        points[percent] = (float(np.mean(known)), *(interval(known) or (None, None)))
-    teacher = next(model for model in results if model not in labels)
-    charts.labels(path, curves, (teacher, _cost(results[teacher])["dice"]))
+        if known:
+            values = float(np.mean(known)), *(interval(known) or (None, None))
+            curves.setdefault(line, {})[percent] = values
+    charts.labels(path, curves)
 
 
-def _errors(runs: Iterable[Path], data: SliceSet) -> dict[str, float]:
-    """A model's `error_shares` over all its runs."""
-    rows = []
-    for run in runs:
-        for s in data.of(read_json(run / "inference.json")["cases"]):
-            file = f"{s.name}.png"
-            mask = read_mask(run / "predictions" / file, data.classes)
-            truth = read_mask(data.folder / "masks" / file, data.classes)
-            rows.append((s.case, int((truth > 0).sum()), error_pixels(mask, truth)))
-    return error_shares(rows)
+def _draw_errors(folder: Path, runs: dict[str, dict], bases: dict[str, str], data) -> None:
+    """errors.png of all models, repairs.png of those with a base."""
+
+    def shares(count, *models: str) -> dict[str, float]:
+        """Errors as `count(truth, mask of each model)` finds them, over the runs of all models."""
+        rows = []
+        for key in runs[models[0]]:
+            found = [runs[model][key] for model in models]
+            for s in data.of(read_json(found[0] / "inference.json")["cases"]):
+                folders = (data.folder / "masks", *(run / "predictions" for run in found))
+                truth, *masks = (read_mask(f / f"{s.name}.png", data.classes) for f in folders)
+                rows.append((s.case, int((truth > 0).sum()), count(truth, *masks)))
+        return error_shares(rows)
+
+    alone = {m: shares(lambda truth, mask: error_pixels(mask, truth), m) for m in runs}
+    charts.errors(folder / "errors.png", alone)
+    pairs = {
+        model: (
+            base,
+            shares(lambda truth, after, before: repaired_pixels(before, after, truth), model, base),
+            shares(lambda truth, after, before: repaired_pixels(after, before, truth), model, base),
+        )
+        for model, base in bases.items()
+        if runs[model].keys() == runs[base].keys()
+    }
+    if pairs:
+        charts.repairs(folder / "repairs.png", pairs)
 
 
-def _tested(run: Path) -> dict:
+def _scored(run: Path, subset: str) -> dict:
     """A run's summary."""
     result = read_json(run / "summary.json")
-    if result["subset"] != "test":
+    if result["subset"] != subset:
         raise UserError(
             f"{shown(run)} was last scored on {result['subset']} patients; run inference.py and "
             f"metrics.py of {run.parents[1].name} with --name {run.name} again."

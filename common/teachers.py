@@ -39,28 +39,28 @@ def load_teacher(
         _own_statistics(teacher, run, config)
     else:
         checkpoint.load_weights(teacher, known["model"], path)
+    if config.control == "no-teacher":
+        run.say("no teacher: the student's own output in its place (a control)")
+        return teacher
     dice = evaluate(teacher, run.val, run, config)["per_patient"]["dice"]["mean"]
     random = ", its weights left random (a control)" if config.control == "random-teacher" else ""
     run.say(f"teacher {shown(path)}{random}: validation Dice {number(dice)} per patient")
     return teacher
 
 
-def show_unlabelled(run: Run, config: DistillationConfig) -> None:
+def add_unlabelled(run: Run, config: DistillationConfig) -> None:
     """With `--unlabelled`, put an image of the other training patients beside every labelled one.
 
     Those are the patients of `train` that the student's share leaves out. UserError if none is.
     """
     if not config.unlabelled:
         return
-    known, everyone = set(run.splits[config.share]), run.splits["train"]
-    others = [case for case in everyone if case not in known]
+    others = [case for case in run.splits["train"] if case not in run.splits[config.share]]
     slices = run.data.of(others)
     if not slices:
-        raise UserError(
-            f"--unlabelled: --share {config.share} leaves no training patient without labels."
-        )
+        raise UserError("--unlabelled: every training patient's labels are the student's already.")
     run.train = WithUnlabelled(run.train, SliceDataset(run.data, slices, config.cache_mb))
-    run.patients["train"] = everyone
+    run.patients["unlabelled"] = others
     run.say(f"and {len(slices)} slices of {len(others)} more patients, without their labels")
 
 

@@ -20,7 +20,8 @@ from common.unet import student_s1
 def main(config: InferenceConfig) -> None:
     """Predict the chosen patients."""
     run = open_run(config, __file__)
-    predict(ready(student_s1(run.classes, run.setting("deep")), run, config), run, config)
+    student = student_s1(run.classes, run.setting("deep", before=False))
+    predict(ready(student, run, config), run, config)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@
     torchrun --nproc-per-node 4 train.py                 several GPUs (--batch-size is for each)
 
 The recipe (StudentConfig) is the one of student_s1, term for term; only the distillation terms
-(DistillationConfig) are added. With all weights 0 this is student_s1, weight for weight. Nothing
-of the teacher is needed at inference. Writes config.json, log.csv, curves.png, last.pt and best.pt
-into runs/NAME.
+(DistillationConfig) are added. With the teacher's terms 0 this is student_s1, weight for weight.
+Nothing of the teacher is needed at inference. Writes config.json, log.csv, curves.png, last.pt and
+best.pt into runs/NAME.
 """
 
 import sys
@@ -23,7 +23,7 @@ from common.distillation import Distiller
 from common.engine import fit
 from common.files import ROOT
 from common.runs import start
-from common.teachers import load_teacher, show_unlabelled
+from common.teachers import add_unlabelled, load_teacher
 from common.unet import student_s1, teacher_t1_of
 
 
@@ -40,7 +40,7 @@ def main(config: Config) -> None:
     # The student first: with the same seed both arms begin with the same weights.
     student = student_s1(run.classes, config.deep)
     teacher = load_teacher(config.teacher, "teacher_t1_unet", teacher_t1_of, run, config)
-    show_unlabelled(run, config)
+    add_unlabelled(run, config)
     fit(Distiller(student, teacher, run.size, config), run, config)
 
 

@@ -32,7 +32,7 @@ class Config(TeacherConfig):
 
 def main(config: Config) -> None:
     """Data, model, objective, training."""
-    run = start(config, __file__, share="train")
+    run = start(config, __file__, config.share)
     model = teacher_t1(config.width, run.classes, config.reconstruction_weight > 0)
     objective = MultiTaskObjective(model, config.reconstruction_weight, config.hidden)
     fit(objective, run, config)

@@ -45,7 +45,7 @@ class Config(TeacherConfig):
 
 def main(config: Config) -> None:
     """Data, model, objective, training."""
-    run = start(config, __file__, share="train")
+    run = start(config, __file__, config.share)
     model = teacher_t2(config.width, config.depth, run.classes, config.reconstruction_weight > 0)
     if config.encoder_weights != "none":
         load_imagenet(model, config.encoder_weights == "imagenet", config.weights_folder)

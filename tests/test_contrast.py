@@ -167,6 +167,7 @@ def test_a_queue_keeps_the_newest_keys_and_they_take_part():
     assert torch.allclose(loss(student, teacher, first), plain(student, teacher, first))
     value = loss(student, teacher, second)
     value.backward()
+    assert loss.student.weight.grad.any() and loss.teacher.weight.grad.any()
     assert not torch.allclose(value, plain(student, teacher, second))
     newest = features_at(teacher, torch.tensor([*range(6, 14), 0, 1]), (4, 4))
     assert torch.equal(loss.queue, newest)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.config import SCALES, THESIS, DistillationConfig
+from common.config import RECIPES, SCALES, DistillationConfig, parse
 from common.distillation import Distiller
 from common.files import UserError
 from common.losses import SegmentationObjective
@@ -140,13 +140,29 @@ def test_without_a_teacher_its_maps_are_the_student_s_own_and_the_contrast_is_le
 
 
 def test_the_thesis_s_recipe_sets_its_terms_and_weights():
-    config = DistillationConfig(recipe="thesis")
-    assert {name: getattr(config, name) for name in THESIS} == THESIS
+    config, thesis = parse(DistillationConfig, ["--recipe", "thesis"]), RECIPES["thesis"]
+    assert {name: getattr(config, name) for name in thesis} == thesis
     weights = ("segmentation", "prediction", *SCALES)
     assert sum(getattr(config, name) for name in weights) == pytest.approx(1)
-    assert config.channelwise == config.border == config.relation == config.queue == 0
-    losses = distiller(recipe="thesis")(batch_of(4))
+    objective = Distiller(student_s1(), teacher_t1(width=4), 32, config)
+    losses = objective(batch_of(4))
     assert list(losses) == ["segmentation", "prediction", *(f"contrast_{s}" for s in SCALES)]
+
+
+def test_the_thesis_s_recipe_names_every_term():
+    """A new term with a weight of its own must not slip into it."""
+    config = parse(DistillationConfig, ["--recipe", "thesis"])
+    terms = {"segmentation", *MAPS, *SCALES, "queue"}
+    assert terms <= RECIPES["thesis"].keys()
+    assert not any(getattr(config, name) for name in {*MAPS, "queue"} - {"prediction"})
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_flags_beside_a_recipe_change_what_it_sets(order):
+    words = [["--recipe", "thesis"], ["--contrast", "dense"], ["--prediction", "0.5"]][::order]
+    config = parse(DistillationConfig, sum(words, []))
+    assert (config.contrast, config.prediction, config.encoder) == ("dense", 0.5, 0.1)
+    assert parse(DistillationConfig, ["--contrast", "mse"]).segmentation == 1
 
 
 def test_the_segmentation_loss_is_weighted():
@@ -155,10 +171,17 @@ def test_the_segmentation_loss_is_weighted():
     assert torch.allclose(part(batch)["segmentation"], 0.4 * whole(batch)["segmentation"])
 
 
-def test_a_recipe_is_not_mixed_with_other_values():
-    with pytest.raises(UserError, match="--recipe thesis means --encoder 0.1"):
-        DistillationConfig(recipe="thesis", encoder=0.7)
-    assert DistillationConfig(recipe="thesis", encoder=0.1, scales=("encoder",)).encoder == 0.1
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"unlabelled": True, "share": "train"}, "leaves no patient without labels"),
+        ({"unlabelled": True, "augment": False}, "not with --no-augment"),
+        ({"queue": 8, "contrast": "image"}, "--queue is for --contrast dense, not for image"),
+    ],
+)
+def test_flags_that_exclude_each_other(flags, words):
+    with pytest.raises(UserError, match=words):
+        DistillationConfig(**flags)
 
 
 # Images without labels
@@ -174,13 +197,19 @@ def test_unlabelled_images_reach_the_teacher_s_terms_and_not_the_segmentation():
     assert torch.allclose(without["segmentation"], with_them["segmentation"])
     for name in ("prediction", "relation"):
         assert not torch.allclose(without[name], with_them[name]), name
+    shown = []
+    objective.model.register_forward_hook(lambda _, __, output: shown.append(output.logits))
+    losses = objective(more)
+    for name, reaches in (("segmentation", False), ("prediction", True)):
+        gradient = torch.autograd.grad(losses[name], shown[0], retain_graph=True)[0]
+        assert bool(gradient[4:].any()) == reaches, name
 
 
 def test_the_labels_of_unlabelled_images_are_the_teacher_s_prediction():
     batch, seen = batch_of(2), []
     batch["unlabelled"] = torch.rand(3, 3, 32, 32)
     objective = distiller()
-    objective.map_terms = lambda student, teacher, labels: seen.append(labels) or {}
+    objective.map_terms = lambda student, teacher, labels, kinds: seen.append(labels) or {}
     objective(batch)
     teacher = objective.teacher(batch["unlabelled"]).logits[:, 0] > 0
     assert torch.equal(seen[0], torch.cat([batch["mask"], teacher.long()]))

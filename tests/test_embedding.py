@@ -22,13 +22,21 @@ def test_separation_runs_from_chance_to_one():
 
 
 def test_a_patient_is_judged_by_the_others_alone():
-    found = drawn(0.1)
-    # One patient's features are turned round: only its own pixels are wrong.
+    found = drawn(0.1, cases=2)
+    # One of two patients has its classes' features exchanged in a ring. By the other's means all
+    # pixels of both are wrong; by their own, or by those of both, some would be right.
     turned = found.features.copy()
     mine = found.cases == "p0"
-    turned[mine] = turned[mine][::-1]
-    wrong = embedding.separation(found._replace(features=turned))
-    assert wrong < embedding.separation(found)
+    turned[mine] = np.roll(turned[mine], 30, axis=0)
+    assert embedding.separation(found._replace(features=turned)) == 0
+
+
+def test_the_plane_takes_what_lacks_a_class():
+    found = drawn(0.1)
+    for kept in (found.kinds != 1, found.kinds == 0):
+        part = Embedding(found.features[kept], found.kinds[kept], found.cases[kept])
+        assert np.isfinite(embedding.plane(part)).all()
+        assert np.isnan(embedding.separation(part))
 
 
 def test_the_plane_shows_the_organ_on_the_right_and_the_border_above():

@@ -14,7 +14,7 @@ from common.files import UserError, read_csv, read_json, write_json
 from common.losses import MultiTaskObjective, SegmentationObjective
 from common.runs import start
 from common.slices import read_set, read_splits
-from common.teachers import load_teacher, show_unlabelled
+from common.teachers import add_unlabelled, load_teacher
 from common.unet import UNet, student_s1, teacher_t1
 
 
@@ -39,7 +39,7 @@ def train(stage, slices, kind="student", **changes):
     settings = {"epochs": 4, "batch_size": 8, "device": "cpu"}
     config = Config(data=slices, **{**settings, **changes})
     run = start(config, str(stage), config.share)
-    show_unlabelled(run, config)
+    add_unlabelled(run, config)
     objective = build(kind, run)
     fit(objective, run, config)
     return run, objective
@@ -132,6 +132,17 @@ def test_resume_with_other_settings_names_them(stage, slices):
     assert [r["epoch"] for r in read_csv(run.folder / "log.csv")] == ["1", "2"]
 
 
+def test_a_run_that_is_older_than_a_flag_is_resumed(stage, slices):
+    run, _ = train(stage, slices, epochs=2)
+    path = run.folder / "last.pt"
+    state = torch.load(path, weights_only=True)
+    del state["config"]["deep"], state["config"]["border"]
+    torch.save(state, path)
+    train(stage, slices, epochs=3, resume=True)
+    with pytest.raises(UserError, match="deep: False -> True"):
+        train(stage, slices, epochs=3, resume=True, deep=True)
+
+
 def test_a_resume_on_other_patients_or_with_another_teacher_is_refused(stage, own_slices):
     train(stage, own_slices, "distilled", epochs=1)
     config = Config(data=own_slices, epochs=2, batch_size=8, device="cpu", resume=True)
@@ -175,22 +186,23 @@ def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients
 def test_unlabelled_images_come_from_the_other_training_patients_without_their_masks(stage, slices):
     config = Config(data=slices, unlabelled=True, device="cpu")
     plain, run = (start(config, str(stage), "student") for _ in range(2))
-    show_unlabelled(run, config)
-    assert run.patients["train"] == run.splits["train"]
+    add_unlabelled(run, config)
     others = set(run.splits["train"]) - set(run.splits["student"])
+    assert set(run.patients["unlabelled"]) == others
+    assert run.patients["train"] == run.splits["student"]
     assert {s.case for s in run.train.others.slices} == others
     seen = set()
-    for key in [*((i, 100 + i) for i in range(len(run.train))), 0, 1]:
+    for key in [(i, 100 + i) for i in range(len(run.train))]:
         sample, same = run.train[key], plain.train[key]
-        assert sample.keys() == {*same, "unlabelled"}
+        assert sample.keys() == {*same, "unlabelled", "unlabelled_name"}
         assert all(torch.equal(sample[k], same[k]) for k in ("image", "mask"))
         assert sample["unlabelled"].shape == sample["image"].shape
         assert torch.equal(sample["unlabelled"], run.train[key]["unlabelled"])
         seen.add(sample["unlabelled"].sum().item())
     assert len(seen) > 10
-    everyone = Config(data=slices, unlabelled=True, share="train", device="cpu")
-    with pytest.raises(UserError, match="leaves no training patient without labels"):
-        show_unlabelled(start(everyone, str(stage), "train"), everyone)
+    run.splits["student"] = run.splits["train"]
+    with pytest.raises(UserError, match="every training patient's labels"):
+        add_unlabelled(run, config)
 
 
 def test_what_is_refused_leaves_the_old_run_alone(stage, slices):

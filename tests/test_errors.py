@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from common.errors import KINDS, error_pixels, error_shares
+from common.errors import KINDS, error_pixels, error_shares, repaired_pixels
 
 
 def mask(*boxes):
@@ -42,3 +42,18 @@ def test_shares_are_a_patient_s_first_and_patients_without_the_organ_do_not_coun
     assert error_shares(rows)["false island"] == pytest.approx((10 + 100) / 2)
     assert error_shares(rows)["missed island"] == 0
     assert error_shares(rows[3:]) == dict.fromkeys(KINDS, 0.0)
+
+
+def test_repaired_and_new_errors_account_for_the_difference():
+    rng = np.random.default_rng(1)
+    before, after, truth = rng.random((3, 20, 20)) > 0.7
+    repaired = sum(repaired_pixels(before, after, truth).values())
+    broken = sum(repaired_pixels(after, before, truth).values())
+    assert repaired - broken == (before != truth).sum() - (after != truth).sum()
+    assert repaired == ((before != truth) & (after == truth)).sum()
+
+
+def test_an_island_that_is_gone_is_repaired_as_an_island():
+    truth, before = mask((2, 2, 4, 4)), mask((2, 2, 4, 4), (12, 12, 3, 3))
+    assert repaired_pixels(before, truth, truth) == dict.fromkeys(KINDS, 0) | {"false island": 9}
+    assert repaired_pixels(truth, before, truth) == dict.fromkeys(KINDS, 0)

@@ -12,7 +12,8 @@ from conftest import PAIRS, ROOT, STAGES, load_script, run
 from PIL import Image
 
 from common import steps
-from common.arms import LABELS, STUDIES, ablation, grid
+from common.arms import STUDIES, ablation, grid
+from common.config import parse
 from common.files import UserError, read_json
 from common.steps import Step, check_flags, check_outdated, key, run_steps
 
@@ -78,18 +79,64 @@ def test_studies_of_one_name_share_their_runs(reproduce):
     for study in STUDIES:
         found = {s.leaves: key(s) for s in plan(reproduce, study=study)}
         same = [name for name in found if name in by_name]
-        assert len(same) == (1 if study == "labels" else 3), study  # its splits are its own
+        assert len(same) == 3, study
         assert all(found[n] == by_name[n] for n in same)
 
 
 def test_a_share_of_labels_has_its_split_and_as_many_steps(reproduce):
-    trainings = plan(reproduce, study="labels", students="--epochs 20", folds=(1,))
-    text = {s.leaves.parent.name: " ".join(s.command) for s in trainings}
-    for percent, epochs in zip(LABELS, (200, 100, 40, 20, 10), strict=True):
-        command = text[f"n-f1of5-s0-l{percent}"]
+    settings = {"students": "--epochs 20", "t1": "--epochs 6", "folds": (1,)}
+    trainings = plan(reproduce, study="labels", **settings)
+    text = {s.leaves.parent: " ".join(s.command) for s in trainings}
+    for percent, epochs in ((5, 200), (10, 100), (25, 40), (100, 10)):
+        command = text[ROOT / f"student_s1/runs/n-f1of5-s0-l{percent}"]
         assert f"splits_fold1of5_labels{percent}.json" in command
-        assert f"--epochs {epochs}" in command
-    assert len(trainings) == 1 + 3 * 5 - 1  # at 100 % no patient is left without labels
+        assert command.endswith(f"--epochs {epochs}")
+    # Half of the labels is the grid's own runs.
+    assert "splits_fold1of5.json" in text[ROOT / "student_s1/runs/n-f1of5-s0"]
+    few = text[ROOT / "teacher_t1_unet/runs/n-f1of5-s0-l25"]
+    assert "--share student" in few and few.endswith("--epochs 24")
+    assert len(trainings) == 1 + 3 * 5 - 1 + 4  # at 100 % nobody is without labels; 4 small T1
+    arms = ablation("labels", "kd_t1_s1")
+    points = [(arm.curve, arm.share) for arm in arms]
+    assert all(arm.curve for arm in arms) and len(set(points)) == len(points)
+
+
+def test_a_share_of_less_than_a_patient_is_refused(reproduce, own_slices):
+    config = reproduce.Config(data=own_slices, study="labels")
+    with pytest.raises(UserError, match="needs 20 of them"):
+        reproduce.write_splits(config.arms(), config, own_slices)
+
+
+def test_an_arm_trains_what_its_label_says_whatever_else_is_given(reproduce):
+    given = "--border 0.5 --channelwise 1 --relation 3"
+    terms = ("prediction", "channelwise", "border", "relation")
+    expected = {
+        ("controls", "weights 0"): set(),
+        ("scales", "encoder"): {"encoder"},
+        ("scales", "the three scales"): {"encoder", "bottleneck", "decoder"},
+        ("terms", "border"): {"border"},
+        ("terms", "prediction map"): {"prediction"},
+    }
+    config_of = load_script(ROOT / "kd_t1_s1" / "train.py").Config
+    for (study, label), on in expected.items():
+        arm = next(a for a in ablation(study, "kd_t1_s1") if a.label == label)
+        made = parse(config_of, [*given.split(), *arm.flags])
+        scales = {s for s in made.scales if getattr(made, s)}
+        assert {t for t in terms if getattr(made, t)} | scales == on, label
+
+
+def test_what_the_arms_share_is_not_given_to_one_of_them(reproduce):
+    for flag in ("--epochs 3", "--lr 1e-3", "--no-augment", "--deep"):
+        with pytest.raises(UserError, match="is set by the study itself"):
+            plan(reproduce, distilled=flag)
+
+
+def test_a_study_to_choose_by_scores_validation_patients(reproduce):
+    config = reproduce.Config(data=Path("d"), name="n", study="terms", subset="val")
+    assert config.part() == "terms_kd_t1_s1_val"
+    training = reproduce.training_of(config.arms()[0], None, 0, config)
+    predict = reproduce.steps_of(training, config, Path("d"))[1]
+    assert predict.command[-2:] == ("--subset", "val")
 
 
 def test_more_flags_reach_the_trainings_they_are_for(reproduce):

@@ -73,6 +73,18 @@ def test_a_run_that_was_scored_on_other_than_test_patients_is_named(tmp_path):
         add_up(tmp_path, {"S1": {(None, 0): run}}, {}, None)
 
 
+def test_panels_without_a_model_are_not_shown(tmp_path, monkeypatch):
+    kinds, cases = np.tile([0, 1, 2], 20), np.repeat(["a", "b"], 30)
+    drawn = Embedding(np.random.default_rng(0).normal(size=(60, 4)), kinds, cases)
+    shown = []
+    monkeypatch.setattr(
+        charts, "save_figure", lambda _, f: shown.append(sum(a.get_visible() for a in f.axes))
+    )
+    for count in (1, 3, 5, 8):
+        charts.embeddings(None, dict.fromkeys("abcdefgh"[:count], drawn))
+    assert shown == [1, 3, 5, 8]
+
+
 def test_figures_are_written(tmp_path):
     gain = {"mean": 3.0, "low": -1.0, "high": 7.0}
     alone = {"mean": -3.0, "low": None, "high": None}
@@ -89,10 +101,11 @@ def test_figures_are_written(tmp_path):
     rng = np.random.default_rng(0)
     kinds, cases = np.tile([0, 1, 2], 20), np.repeat(["a", "b"], 30)
     drawn = Embedding(rng.normal(size=(60, 4)), kinds, cases)
+    charts.repairs(tmp_path / "repairs.png", {"KD(T1,S1)": ("S1", shares, shares)})
     charts.embeddings(tmp_path / "embedding.png", dict.fromkeys("abcde", drawn))
-    points = {5: (0.4, 0.3, 0.5), 100: (0.8, None, None)}
-    charts.labels(tmp_path / "labels.png", {"S1": points}, ("T1", 0.9))
-    names = ("gains", "patients", "cost", "curves", "terms", "errors", "embedding", "labels")
-    for name in names:
+    points = {100: (0.8, None, None), 5: (0.4, 0.3, 0.5)}
+    charts.labels(tmp_path / "labels.png", {"S1": points})
+    names = ("terms", "errors", "repairs", "embedding", "labels")
+    for name in ("gains", "patients", "cost", "curves", *names):
         pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
         assert pixels.shape[1] > 400 and pixels.std() > 5

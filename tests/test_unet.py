@@ -36,17 +36,25 @@ def test_a_size_it_cannot_take_names_the_next_that_works(size, better):
         teacher_t1(width=4)(torch.rand(1, 3, size, size))
 
 
-def test_s1_sees_26_pixels():
-    model = student_s1().eval()
+@pytest.mark.parametrize(("build", "count"), [(student_s1, 57_187), (student_s2, 226_917)])
+def test_deep_students_have_as_many_parameters_as_the_thesis_s(build, count):
+    assert parameters(build(deep=True)) == count
+    assert abs(parameters(build()) - count) < 0.003 * count
+
+
+@pytest.mark.parametrize(("build", "pixels"), [(student_s1, 26), (student_s2, 26)])
+@pytest.mark.parametrize(("deep", "farther"), [(False, 0), (True, 84)])
+def test_what_the_students_see(build, pixels, deep, farther):
+    model = build(deep=deep).eval()
     for name, parameter in model.named_parameters():  # positive weights: nothing cancels
         parameter.data = parameter.data.abs() + 0.01 if "weight" in name else parameter.data
     widest = 0
-    for row in range(28, 36):  # the field depends on the place within the pooling grid
-        images = torch.rand(1, 3, 64, 64, requires_grad=True)
-        model(images).logits[0, 0, row, 32].backward()
+    for row in range(72, 88):  # the field depends on the place within the pooling grid
+        images = torch.rand(1, 3, 160, 160, requires_grad=True)
+        model(images).logits[0, 0, row, 80].backward()
         seen = images.grad.abs().sum((0, 1, 3)).nonzero()
         widest = max(widest, int(seen.max() - seen.min()) + 1)
-    assert widest == 26
+    assert widest == pixels + farther
 
 
 def test_images_of_a_batch_do_not_touch_each_other_in_eval_mode():
