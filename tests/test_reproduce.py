@@ -342,7 +342,8 @@ def test_the_study_runs_and_takes_up_where_it_stopped(repo):
     for distilled, plain in (("KD(T2,S1)", "S1"), ("KD(T1,S2)", "S2")):
         gain = float(rows[distilled]["dice_mean"]) - float(rows[plain]["dice_mean"])
         assert float(rows[distilled]["gain_mean"]) == pytest.approx(100 * gain, abs=1e-6)
-    for picture in ("curves", "comparison", "gains", "patients", "cost"):
+    pictures = ("curves", "comparison", "gains", "patients", "cost", "errors", "repairs", "terms")
+    for picture in pictures:
         assert Image.open(folder / f"{picture}.png").width > 400
     (folder / "table.md").unlink()
     (repo / "kd_t1_s2/runs/tiny-s0/summary.json").unlink()

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import charts
+from common import charts, study
 from common.embedding import Embedding
 from common.errors import KINDS
+from common.figures import save_picture
 from common.files import UserError, write_json
 from common.scores import overlap_scores
+from common.slices import Slice, SliceSet
 from common.study import add_up
 from common.tables import markdown, write_study
 
@@ -71,6 +73,40 @@ def test_a_run_that_was_scored_on_other_than_test_patients_is_named(tmp_path):
     write_json(run / "summary.json", {**summary(50, 0.5), "subset": "val"})
     with pytest.raises(UserError, match="n-s0 was last scored on val patients.*student_s1"):
         add_up(tmp_path, {"S1": {(None, 0): run}}, {}, None)
+
+
+def test_labels_are_drawn_from_the_patients_means(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(charts, "labels", lambda _, curves: drawn.update(curves))
+    results = {model: list(found.values()) for model, found in RESULTS.items()}
+    points = {"S1": ("S1", 50), "KD(T1,S1)": ("KD", 50), "T1": ("T1", 100)}
+    study._draw_labels(tmp_path / "labels.png", results, points)
+    assert drawn["S1"][50] == (pytest.approx(0.6), None, None)  # three patients: no interval
+    assert drawn["KD"].keys() == {50} and drawn["T1"].keys() == {100}
+
+
+def test_errors_are_counted_over_all_runs_and_repairs_by_pairs_of_runs(tmp_path, monkeypatch):
+    data = SliceSet(
+        tmp_path, {"classes": ["organ"], "size": 8}, [Slice("a", 0, 4), Slice("b", 0, 4)]
+    )
+    truth, island = np.zeros((2, 8, 8), dtype=np.uint8)
+    truth[1:3, 1:3] = 255
+    island[6:8, 6:8] = 255
+    masks = {"S1": truth | island, "KD": truth}
+    runs = {model: {(None, s): tmp_path / model / str(s) for s in (0, 1)} for model in masks}
+    for name in ("a_000", "b_000"):
+        save_picture(tmp_path / "masks" / f"{name}.png", truth)
+        for model, found in runs.items():
+            for run in found.values():
+                save_picture(run / "predictions" / f"{name}.png", masks[model])
+                write_json(run / "inference.json", {"cases": ["a", "b"]})
+    seen = {}
+    monkeypatch.setattr(charts, "errors", lambda _, found: seen.update(errors=found))
+    monkeypatch.setattr(charts, "repairs", lambda _, found: seen.update(repairs=found))
+    study._draw_errors(tmp_path, runs, {"KD": "S1"}, data)
+    assert seen["errors"]["S1"]["false island"] == 100 and not any(seen["errors"]["KD"].values())
+    base, repaired, broken = seen["repairs"]["KD"]
+    assert base == "S1" and repaired["false island"] == 100 and not any(broken.values())
 
 
 def test_panels_without_a_model_are_not_shown(tmp_path, monkeypatch):
