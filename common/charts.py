@@ -183,7 +183,7 @@ def terms(path: Path, logs: dict[str, list[list[dict]]]) -> None:
     """A panel a distilled model: each weighted loss term over the epochs, mean over its runs."""
     columns = min(4, len(logs))
     rows = -(-len(logs) // columns)
-    figure = Figure((3.4 * columns, 2.8 * rows), layout="constrained")
+    figure = Figure((3.4 * columns, 3.4 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (model, runs) in zip(grid, logs.items(), strict=False):
         length = min(map(len, runs))
@@ -192,7 +192,7 @@ def terms(path: Path, logs: dict[str, list[list[dict]]]) -> None:
             axis.plot(range(1, length + 1), values, lw=1.2, label=name.replace("_", " "))
         axis.set(yscale="log", xlabel="epoch")
         axis.set_title(model, fontsize=9)
-        axis.legend(frameon=False, fontsize=7)
+        axis.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, -0.62), ncols=2)
     grid[0].set_ylabel("weighted loss")
     for axis in grid[len(logs) :]:
         axis.set_visible(False)
