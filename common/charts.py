@@ -180,22 +180,27 @@ def embeddings(path: Path, models: dict[str, Embedding]) -> None:
 
 
 def terms(path: Path, logs: dict[str, list[list[dict]]]) -> None:
-    """A panel a distilled model: each weighted loss term over the epochs, mean over its runs."""
+    """A panel a model: each of its weighted losses over the epochs, mean over its runs."""
     columns = min(4, len(logs))
     rows = -(-len(logs) // columns)
-    figure = Figure((3.4 * columns, 3.4 * rows), layout="constrained")
+    figure = Figure((max(5.5, 3.4 * columns), 2.8 * rows + 0.6), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    lines = {}  # one colour and one entry of the legend a loss, over all panels
     for axis, (model, runs) in zip(grid, logs.items(), strict=False):
         length = min(map(len, runs))
         for name in losses(runs[0][0]):
             values = np.mean([[float(row[name]) for row in run[:length]] for run in runs], axis=0)
-            axis.plot(range(1, length + 1), values, lw=1.2, label=name.replace("_", " "))
+            colour = lines[name].get_color() if name in lines else f"C{len(lines)}"
+            (line,) = axis.plot(range(1, length + 1), values, lw=1.2, color=colour)
+            lines.setdefault(name, line)
         axis.set(yscale="log", xlabel="epoch")
         axis.set_title(model, fontsize=9)
-        axis.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, -0.62), ncols=2)
     grid[0].set_ylabel("weighted loss")
     for axis in grid[len(logs) :]:
         axis.set_visible(False)
+    names = [name.replace("_", " ") for name in lines]
+    where = {"loc": "outside lower center", "ncols": 3}
+    figure.legend(lines.values(), names, frameon=False, fontsize=8, **where)
     save_figure(path, figure)
 
 
