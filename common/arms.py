@@ -68,7 +68,7 @@ def scales(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 def contrast(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     """Which form of the contrast helps, over none."""
-    none = whole.variant("no contrast", "map", "--scales")
+    none = whole.variant("no contrast", "none", "--scales")
     forms = (
         ("images", "image", "--contrast", "image"),
         ("regions", "region", "--contrast", "region"),

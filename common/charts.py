@@ -24,8 +24,6 @@ COLOURS = {
     "KD(T1,S2)": "#d55e00",
     "KD(T2,S2)": "#cc79a7",
 }
-
-
 COLOURS_OF_ERRORS = ("#d55e00", "#e69f00", "#56b4e9", "#0072b2")  # in the order of KINDS
 
 
@@ -117,16 +115,8 @@ def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
     """A bar a model: the kinds of its errors (`common.errors`) in percent of the organ's pixels."""
     figure = Figure((8, 1.2 + 0.38 * len(shares)), layout="constrained")
     axis = figure.subplots()
-    left = np.zeros(len(shares))
-    for kind, colour in zip(KINDS, COLOURS_OF_ERRORS, strict=True):
-        widths = np.array([share[kind] for share in shares.values()])
-        axis.barh(range(len(shares)), widths, left=left, color=colour, label=kind, height=0.7)
-        left += widths
-    axis.set_yticks(range(len(shares)), shares)
-    axis.invert_yaxis()
-    axis.set(xlabel="wrong pixels in % of the organ's, mean over patients")
-    axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-    axis.spines[["top", "right"]].set_visible(False)
+    _stack(axis, [*shares.values()])
+    _name_bars(axis, [*shares], "wrong pixels in % of the organ's, mean over patients")
     save_figure(path, figure)
 
 
@@ -137,20 +127,33 @@ def repairs(path: Path, found: dict[str, tuple[str, dict, dict]]) -> None:
     """
     figure = Figure((8, 1.2 + 0.45 * len(found)), layout="constrained")
     axis = figure.subplots()
-    for sign, index in ((1, 1), (-1, 2)):
-        left = np.zeros(len(found))
-        for kind, colour in zip(KINDS, COLOURS_OF_ERRORS, strict=True):
-            widths = sign * np.array([entry[index][kind] for entry in found.values()])
-            label = kind if sign > 0 else None
-            axis.barh(range(len(found)), widths, left=left, color=colour, label=label, height=0.7)
-            left += widths
+    _stack(axis, [repaired for _, repaired, _ in found.values()])
+    _stack(axis, [made for *_, made in found.values()], sign=-1)
     axis.axvline(0, color="black", lw=0.8)
-    axis.set_yticks(range(len(found)), [f"{m} after {base}" for m, (base, *_) in found.items()])
+    names = [f"{model} after {base}" for model, (base, *_) in found.items()]
+    _name_bars(
+        axis, names, "newly wrong  |  repaired, in % of the organ's pixels, mean over patients"
+    )
+    save_figure(path, figure)
+
+
+def _stack(axis, shares: list[dict[str, float]], sign: int = 1) -> None:
+    """A bar for each dict kind of error -> share, to the right of 0 or (`sign` -1) to the left."""
+    left = np.zeros(len(shares))
+    for kind, colour in zip(KINDS, COLOURS_OF_ERRORS, strict=True):
+        widths = sign * np.array([share[kind] for share in shares])
+        label = kind if sign > 0 else None
+        axis.barh(range(len(shares)), widths, left=left, color=colour, label=label, height=0.7)
+        left += widths
+
+
+def _name_bars(axis, names: list[str], label: str) -> None:
+    """Names on the left, from top to bottom, and the kinds of errors as a legend above."""
+    axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
-    axis.set(xlabel="newly wrong  |  repaired, in % of the organ's pixels, mean over patients")
+    axis.set(xlabel=label)
     axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
-    save_figure(path, figure)
 
 
 def embeddings(path: Path, models: dict[str, Embedding]) -> None:

@@ -183,28 +183,6 @@ def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients
         load_teacher(path, "stage", build, moved, config)
 
 
-def test_unlabelled_images_come_from_the_other_training_patients_without_their_masks(stage, slices):
-    config = Config(data=slices, unlabelled=True, device="cpu")
-    plain, run = (start(config, str(stage), "student") for _ in range(2))
-    add_unlabelled(run, config)
-    others = set(run.splits["train"]) - set(run.splits["student"])
-    assert set(run.patients["unlabelled"]) == others
-    assert run.patients["train"] == run.splits["student"]
-    assert {s.case for s in run.train.others.slices} == others
-    seen = set()
-    for key in [(i, 100 + i) for i in range(len(run.train))]:
-        sample, same = run.train[key], plain.train[key]
-        assert sample.keys() == {*same, "unlabelled", "unlabelled_name"}
-        assert all(torch.equal(sample[k], same[k]) for k in ("image", "mask"))
-        assert sample["unlabelled"].shape == sample["image"].shape
-        assert torch.equal(sample["unlabelled"], run.train[key]["unlabelled"])
-        seen.add(sample["unlabelled"].sum().item())
-    assert len(seen) > 10
-    run.splits["student"] = run.splits["train"]
-    with pytest.raises(UserError, match="every training patient's labels"):
-        add_unlabelled(run, config)
-
-
 def test_what_is_refused_leaves_the_old_run_alone(stage, slices):
     run, _ = train(stage, slices, epochs=1)
     config = Config(data=slices, epochs=1, device="cpu", overwrite=True)
