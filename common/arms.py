@@ -157,14 +157,9 @@ def labels(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
         if share < 100:
             curve, run = f"{whole.label}, unlabelled too", f"{name or 'l50'}u"
             more = whole.variant(f"{curve} {share} %", run, "--unlabelled", curve=curve, **both)
-            few = teacher.variant(
-                f"{teacher.label} {share} %",
-                f"l{share}",
-                "--share",
-                "student",
-                curve=teacher.label,
-                **its,
-            )
+            label = f"{teacher.label} {share} %"
+            point = {"curve": teacher.label, "share": share, "labels": share}
+            few = teacher.variant(label, f"l{share}", "--share", "student", **point)
             arms += [more, few]
     return arms
 
