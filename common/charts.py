@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from common import embedding
 from common.embedding import Embedding
@@ -130,6 +130,7 @@ def repairs(path: Path, found: dict[str, tuple[str, dict, dict]]) -> None:
     _stack(axis, [repaired for _, repaired, _ in found.values()])
     _stack(axis, [made for *_, made in found.values()], sign=-1)
     axis.axvline(0, color="black", lw=0.8)
+    axis.use_sticky_edges = False  # room beside the longest bar
     names = [f"{model} after {base}" for model, (base, *_) in found.items()]
     _name_bars(
         axis, names, "newly wrong  |  repaired, in % of the organ's pixels, mean over patients"
@@ -197,6 +198,7 @@ def terms(path: Path, logs: dict[str, list[list[dict]]]) -> None:
             (line,) = axis.plot(range(1, length + 1), values, lw=1.2, color=colour)
             lines.setdefault(name, line)
         axis.set(yscale="log", xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_title(model, fontsize=9)
     grid[0].set_ylabel("weighted loss")
     for axis in grid[len(logs) :]:
