@@ -72,6 +72,12 @@ class Config(base.Config):
     subset: str = option(
         "test", "patients to score on; val: to choose by, test: to report", choices=("test", "val")
     )
+    weights: str = option(
+        "best",
+        "which of a run are scored: those of the epoch with the best validation Dice, or the last "
+        "(with few validation patients the best is luck); a teacher teaches with its best",
+        choices=base.WEIGHTS,
+    )
     share_teachers: bool = option(False, "one teacher a fold, of the first seed, for all seeds")
     input: Path | None = option(None, "CT volumes, a folder in Decathlon layout")
     data: Path | None = option(None, "an existing slice data set, instead of volumes")
@@ -134,7 +140,8 @@ class Config(base.Config):
         """The results' sub-folder: none for the whole grid, whose tables no part replaces."""
         models = "" if {*self.models} == {*STAGES} else "-".join(self.models)
         name = models if self.study == "grid" else f"{self.study}_{self.pair}"
-        return "_".join(filter(None, (name, "val" if self.subset == "val" else "")))
+        unusual = [v for v in (self.subset, self.weights) if v not in ("test", "best")]
+        return "_".join(filter(None, (name, *unusual)))
 
 
 def data_steps(config: Config) -> tuple[Path, list[Step]]:
@@ -246,8 +253,9 @@ def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
     train += [*arm.flags, *epochs_for(arm, train)]
     fit = Step(tuple(train), folder / "best.pt", record, inputs, tuple(taught), aside)
     predict = (f"{arm.stage}/inference.py", *common)
-    if config.subset != "test":
-        predict += flags(subset=config.subset)
+    for name, usual in (("subset", "test"), ("weights", "best")):
+        if getattr(config, name) != usual:
+            predict += flags(**{name: getattr(config, name)})
     masks = Step(predict, folder / "inference.json", record, inputs, (fit,), aside)
     score = (f"{arm.stage}/metrics.py", *common, *against)
     return [fit, masks, Step(score, folder / "summary.json", record, inputs, (masks, *scored))]

@@ -59,6 +59,14 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
     return content
 
 
+def model_weights(content: dict) -> dict:
+    """The network's weights in a loaded best.pt, or in a last.pt: there a part of the objective."""
+    if "model" in content:
+        return content["model"]
+    objective = content["objective"].items()
+    return {name.removeprefix("model."): v for name, v in objective if name.startswith("model.")}
+
+
 def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
     """Fill `module` with a checkpoint's weights. UserError naming what does not fit."""
     try:

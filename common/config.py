@@ -23,6 +23,7 @@ from common.files import ROOT, UserError, shown
 
 DATA = ROOT / "data" / "spleen2d"
 SCALES = ("encoder", "bottleneck", "decoder")
+WEIGHTS = ("best", "last")
 # What `--recipe` sets before the other flags are read. The thesis's terms and weights are those of
 # arXiv 2406.03173; 4 and 0.4 are its released code's temperatures.
 RECIPES = {
@@ -194,6 +195,9 @@ class InferenceConfig(Config):
     data: Path = option(DATA, "data set folder, as written by data_prep/")
     splits: str | None = option(None, "splits file; without it: the one the run was trained with")
     name: str = option("default", "the run to use: runs/NAME in the stage's folder")
+    weights: str = option(
+        "best", "of the epoch with the best validation Dice, or of the last", choices=WEIGHTS
+    )
     subset: str = option("test", "patients to predict", choices=("test", "val", "train", "all"))
     probabilities: bool = option(False, "also write the probability maps, 16-bit PNG (65535 = 1)")
     overlays: int = option(24, "how many overlay pictures to write; -1: all", low=-1)

@@ -49,7 +49,7 @@ class Trained:
 
 
 def open_run(config: InferenceConfig, script: str) -> Trained:
-    """Find the stage's best.pt and the slices of `config.subset`.
+    """Find the run's best.pt, or last.pt, and the slices of `config.subset`.
 
     UserError if either is missing, if the model was trained on slices of another size, or if it
     was trained or chosen on patients that this split calls test patients.
@@ -57,7 +57,7 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     stage = Path(script).resolve().parent
     folder = stage / "runs" / config.name
     device = pick_device(config.device)
-    path = folder / "best.pt"
+    path = folder / f"{config.weights}.pt"
     content = checkpoint.load(path, stage.name, f"Run {stage.name}/train.py first.")
     data = read_set(config.data)
     if data.classes != content["classes"] or data.size != content["size"]:
@@ -77,7 +77,7 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
 
 def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
     """The model with the run's weights, on its device, in eval mode, BatchNorm folded in."""
-    checkpoint.load_weights(model, run.checkpoint["model"], run.path)
+    checkpoint.load_weights(model, checkpoint.model_weights(run.checkpoint), run.path)
     model = model.eval().requires_grad_(False)
     if config.fuse:
         fuse(model)
