@@ -48,6 +48,25 @@ def test_folding_batch_size_and_layout_do_not_change_the_masks(finished):
         assert wrong <= 3, other  # pixels whose probability is 0.5 to the last digit
 
 
+def test_the_last_epoch_s_weights_are_the_trained_ones_and_not_those_of_the_best(finished):
+    stage, slices = finished
+    folder = stage.parent / "runs" / "default"
+    states = [
+        ready(student_s1(), open_run(config, str(stage)), config).state_dict()
+        for config in (
+            InferenceConfig(data=slices, device="cpu", fuse=False, weights=weights)
+            for weights in ("best", "last")
+        )
+    ]
+    best, last = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("best", "last"))
+    for name, value in states[0].items():
+        assert torch.equal(value, best["model"][name])
+        assert torch.equal(states[1][name], last["objective"][f"model.{name}"])
+    assert last["epoch"] == 2
+    assert masks_of(stage, data=slices, weights="last")
+    assert read_json(folder / "inference.json")["epoch"] == 2
+
+
 def test_a_subset_replaces_another(finished):
     stage, slices = finished
     splits = read_json(slices / "splits.json")

@@ -47,6 +47,19 @@ def test_a_pair_brings_its_teacher_and_its_plain_student(reproduce):
     assert [a.stage for a in arms] == ["teacher_t2_transunet", "student_s1", "kd_t2_s1"]
 
 
+def test_the_last_epoch_is_scored_with_the_same_trainings_and_in_tables_of_its_own(reproduce):
+    config = reproduce.Config(data=Path("d"), models=("kd_t1_s1",), weights="last")
+    assert config.part() == "kd_t1_s1_last"
+    usual = reproduce.Config(data=Path("d"), models=("kd_t1_s1",))
+    for arm in config.arms():
+        last, best = (
+            reproduce.steps_of(reproduce.training_of(arm, None, 0, c), c, c.data)
+            for c in (config, usual)
+        )
+        assert last[0].command == best[0].command
+        assert last[1].command == (*best[1].command, "--weights", "last")
+
+
 def test_every_seed_and_fold_has_its_runs_and_teachers_can_be_shared(reproduce):
     trainings = plan(reproduce, models=("kd_t1_s1",), seeds=(3, 4), folds=(0, 2))
     assert len(trainings) == 3 * 4 == len({s.leaves for s in trainings})
