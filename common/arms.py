@@ -60,7 +60,7 @@ def grid(stages: tuple[str, ...]) -> list[Arm]:
 
 def scales(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     """Which of the thesis's four places help."""
-    map_only = whole.variant("prediction map", "map", *NO_TERMS, "--prediction", "0.5")
+    map_only = whole.variant("prediction map", "map", *NO_TERMS, "--prediction", "5")
     each = [whole.variant(s, s, *NO_TERMS, "--scales", s) for s in SCALES]
     maps = whole.variant("the three scales", "scales", *NO_TERMS, "--scales", *SCALES)
     return [teacher, plain, map_only, *each, maps, whole._replace(label="all four")]
@@ -84,7 +84,7 @@ def terms(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     alone = [
         whole.variant(label, name, *NO_TERMS, f"--{flag}", weight)
         for label, name, flag, weight in (
-            ("prediction map", "map", "prediction", "0.5"),
+            ("prediction map", "map", "prediction", "5"),
             ("channel-wise", "channel", "channelwise", "0.2"),
             ("border", "border", "border", "0.5"),
             ("pairwise affinity", "relation", "relation", "2"),
