@@ -135,7 +135,6 @@ def predict(
     began = time.perf_counter()
     _write_masks(model, run, config)
     seconds = time.perf_counter() - began
-    latency = milliseconds(model, run, config)
     _write_features(model, run, config)
     _write_overlays(run, config.overlays)
     if reconstructions:
@@ -146,14 +145,15 @@ def predict(
         "epoch": run.checkpoint["epoch"],
         "parameters": run.checkpoint["parameters"],
         "hidden": run.setting("hidden") if reconstructions else None,
-        "latency_ms": latency,
+        "latency_ms": milliseconds(model, run, config),
         "seconds_per_slice": seconds / len(run.slices),
     }
     write_json(done, about)
     print(
-        f"{len(run.slices)} masks of {len(run.cases)} patients ({config.subset}) -> "
-        f"{shown(run.folder / 'predictions')}, {1000 * seconds / len(run.slices):.1f} ms a slice, "
-        f"files included; {latency:.1f} ms a forward pass of one slice on {run.device}"
+        f"{len(run.slices)} masks of {len(run.cases)} patients ({config.subset}), epoch "
+        f"{about['epoch']} -> {shown(run.folder / 'predictions')}\n"
+        f"{1000 * about['seconds_per_slice']:.1f} ms a slice, files included; "
+        f"{about['latency_ms']:.1f} ms a forward pass of one slice on {run.device}"
     )
 
 
