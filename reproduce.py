@@ -33,7 +33,7 @@ from common.arms import PAIRS, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
 from common.config import StudentConfig, TrainConfig, launch, option, to_json
 from common.files import ROOT, UserError, read_json, shown, write_json
 from common.slices import make_splits, read_set, with_labels
-from common.steps import Step, check_flags, check_words, flags, run_steps
+from common.steps import Step, check_flags, check_settings, check_words, flags, run_steps
 from common.study import add_up
 
 TASK09 = ROOT / "data" / "Task09_Spleen"
@@ -273,6 +273,7 @@ def main(config: Config) -> None:
     run_steps(first, results / "log.txt", config.overwrite)
     write_splits(arms, config, data)
     steps = [step for t in trainings for step in steps_of(t, config, data)]
+    check_settings(steps, config.overwrite)
     run_steps(steps, results / "log.txt", config.overwrite)
     folder = results / config.part()
     write_json(folder / "config.json", to_json(config))

@@ -219,7 +219,14 @@ class MetricsConfig(Config):
 
 def to_json(config) -> dict:
     """A config as plain JSON types: what config.json and checkpoints hold."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    return {name: plain(value) for name, value in asdict(config).items()}
+
+
+def plain(value):
+    """A setting as JSON gives it back: a path as its text, a tuple as a list."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def parse(cls, argv: list[str] | None = None, description: str | None = None):

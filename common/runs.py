@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from common import checkpoint, figures
-from common.config import TrainConfig, to_json
+from common.config import TrainConfig, plain, to_json
 from common.device import has_bf16, pick_device
 from common.files import (
     ROOT,
@@ -166,6 +166,16 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
     write_csv(run.folder / "log.csv", log)
 
 
+def changed_settings(config: TrainConfig, before: dict, free: set[str]) -> list[str]:
+    """Which settings of `before`, a run's config as plain values, are others now: `lr: 0.1 -> 0.2`.
+
+    Those in `free` may differ. A flag that is younger than the run had its default then.
+    """
+    then = {**to_json(type(config)()), **{name: plain(value) for name, value in before.items()}}
+    now = {name: value for name, value in to_json(config).items() if name not in free}
+    return [f"{k}: {then[k]} -> {value}" for k, value in now.items() if then[k] != value]
+
+
 def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
     """Fill objective and optimizer from last.pt, if there is one; returns the log so far.
 
@@ -177,13 +187,7 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         run.say(f"nothing to resume in {shown(run.folder)}: starting at epoch 1")
         return []
     state = checkpoint.load(path, run.stage)
-    # A flag that is younger than the run had no other value then than its default.
-    now, then = to_json(config), {**to_json(type(config)()), **state["config"]}
-    changed = [
-        f"{name}: {then.get(name)} -> {value}"
-        for name, value in now.items()
-        if name not in FREE_ON_RESUME and then.get(name) != value
-    ]
+    changed = changed_settings(config, state["config"], FREE_ON_RESUME)
     if state["patients"] != run.patients:
         changed.append("the split: other patients")
     if len(state["log"]) > config.epochs:

@@ -18,8 +18,9 @@ from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from common.config import parse
+from common.config import TrainConfig, parse
 from common.files import ROOT, UserError, bullets, read_json, shown, write_json
+from common.runs import FREE_ON_RESUME, changed_settings
 
 
 @dataclass(frozen=True)
@@ -188,23 +189,59 @@ def check_words(flag: str, text: str, taken: set[str]) -> None:
         raise UserError(f"{flag}: {clash[0]} is set by the study itself.")
 
 
-def check_flags(steps: list[Step]) -> None:
-    """Parse every training's flags now: a mistake shows before the first hour, not after it."""
-    trainings = [step for step in steps if step.trains]
-    for script in dict.fromkeys(step.script for step in trainings):
-        spec = spec_from_file_location(script.replace("/", "_"), ROOT / script)
-        module = module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up by name
-        spec.loader.exec_module(module)
-        for step in (s for s in trainings if s.script == script):
-            complaint = io.StringIO()
-            try:
-                with contextlib.redirect_stderr(complaint):
-                    parse(module.Config, [*step.command[1:], *step.aside])
-            except SystemExit:  # argparse has printed its usage, then what is wrong
-                reason = complaint.getvalue().strip().splitlines()[-1].split("error: ")[-1]
-                raise UserError(
-                    f"{script}: {reason}; python {script} --help lists its flags."
-                ) from None
-            except UserError as error:
-                raise UserError(f"{script}: {error}") from None
+def check_flags(steps: list[Step]) -> dict[Step, TrainConfig]:
+    """Parse every training's flags now: a mistake shows before the first hour, not after it.
+
+    Returns each training's settings.
+    """
+    found = {}
+    for step in (s for s in steps if s.trains):
+        complaint = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(complaint):
+                found[step] = parse(_config_of(step.script), [*step.command[1:], *step.aside])
+        except SystemExit:  # argparse has printed its usage, then what is wrong
+            reason = complaint.getvalue().strip().splitlines()[-1].split("error: ")[-1]
+            raise UserError(
+                f"{step.script}: {reason}; python {step.script} --help lists its flags."
+            ) from None
+        except UserError as error:
+            raise UserError(f"{step.script}: {error}") from None
+    return found
+
+
+@cache
+def _config_of(script: str) -> type[TrainConfig]:
+    """The Config class of a stage's train.py."""
+    spec = spec_from_file_location(script.replace("/", "_"), ROOT / script)
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module.Config
+
+
+def check_settings(steps: list[Step], overwrite: bool) -> None:
+    """What a key does not see: a default that has changed since a run was trained.
+
+    UserError naming these trainings with their old and new values, unless `overwrite` allows to
+    replace them: then they, and what stands on them, are no longer known as done.
+    """
+    found = {}
+    for step, config in check_flags(steps).items():
+        about = step.leaves.parent / "config.json"
+        if step.known() and about.exists():
+            before = read_json(about)["config"]
+            if changed := changed_settings(config, before, FREE_ON_RESUME - {"epochs"}):
+                found[step] = f"{shown(about.parent)}: {', '.join(changed)}"
+    if found and not overwrite:
+        raise UserError(
+            f"{len(found)} runs of this name were trained when other values were the default. "
+            "Give the old ones as flags, choose another --name, or replace these runs with "
+            f"--overwrite.{bullets(list(found.values()))}"
+        )
+
+    def touched(step: Step) -> bool:
+        return step in found or any(map(touched, step.needs))
+
+    for step in filter(touched, steps):
+        _note(step, {})

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from conftest import PAIRS, ROOT, STAGES, load_script, run
 from PIL import Image
 
 from common.arms import STUDIES, ablation, grid
-from common.config import parse
-from common.files import UserError
-from common.steps import Step, check_flags, key
+from common.config import parse, to_json
+from common.files import UserError, read_json, write_json
+from common.steps import Step, check_flags, check_settings, key
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +217,39 @@ def test_a_part_of_the_study_has_a_folder_of_its_own(reproduce):
     settings = [{}, {"models": ("student_s1", "kd_t1_s1")}, {"study": "scales"}]
     parts = [reproduce.Config(**s).part() for s in settings]
     assert parts == ["", "student_s1-kd_t1_s1", "scales_kd_t1_s1"]
+
+
+def test_a_default_that_has_changed_since_a_run_makes_it_another(reproduce, tmp_path):
+    """The key holds the flags given; what was not given is compared with the run's own record."""
+    steps = plan(reproduce, models=("kd_t1_s1",))
+    settings = {s: to_json(c) for s, c in check_flags(steps).items()}
+    placed = {}
+    for step in steps:
+        folder = tmp_path / step.script.split("/")[0]
+        needs = tuple(placed[s] for s in step.needs)
+        placed[step] = replace(
+            step, leaves=folder / "best.pt", record=folder / "r.json", needs=needs
+        )
+        write_json(folder / "config.json", {"config": settings[step]})
+        write_json(folder / "r.json", {step.script: {"key": key(placed[step]), "done": True}})
+    check_settings([*placed.values()], overwrite=False)
+    teacher, student, distilled = placed.values()
+
+    def age(step, **before):
+        about = step.leaves.parent / "config.json"
+        write_json(about, {"config": {**read_json(about)["config"], **before}})
+
+    age(distilled, prediction=0.25, epochs=3)
+    with pytest.raises(UserError, match=r"epochs: 3 -> 100, prediction: 0\.25 -> ") as error:
+        check_settings([*placed.values()], overwrite=False)
+    assert "student_s1" not in str(error.value) and "teacher_t1_unet" not in str(error.value)
+    check_settings([*placed.values()], overwrite=True)
+    assert not distilled.known() and student.known() and teacher.known()
+    age(teacher, lr=0.5)
+    write_json(distilled.record, {distilled.script: {"key": key(distilled), "done": True}})
+    age(distilled, **settings[steps[2]])
+    check_settings([*placed.values()], overwrite=True)
+    assert not distilled.known() and student.known() and not teacher.known()
 
 
 # The whole of it
