@@ -7,7 +7,7 @@ trainings, one a fold and seed.
 from itertools import product
 from typing import NamedTuple
 
-from common.config import SCALES
+from common.config import SCALES, DistillationConfig
 
 TEACHERS = {"teacher_t1_unet": "T1", "teacher_t2_transunet": "T2"}
 STUDENTS = {"student_s1": "S1", "student_s2": "S2"}
@@ -18,11 +18,16 @@ PAIRS = {  # pair: its teacher, its plain student
 STAGES = (*TEACHERS, *STUDENTS, *PAIRS)
 SHARES = (5, 10, 25, 50, 100)  # percent of the training patients whose labels are used
 # Off with every term, whatever the stages' defaults are; then an arm turns its own on.
-NO_TERMS = tuple(
-    word
-    for name in ("prediction", "channelwise", "border", "relation")
-    for word in (f"--{name}", "0")
-) + ("--scales",)
+NO_TERMS = (
+    ("--segmentation", "1")
+    + tuple(
+        word
+        for name in ("prediction", "channelwise", "border", "relation")
+        for word in (f"--{name}", "0")
+    )
+    + ("--scales",)
+)
+MAP = str(DistillationConfig.prediction)
 
 
 class Arm(NamedTuple):
@@ -60,7 +65,7 @@ def grid(stages: tuple[str, ...]) -> list[Arm]:
 
 def scales(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     """Which of the thesis's four places help."""
-    map_only = whole.variant("prediction map", "map", *NO_TERMS, "--prediction", "5")
+    map_only = whole.variant("prediction map", "map", *NO_TERMS, "--prediction", MAP)
     each = [whole.variant(s, s, *NO_TERMS, "--scales", s) for s in SCALES]
     maps = whole.variant("the three scales", "scales", *NO_TERMS, "--scales", *SCALES)
     return [teacher, plain, map_only, *each, maps, whole._replace(label="all four")]
@@ -84,7 +89,7 @@ def terms(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     alone = [
         whole.variant(label, name, *NO_TERMS, f"--{flag}", weight)
         for label, name, flag, weight in (
-            ("prediction map", "map", "prediction", "5"),
+            ("prediction map", "map", "prediction", MAP),
             ("channel-wise", "channel", "channelwise", "0.2"),
             ("border", "border", "border", "0.5"),
             ("pairwise affinity", "relation", "relation", "2"),
@@ -96,13 +101,13 @@ def terms(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 
 def controls(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """What must not help, and what a contrast by the labels does without a teacher: the distilled
-    student is compared with that."""
+    """What must not help: the terms with a wrong teacher, with a part of one, or without any."""
     random = whole.variant("random teacher", "random", "--control", "random-teacher")
     other = whole.variant("another image", "other", "--control", "other-image")
+    mixed = whole.variant("another image's features", "mixed", "--control", "other-features")
     alone = whole.variant("no teacher", "alone", "--control", "no-teacher")
     zero = whole.variant("weights 0", "zero", *NO_TERMS)
-    return [teacher, plain, random, other, zero, alone, whole._replace(base=alone.label)]
+    return [teacher, plain, random, other, mixed, zero, alone, whole]
 
 
 def unlabelled(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:

@@ -104,7 +104,7 @@ class Distiller(nn.Module):
         if not self.taught:
             return losses
         with torch.no_grad():
-            known = self._known(images, output)
+            known = self.known(images, output)
             labels = torch.cat([mask, predicted(known.logits[len(mask) :])])
             kinds = self._kinds(labels, output.logits.shape[1])
         maps = self.map_terms(output, known, labels, kinds)
@@ -147,27 +147,34 @@ class Distiller(nn.Module):
             losses[f"contrast_{scale}"] = self.weights[scale] * term
         return losses
 
-    def _known(self, images: Tensor, output: Output) -> Output:
+    def known(self, images: Tensor, output: Output) -> Output:
         """What the teacher says of the images; in a control, what stands in its place.
 
         `other-image`: what it says of the next image each. That one is mostly another patient's,
-        and tells at most where a spleen is wont to lie. A batch of one has no other: the teacher
-        sees nothing then. `no-teacher`: the student's own output. Its maps agree with themselves,
-        and what is left is a contrast by the labels alone.
+        and tells at most where a spleen is wont to lie. A batch of one has no other: zeros then.
+        `other-features`: the same of its features alone, with the maps of the right image.
+        `no-teacher`: the student's own output. Its maps agree with themselves, and what is left is
+        a contrast by the labels alone.
         """
-        if self.config.control == "no-teacher":
-            features = {name: value.detach() for name, value in output.features.items()}
-            return Output(output.logits.detach(), features, None)
-        if self.config.control == "other-image":
-            images = images.roll(1, dims=0) if len(images) > 1 else torch.zeros_like(images)
-        return self.teacher(images, reconstruct=False)
+        control = self.config.control
+        known = output if control == "no-teacher" else self.teacher(images, reconstruct=False)
+        change = _other if control in ("other-image", "other-features") else Tensor.detach
+        features = {name: change(value) for name, value in known.features.items()}
+        logits = (_other if control == "other-image" else Tensor.detach)(known.logits)
+        return Output(logits, features, None)
+
+
+def _other(values: Tensor) -> Tensor:
+    """Each image's values at the place of another's."""
+    return values.roll(1, dims=0) if len(values) > 1 else torch.zeros_like(values)
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of all weights."""
+    """A hash of all parameters. BatchNorm's statistics are not in it: those of a random teacher
+    are counted anew at each start, and in their last bit depend on the number of threads."""
     digest = hashlib.sha256()
-    for value in module.state_dict().values():
-        digest.update(value.cpu().contiguous().numpy().tobytes())
+    for value in module.parameters():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

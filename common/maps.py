@@ -26,7 +26,7 @@ class PredictionMapLoss(nn.Module):
     the Bernoulli KL, equal to the softmax KL of a two-class network.
     """
 
-    def __init__(self, temperature: float = 2.0):
+    def __init__(self, temperature: float):
         super().__init__()
         self.temperature = temperature
 
@@ -56,7 +56,7 @@ class ChannelwiseLoss(nn.Module):
     the target: such channels are left out.
     """
 
-    def __init__(self, temperature: float = 4.0):
+    def __init__(self, temperature: float):
         super().__init__()
         self.temperature = temperature
 

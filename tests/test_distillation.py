@@ -110,17 +110,16 @@ def test_scales_and_weights_choose_the_terms():
     assert torch.allclose(2 * terms[0]["contrast_bottleneck"], terms[1]["contrast_bottleneck"])
 
 
-def test_the_control_shows_the_teacher_another_image():
-    batch = batch_of(3)
-    seen = []
-    for control in ("none", "other-image"):
-        objective = distiller(control=control, scales=())
-        objective.teacher.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        objective(batch)
-    assert torch.equal(seen[0], batch["image"])
-    assert all(torch.equal(seen[1][i], batch["image"][i - 1]) for i in range(3))
-    objective(batch_of(1))
-    assert not seen[2].any()  # no other image: nothing is shown
+@pytest.mark.parametrize(("control", "shift"), [("other-image", 1), ("other-features", 0)])
+def test_a_control_has_the_teacher_look_at_another_image(control, shift):
+    images = batch_of(3)["image"]
+    objective = distiller(control=control)
+    true, known = objective.teacher(images), objective.known(images, objective.model(images))
+    assert torch.equal(known.logits, true.logits.roll(shift, 0))
+    for name, value in known.features.items():
+        assert torch.equal(value, true.features[name].roll(1, 0))
+    single = objective.known(images[:1], objective.model(images[:1]))
+    assert not single.features["decoder"].any()  # no other image: nothing is known
 
 
 def test_without_a_teacher_its_maps_are_the_student_s_own_and_the_contrast_is_left():

@@ -173,6 +173,12 @@ def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients
     control = Config(data=own_slices, name="new", device="cpu", control="random-teacher")
     random = load_teacher(path, "stage", build, run, control)
     assert fingerprint(random) != fingerprint(trained.model)
+    # Counted over the training slices: as BatchNorm is built they would be 0 and 1.
+    statistics = {k: v for k, v in random.state_dict().items() if "running" in k}
+    assert all(v.std() > 0 for v in statistics.values() if v.numel() > 1)
+    before = fingerprint(random)
+    random.get_buffer(next(iter(statistics))).add_(1e-6)
+    assert fingerprint(random) == before  # a resume may count them with other threads
     assert "its weights left random (a control): validation Dice" in capsys.readouterr().out
     splits = read_json(own_slices / "splits.json")
     splits["train"][0], splits["test"][0] = splits["test"][0], splits["train"][0]

@@ -24,10 +24,10 @@ def test_prediction_loss_is_the_bernoulli_kl():
 def test_prediction_loss_has_a_gradient_and_its_minimum_at_the_teacher():
     teacher = torch.randn(2, 1, 8, 8)
     student = torch.zeros_like(teacher, requires_grad=True)
-    PredictionMapLoss()(student, teacher).backward()
+    PredictionMapLoss(2.0)(student, teacher).backward()
     assert student.grad.abs().min() > 0
     same = teacher.clone().requires_grad_()
-    loss = PredictionMapLoss()(same, teacher)
+    loss = PredictionMapLoss(2.0)(same, teacher)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert same.grad.abs().max() < 1e-6
@@ -45,7 +45,7 @@ def test_prediction_loss_at_some_pixels_is_the_mean_over_them():
     where = torch.zeros(2, 6, 6, dtype=torch.bool)
     where[0, 2:4, 1:5] = True
     cut = [x[:1, :, 2:4, 1:5] for x in (student, teacher)]
-    loss = PredictionMapLoss()
+    loss = PredictionMapLoss(2.0)
     assert torch.allclose(loss(student, teacher, where), loss(*cut))
     assert loss(student, teacher, torch.zeros_like(where)).item() == 0
 
@@ -63,7 +63,7 @@ def test_channelwise_loss_equals_a_loop():
 
 def test_channelwise_loss_does_not_see_a_shift_and_leaves_out_what_is_not_shown():
     student, teacher = torch.randn(2, 1, 4, 4, requires_grad=True), torch.randn(2, 1, 4, 4)
-    loss = ChannelwiseLoss()
+    loss = ChannelwiseLoss(4.0)
     shown = torch.tensor([[True], [False]])
     assert torch.allclose(loss(student + 3, teacher, shown), loss(student, teacher, shown))
     loss(student, teacher, shown).backward()
