@@ -31,8 +31,8 @@ from typing import NamedTuple
 from common import config as base
 from common.arms import PAIRS, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
 from common.config import StudentConfig, TrainConfig, launch, option, to_json
-from common.files import ROOT, UserError, read_json, shown, write_json
-from common.slices import make_splits, read_set, with_labels
+from common.files import ROOT, UserError, shown, write_json
+from common.slices import make_splits, read_set, read_splits, with_labels
 from common.steps import Step, check_flags, check_settings, check_words, flags, run_steps
 from common.study import add_up
 
@@ -115,14 +115,18 @@ class Config(base.Config):
             raise UserError("--seeds and --models need at least one value each.")
         if bad := [k for k in self.folds if not 0 <= k < self.of]:
             raise UserError(f"--folds {bad[0]}: with --of {self.of} they run from 0.")
-        useless = [n for n in ("size", "patients", "thickness") if self.data and getattr(self, n)]
-        if self.study != "grid" and self.models != STAGES:
-            useless.append("models")
-        if useless:
-            raise UserError(f"--{useless[0]} has no effect with --data or --study; leave it out.")
-        taken = set(OWN)
-        if self.study != "grid":
-            taken |= {word for arm in self.arms() for word in arm.flags if word.startswith("--")}
+        ablation, volumes = self.study != "grid", self.data or self.input
+        useless = {
+            "models": "with --study" if ablation and self.models != STAGES else "",
+            "pair": "" if ablation or self.pair == Config.pair else "without --study",
+            "of": "" if self.folds or self.of == Config.of else "without --folds",
+            "size": "with --data" if self.data and self.size else "",
+            "patients": "with --data or --input" if volumes and self.patients else "",
+            "thickness": "with --data or --input" if volumes and self.thickness else "",
+        }
+        for name in (n for n, why in useless.items() if why):
+            raise UserError(f"--{name} has no effect {useless[name]}; leave it out.")
+        taken = OWN.union(*(arm.own() for arm in self.arms()))
         if any(arm.labels for arm in self.arms()):
             taken.add("--share")
         for group in ("t1", "t2", "students"):
@@ -130,7 +134,8 @@ class Config(base.Config):
         # What both arms share is a student's: given to one of them it would end the comparison.
         names = [f.name.replace("_", "-") for f in fields(StudentConfig)]
         shared = {f"--{no}{name}" for name in names for no in ("", "no-")}
-        check_words("--distilled", self.distilled, taken | shared)
+        # And what makes another model of it has a study, where it goes by a name of its own.
+        check_words("--distilled", self.distilled, taken | shared | {"--control", "--unlabelled"})
 
     def arms(self) -> list["Arm"]:
         """The models of the study."""
@@ -182,7 +187,7 @@ def write_splits(arms: list[Arm], config: Config, data: Path) -> None:
     shares = {arm.labels for arm in arms if arm.labels}
     for fold in config.folds or (None,):
         if fold is None:
-            splits = read_json(data / "splits.json")
+            splits = read_splits(read_set(data), "splits.json", ("train",))
         else:
             splits = make_splits(cases, 0, config.of, fold)
             write_json(data / split_name(fold, None, config), splits)
@@ -201,11 +206,11 @@ def epochs_for(arm: Arm, words: list[str]) -> tuple[str, ...]:
         return ()
     teaches = arm.stage in TEACHERS
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(
-        "--epochs", type=int, default=(TrainConfig if teaches else StudentConfig).epochs
-    )
-    usual = parser.parse_known_args(words)[0].epochs * (100 if teaches else 50)
-    return flags(epochs=max(1, round(usual / arm.labels)))
+    parser.add_argument("--epochs", default=str((TrainConfig if teaches else StudentConfig).epochs))
+    usual = parser.parse_known_args(words)[0].epochs
+    if not usual.isdecimal() or int(usual) == 0:  # left for train.py to refuse
+        return ()
+    return flags(epochs=max(1, round(int(usual) * (100 if teaches else 50) / arm.labels)))
 
 
 class Training(NamedTuple):
@@ -282,7 +287,8 @@ def main(config: Config) -> None:
         runs[t.arm.label][t.fold, t.seed] = folder_of(t, config)
     bases = {arm.label: arm.base for arm in arms if arm.base}
     points = {arm.label: (arm.curve, arm.share) for arm in arms if arm.curve}
-    print(f"\n{add_up(folder, runs, bases, read_set(data), points, config.subset)}")
+    kind = config.subset, config.weights
+    print(f"\n{add_up(folder, runs, bases, read_set(data), points, kind)}")
     now = (time.perf_counter() - began) / 60
     ever = sum(step.known().get("seconds", 0) for step in (*first, *steps)) / 60
     print(f"{now:.1f} minutes (all steps: {ever:.1f}) -> {shown(folder)}")

@@ -7,7 +7,7 @@ trainings, one a fold and seed.
 from itertools import product
 from typing import NamedTuple
 
-from common.config import SCALES, DistillationConfig
+from common.config import RECIPES, SCALES, DistillationConfig
 
 TEACHERS = {"teacher_t1_unet": "T1", "teacher_t2_transunet": "T2"}
 STUDENTS = {"student_s1": "S1", "student_s2": "S2"}
@@ -47,6 +47,13 @@ class Arm(NamedTuple):
     def variant(self, label: str, name: str, *flags: str, **changes) -> "Arm":
         """This arm with other flags, under another label and run name."""
         return self._replace(label=label, name=name, flags=flags, **changes)
+
+    def own(self) -> set[str]:
+        """The flags that its label stands for: nothing else may set them."""
+        start = len(NO_TERMS) if self.flags[: len(NO_TERMS)] == NO_TERMS else 0
+        own = {word for word in self.flags[start:] if word.startswith("--")}
+        names = RECIPES["thesis"] if "--recipe" in own else ()
+        return own | {f"--{name.replace('_', '-')}" for name in names}
 
 
 def grid(stages: tuple[str, ...]) -> list[Arm]:

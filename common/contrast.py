@@ -123,7 +123,7 @@ class DenseContrast(nn.Module):
         self,
         student: int,
         teacher: int,
-        temperature: float = 0.1,
+        temperature: float,
         dimension: int = 64,
         queue: int = 0,
     ):
@@ -148,12 +148,16 @@ class DenseContrast(nn.Module):
 
     @torch.no_grad()
     def remember(self, drawn: Tensor, classes: Tensor) -> None:
-        """Put the newest keys first in the queue; the oldest fall out of it."""
+        """Put the newest keys first in the queue; the oldest fall out of it.
+
+        In random order: drawn class by class, the part that still fits would be of some classes.
+        """
         kept = len(self.queue)
         if kept and self.training:
+            order = torch.randperm(len(drawn), device=drawn.device)
             # New tensors: the old ones are still needed by the backward pass.
-            self.queue = torch.cat([drawn, self.queue])[:kept]
-            self.queue_classes = torch.cat([classes, self.queue_classes])[:kept]
+            self.queue = torch.cat([drawn[order], self.queue])[:kept]
+            self.queue_classes = torch.cat([classes[order], self.queue_classes])[:kept]
 
 
 class RegionContrast(nn.Module):
@@ -163,7 +167,7 @@ class RegionContrast(nn.Module):
     ReCo, arXiv 2104.04465, without its mining): a few vectors an image, free of the pixels' noise.
     """
 
-    def __init__(self, student: int, teacher: int, temperature: float = 0.1, dimension: int = 64):
+    def __init__(self, student: int, teacher: int, temperature: float, dimension: int = 64):
         super().__init__()
         self.temperature = temperature
         self.student = nn.Linear(student, dimension)
@@ -185,7 +189,7 @@ class ImageContrast(nn.Module):
     4 million dimensions. The negatives are the other images of the batch.
     """
 
-    def __init__(self, student: int, teacher: int, temperature: float = 0.1, dimension: int = 64):
+    def __init__(self, student: int, teacher: int, temperature: float, dimension: int = 64):
         super().__init__()
         self.temperature = temperature
         self.student = nn.Linear(16 * student, dimension)

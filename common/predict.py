@@ -142,6 +142,7 @@ def predict(
     about = {
         "subset": config.subset,
         "cases": run.cases,
+        "weights": config.weights,
         "epoch": run.checkpoint["epoch"],
         "parameters": run.checkpoint["parameters"],
         "hidden": run.setting("hidden") if reconstructions else None,

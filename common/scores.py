@@ -129,8 +129,8 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     """Score a run's predictions/ against the data set's masks, paired by name.
 
     Writes metrics_per_case.csv and summary.json into the run folder and returns the summary:
-    `subset`, `cases` (counts and scores a patient), `per_patient`, `pooled`, `parameters`,
-    `epoch`, `latency_ms`.
+    `subset`, `weights` (best or last), `cases` (counts and scores a patient), `per_patient`,
+    `pooled`, `parameters`, `epoch`, `latency_ms`.
     UserError if inference has not finished, or naming every slice whose partner is missing.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
@@ -159,6 +159,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
         "stage": folder.parents[1].name,
         "run": folder.name,
         "subset": done["subset"],
+        "weights": done["weights"],
         "parameters": done["parameters"],
         "epoch": done["epoch"],
         "latency_ms": done["latency_ms"],
@@ -175,7 +176,7 @@ def table(result: dict) -> str:
     patients = len(result["cases"])
     title = (
         f"{result['stage']} ({result['run']}): {patients} {result['subset']} patients, "
-        f"{result['slices']} slices, {result['parameters']:,} parameters"
+        f"{result['slices']} slices, {result['weights']} epoch, {result['parameters']:,} parameters"
     )
     lines = [title, f"{'':<10} {'per patient':>16} {'pooled':>8}"]
     for score in SCORES:

@@ -56,11 +56,11 @@ def gain(results: list[dict], base: list[dict], score: str = "dice") -> dict | N
 
     `mean`, `std`, `n` and `better` (how many gained) over patients, `low` and `high` (95 %
     bootstrap over patients), `p` (Wilcoxon). None unless both hold the same patients of the same
-    subset.
+    subset, after the same epoch: the best or the last.
     """
-    subsets = {result["subset"] for result in (*results, *base)}
+    kinds = {(result["subset"], result["weights"]) for result in (*results, *base)}
     mine, theirs = by_patient(results, score), by_patient(base, score)
-    if len(subsets) > 1 or mine.keys() != theirs.keys():
+    if len(kinds) > 1 or mine.keys() != theirs.keys():
         return None
     gains = _paired(mine, theirs)
     if not gains:
@@ -112,7 +112,10 @@ def compare(result: dict, title: str, path: Path) -> str:
         return f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare"
     found = gain([result], [read_json(path)])
     if found is None:
-        return f"{title}: {shown(path)} scores other patients, so the two cannot be compared"
+        return (
+            f"{title}: {shown(path)} scores other patients or another epoch (--weights), so the "
+            "two cannot be compared"
+        )
     chance = "" if found["p"] is None else f", Wilcoxon p {found['p']:.2g}"
     return (
         f"{title}: {in_words(found)} Dice points per patient (95 % interval), "

@@ -24,7 +24,7 @@ def add_up(
     bases: dict[str, str],
     data: SliceSet,
     points: dict[str, tuple[str, int]] | None = None,
-    subset: str = "test",
+    kind: tuple[str, str] = ("test", "best"),
 ) -> str:
     """Write a study's tables and figures into `folder`; returns table.md.
 
@@ -35,9 +35,9 @@ def add_up(
     errors.png (kinds of errors), repairs.png (which of them a model mends, and makes, beside its
     base), embedding.png (the last features, first runs), labels.png (Dice against labels),
     comparison.png (masks of the first run of each model on its best, median and worst patient).
-    UserError if a run was scored on other patients than those of `subset`.
+    `kind` is the subset and the weights that all runs must have been scored with, or UserError.
     """
-    summaries = {m: {k: _scored(r, subset) for k, r in found.items()} for m, found in runs.items()}
+    summaries = {m: {k: _scored(r, kind) for k, r in found.items()} for m, found in runs.items()}
     gains = write_study(folder, summaries, bases)
     for name in PICTURES:  # a smaller study leaves no picture of a larger one behind
         (folder / f"{name}.png").unlink(missing_ok=True)
@@ -116,13 +116,14 @@ def _draw_errors(folder: Path, runs: dict[str, dict], bases: dict[str, str], dat
         charts.repairs(folder / "repairs.png", pairs)
 
 
-def _scored(run: Path, subset: str) -> dict:
+def _scored(run: Path, kind: tuple[str, str]) -> dict:
     """A run's summary."""
     result = read_json(run / "summary.json")
-    if result["subset"] != subset:
+    if (result["subset"], result["weights"]) != kind:
         raise UserError(
-            f"{shown(run)} was last scored on {result['subset']} patients; run inference.py and "
-            f"metrics.py of {run.parents[1].name} with --name {run.name} again."
+            f"{shown(run)} was last scored on {result['subset']} patients, of the "
+            f"{result['weights']} epoch; run inference.py and metrics.py of {run.parents[1].name} "
+            f"with --name {run.name} again."
         )
     return result
 

@@ -83,14 +83,15 @@ def _about(runs: dict[str, dict[tuple, dict]]) -> str:
     cases = {
         case for found in runs.values() for result in found.values() for case in result["cases"]
     }
+    some = next(iter(next(iter(runs.values())).values()))
     where = f"folds {', '.join(map(str, folds))}" if folds else "one split"
     return (
-        f"{len(cases)} test patients ({where}; seeds {', '.join(map(str, seeds))}). Mean +- "
-        "standard deviation over patients, each averaged over its seeds first. Gain in Dice "
-        "points, paired by patient: mean and, from six patients, its 95 % bootstrap interval over "
-        "patients; better: patients that gained; p: paired Wilcoxon test, not corrected for the "
-        "number of models. The interval holds the spread of the patients, not that of the "
-        "training: see more than one seed for that."
+        f"{len(cases)} {some['subset']} patients ({where}; seeds {', '.join(map(str, seeds))}; "
+        f"{some['weights']} epoch). Mean +- standard deviation over patients, each averaged over "
+        "its seeds first. Gain in Dice points, paired by patient: mean and, from six patients, its "
+        "95 % bootstrap interval over patients; better: patients that gained; p: paired Wilcoxon "
+        "test, not corrected for the number of models. The interval holds the spread of the "
+        "patients, not that of the training: see more than one seed for that."
     )
 
 

@@ -82,7 +82,7 @@ def test_contrast_falls_well_below_chance_when_its_projections_learn(form):
     code = F.one_hot(labels, 3).movedim(-1, 1).float()
     student = torch.cat([code, torch.randn(16, 5, 8, 8)], 1)
     teacher = torch.cat([torch.randn(16, 9, 8, 8), code * 2], 1)
-    loss = form(8, 12)
+    loss = form(8, 12, 0.1)
     optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
     values = []
     for _ in range(80):
@@ -157,7 +157,7 @@ def test_region_means_equal_a_loop_and_say_where_a_class_is_missing():
 
 def test_a_queue_keeps_the_newest_keys_and_they_take_part():
     torch.manual_seed(0)
-    loss, plain = DenseContrast(4, 6, queue=10), DenseContrast(4, 6)
+    loss, plain = DenseContrast(4, 6, 0.1, queue=10), DenseContrast(4, 6, 0.1)
     plain.load_state_dict({k: v for k, v in loss.state_dict().items() if "queue" not in k}, False)
     student, teacher = torch.randn(1, 4, 4, 4), torch.randn(1, 6, 4, 4)
     labels = torch.arange(16).view(1, 4, 4) % 3
@@ -169,11 +169,20 @@ def test_a_queue_keeps_the_newest_keys_and_they_take_part():
     value.backward()
     assert loss.student.weight.grad.any() and loss.teacher.weight.grad.any()
     assert not torch.allclose(value, plain(student, teacher, second))
-    newest = features_at(teacher, torch.tensor([*range(6, 14), 0, 1]), (4, 4))
-    assert torch.equal(loss.queue, newest)
-    assert loss.queue_classes.tolist() == labels.flatten()[[*range(6, 14), 0, 1]].tolist()
+    drawn = features_at(teacher, torch.arange(14), (4, 4))
+    held = [int((drawn == key).all(1).nonzero()) for key in loss.queue]
+    assert sorted(held[:8]) == [*range(6, 14)]  # all of the second draw, in any order
+    assert set(held[8:]) < set(range(6)) and held[8] != held[9]  # and two of the first
+    assert loss.queue_classes.tolist() == labels.flatten()[held].tolist()
+    before = loss.queue.clone()
     loss.eval()(student, teacher, first)
-    assert torch.equal(loss.queue, newest)  # evaluation leaves no trace
+    assert torch.equal(loss.queue, before)  # evaluation leaves no trace
+
+
+def test_a_queue_shorter_than_a_draw_holds_every_class():
+    loss = DenseContrast(2, 2, 0.1, queue=64)
+    loss.remember(torch.randn(384, 2), torch.arange(3).repeat_interleave(128))
+    assert torch.bincount(loss.queue_classes).min() > 8  # 21 of each are expected
 
 
 def test_affinities_agree_where_features_are_rotated_and_have_a_gradient_elsewhere():

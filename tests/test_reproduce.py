@@ -12,6 +12,7 @@ from PIL import Image
 from common.arms import STUDIES, ablation, grid
 from common.config import parse, to_json
 from common.files import UserError, read_json, write_json
+from common.slices import read_set
 from common.steps import Step, check_flags, check_settings, key
 
 
@@ -126,8 +127,33 @@ def test_a_share_of_less_than_a_patient_is_refused(reproduce, own_slices):
         reproduce.write_splits(config.arms(), config, own_slices)
 
 
+def test_a_share_of_labels_is_the_first_of_the_training_patients(reproduce, tmp_path, own_slices):
+    cases = sorted({s.case for s in read_set(own_slices).slices})
+    splits = {"train": cases[:-2], "val": cases[-2:-1], "test": cases[-1:], "student": cases[:1]}
+    write_json(own_slices / "splits.json", splits)
+    arms = [a._replace(labels=100) for a in grid(("student_s1",))]
+    config = reproduce.Config(data=own_slices, name="n")
+    reproduce.write_splits(arms, config, own_slices)
+    written = read_json(own_slices / "splits_labels100.json")
+    assert written == {**splits, "student": splits["train"]}
+    (own_slices / "splits.json").write_text('{"test": []}')
+    with pytest.raises(UserError, match="lacks one of the lists"):
+        reproduce.write_splits(arms, config, own_slices)
+    folds = reproduce.Config(data=own_slices, name="n", folds=(0, 1), of=2)
+    reproduce.write_splits(grid(("student_s1",)), folds, own_slices)
+    tested = [read_json(own_slices / f"splits_fold{k}of2.json")["test"] for k in (0, 1)]
+    assert sorted(tested[0] + tested[1]) == cases
+
+
+def test_a_study_s_own_terms_are_controlled_with_the_flags_given(reproduce):
+    """The controls are of the recipe that is asked for, and weights 0 stays the plain student."""
+    found = plan(reproduce, study="controls", distilled="--prediction 2 --recipe thesis")
+    text = [" ".join(s.command) for s in found if s.script.startswith("kd_")]
+    assert len(text) == 6 and all("--prediction 2 --recipe thesis" in line for line in text)
+
+
 def test_an_arm_trains_what_its_label_says_whatever_else_is_given(reproduce):
-    given = "--border 0.5 --channelwise 1 --relation 3"
+    given = "--border 0.5 --channelwise 1 --relation 3 --segmentation 0.4"
     terms = ("prediction", "channelwise", "border", "relation")
     expected = {
         ("controls", "weights 0"): set(),
@@ -142,10 +168,11 @@ def test_an_arm_trains_what_its_label_says_whatever_else_is_given(reproduce):
         made = parse(config_of, [*given.split(), *arm.flags])
         scales = {s for s in made.scales if getattr(made, s)}
         assert {t for t in terms if getattr(made, t)} | scales == on, label
+        assert made.segmentation == 1
 
 
 def test_what_the_arms_share_is_not_given_to_one_of_them(reproduce):
-    for flag in ("--epochs 3", "--lr 1e-3", "--no-augment", "--deep"):
+    for flag in ("--epochs 3", "--lr 1e-3", "--no-augment", "--deep", "--unlabelled"):
         with pytest.raises(UserError, match="is set by the study itself"):
             plan(reproduce, distilled=flag)
 
@@ -186,6 +213,11 @@ def test_neither_the_device_nor_the_place_of_the_clone_is_in_a_key(reproduce):
         ({"folds": (5,)}, "--folds 5: with --of 5 they run from 0"),
         ({"seeds": ()}, "at least one"),
         ({"size": 64}, "--size has no effect with --data"),
+        ({"pair": "kd_t2_s1"}, "--pair has no effect without --study"),
+        ({"of": 4}, "--of has no effect without --folds"),
+        ({"thickness": 5.0, "data": None, "input": Path("v")}, "--thickness has no effect with"),
+        ({"distilled": "--control other-image"}, "--control is set by the study"),
+        ({"study": "terms", "distilled": "--temperature 1"}, "--temperature is set by the study"),
         ({"study": "scales", "models": ("student_s1",), "data": None}, "--models has no effect"),
         ({"students": "--lr '1"}, "No closing quotation"),
         ({"students": "--seed 5"}, "--seed is set by the study"),
@@ -207,9 +239,10 @@ def test_what_cannot_be_meant_is_refused(reproduce, settings, words):
         ("--epochs 0", "student_s1/train.py: --epochs is 0"),
     ],
 )
-def test_a_wrong_flag_shows_before_anything_runs(reproduce, students, words):
+@pytest.mark.parametrize("study", ["grid", "labels"])
+def test_a_wrong_flag_shows_before_anything_runs(reproduce, study, students, words):
     with pytest.raises(UserError) as error:
-        check_flags(plan(reproduce, students=students))
+        check_flags(plan(reproduce, study=study, students=students))
     assert words in str(error.value)
 
 

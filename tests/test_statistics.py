@@ -16,14 +16,14 @@ from common.statistics import (
 )
 
 
-def result(subset="test", **dice):
+def result(subset="test", weights="best", **dice):
     """A summary with these Dice scores, of patients with 100 true and 100 predicted pixels."""
     counts = {"predicted_pixels": 100, "true_pixels": 100}
     cases = {
         case: {"dice": d, "overlap_pixels": round(100 * (d or 0)), **counts}
         for case, d in dice.items()
     }
-    return {"subset": subset, "cases": cases}
+    return {"subset": subset, "weights": weights, "cases": cases}
 
 
 def test_a_patient_is_averaged_over_its_runs_first():
@@ -60,6 +60,13 @@ def test_a_gain_is_paired_by_patient_and_the_patient_is_the_unit():
     assert found["n"] == 3 and found["better"] == 2
     assert found["std"] == pytest.approx(10)
     assert found["low"] is None
+
+
+def test_neither_other_patients_nor_another_epoch_are_compared():
+    mine = result(a=0.6, b=0.7)
+    assert gain([mine], [result(a=0.5, b=0.6)])["mean"] == pytest.approx(10)
+    for other in (result("val", a=0.5, b=0.6), result(weights="last", a=0.5, b=0.6), result(a=0.5)):
+        assert gain([mine], [other]) is None
 
 
 def test_the_interval_of_a_gain_lies_in_its_range():

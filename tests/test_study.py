@@ -24,7 +24,8 @@ def summary(parameters, *dice):
         counts = round(100 * d), 100, 100
         names = ("overlap_pixels", "predicted_pixels", "true_pixels")
         cases[f"p{i}"] = dict(zip(names, counts, strict=True)) | overlap_scores(*counts)
-    return {"subset": "test", "parameters": parameters, "cases": cases}
+    about = {"subset": "test", "weights": "best", "parameters": parameters}
+    return {**about, "cases": cases}
 
 
 RESULTS = {
@@ -51,7 +52,7 @@ def test_the_table_is_what_the_summaries_say(tmp_path):
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [r["model"] for r in rows] == list(RESULTS)
     assert float(rows[2]["dice_mean"]) == pytest.approx(0.7) and rows[2]["runs"] == "2"
-    assert "3 test patients (one split; seeds 0, 1)" in text
+    assert "3 test patients (one split; seeds 0, 1; best epoch)" in text
     assert float(rows[2]["gain_seed_std"]) == pytest.approx(0, abs=1e-6)
     assert float(rows[2]["gain_mean"]) == pytest.approx(10) and rows[0]["gain_mean"] == ""
 
@@ -68,11 +69,12 @@ def test_models_with_different_patients_are_not_compared(tmp_path):
         write_study(tmp_path, {"S1": other, "KD(T1,S1)": RESULTS["KD(T1,S1)"]}, {"KD(T1,S1)": "S1"})
 
 
-def test_a_run_that_was_scored_on_other_than_test_patients_is_named(tmp_path):
+def test_a_run_that_was_scored_otherwise_is_named(tmp_path):
     run = tmp_path / "student_s1" / "runs" / "n-s0"
-    write_json(run / "summary.json", {**summary(50, 0.5), "subset": "val"})
-    with pytest.raises(UserError, match="n-s0 was last scored on val patients.*student_s1"):
-        add_up(tmp_path, {"S1": {(None, 0): run}}, {}, None)
+    for other in ({"subset": "val"}, {"weights": "last"}):
+        write_json(run / "summary.json", {**summary(50, 0.5), **other})
+        with pytest.raises(UserError, match="n-s0 was last scored on .*, of the .*student_s1"):
+            add_up(tmp_path, {"S1": {(None, 0): run}}, {}, None)
 
 
 def test_labels_are_drawn_from_the_patients_means(tmp_path, monkeypatch):
