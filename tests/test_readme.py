@@ -1,4 +1,4 @@
-"""The README's commands exist, their flags too; its numbers are those of the code."""
+"""The commands of README and RESULTS exist, their flags too; its numbers are those of the code."""
 
 import re
 import shlex
@@ -14,7 +14,8 @@ from common.transunet import teacher_t2
 from common.unet import parameters, student_s1, student_s2, teacher_t1
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.S)
+RESULTS = (ROOT / "RESULTS.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README + RESULTS, re.S)
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -54,7 +55,7 @@ def test_make_targets_exist():
 
 
 def test_files_and_pictures_it_links_exist():
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    links = re.findall(r"\]\(([^)#:]+)\)", README + RESULTS)
     assert links and all((ROOT / link).exists() for link in links)
 
 
