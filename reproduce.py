@@ -16,8 +16,8 @@ Ablations (--study): `terms`, each of the distillation's terms alone; `scales`, 
 thesis's places help; `contrast`, its form; `unlabelled`, the teacher's terms on the patients whose
 labels the student does not use; `labels`, the share of patients with labels; `deep`, a student that
 sees farther; `multitask`, the weight of the teacher's reconstruction; `controls`, what must not
-help: a teacher with random weights, one that looks at another image, none at all (a contrast by the
-labels alone), terms of weight 0.
+help: a teacher with random weights, one that looks at another image, the features alone of another
+image, no teacher (a contrast by the labels alone), terms of weight 0.
 """
 
 import argparse
