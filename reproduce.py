@@ -55,11 +55,7 @@ class Config(base.Config):
     """What to run, and on what. A value that is left out is the stage's own default."""
 
     quick: bool = option(False, "small and short, on the phantom")
-    study: str = option(
-        "grid",
-        "all models, or an ablation of one pair",
-        choices=("grid", *STUDIES),
-    )
+    study: str = option("grid", "all models, or an ablation of one pair", ("grid", *STUDIES))
     models: tuple[str, ...] = option(
         STAGES,
         "stages of the grid; a pair brings its teacher and its plain student",
@@ -114,18 +110,20 @@ class Config(base.Config):
         if not self.seeds or not self.models:
             raise UserError("--seeds and --models need at least one value each.")
         if bad := [k for k in self.folds if not 0 <= k < self.of]:
-            raise UserError(f"--folds {bad[0]}: with --of {self.of} they run from 0.")
+            raise UserError(
+                f"--folds {bad[0]}: with --of {self.of} they run from 0 to {self.of - 1}."
+            )
         ablation, volumes = self.study != "grid", self.data or self.input
-        useless = {
-            "models": "with --study" if ablation and self.models != STAGES else "",
-            "pair": "" if ablation or self.pair == Config.pair else "without --study",
-            "of": "" if self.folds or self.of == Config.of else "without --folds",
-            "size": "with --data" if self.data and self.size else "",
-            "patients": "with --data or --input" if volumes and self.patients else "",
-            "thickness": "with --data or --input" if volumes and self.thickness else "",
-        }
-        for name in (n for n, why in useless.items() if why):
-            raise UserError(f"--{name} has no effect {useless[name]}; leave it out.")
+        for name, useless, where in (
+            ("models", ablation and self.models != STAGES, "with --study"),
+            ("pair", not ablation and self.pair != Config.pair, "without --study"),
+            ("of", not self.folds and self.of != Config.of, "without --folds"),
+            ("size", self.data and self.size, "with --data"),
+            ("patients", volumes and self.patients, "with --data or --input"),
+            ("thickness", volumes and self.thickness, "with --data or --input"),
+        ):
+            if useless:
+                raise UserError(f"--{name} has no effect {where}; leave it out.")
         taken = OWN.union(*(arm.own() for arm in self.arms()))
         if any(arm.labels for arm in self.arms()):
             taken.add("--share")
@@ -134,8 +132,11 @@ class Config(base.Config):
         # What both arms share is a student's: given to one of them it would end the comparison.
         names = [f.name.replace("_", "-") for f in fields(StudentConfig)]
         shared = {f"--{no}{name}" for name in names for no in ("", "no-")}
-        # And what makes another model of it has a study, where it goes by a name of its own.
-        check_words("--distilled", self.distilled, taken | shared | {"--control", "--unlabelled"})
+        check_words("--distilled", self.distilled, shared, "is for both arms: see --students")
+        # What makes another model of it has a study, where it goes by a name of its own.
+        other = "makes another model of it: see --study"
+        check_words("--distilled", self.distilled, {"--control", "--unlabelled"}, other)
+        check_words("--distilled", self.distilled, taken)
 
     def arms(self) -> list["Arm"]:
         """The models of the study."""
@@ -194,7 +195,7 @@ def write_splits(arms: list[Arm], config: Config, data: Path) -> None:
         if shares and len(splits["train"]) * min(shares) < 100:
             raise UserError(
                 f"{min(shares)} % of {len(splits['train'])} training patients is less than one: "
-                f"this study needs {100 // min(shares)} of them."
+                f"this study needs {100 // min(shares)} of them (of the phantom: --patients 30)."
             )
         for share in shares:
             write_json(data / split_name(fold, share, config), with_labels(splits, share))

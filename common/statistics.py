@@ -110,14 +110,19 @@ def compare(result: dict, title: str, path: Path) -> str:
     """One line: this run's Dice against the one whose summary.json is `path`."""
     if not path.exists():
         return f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare"
-    found = gain([result], [read_json(path)])
+    other = read_json(path)
+    if not {"subset", "weights", "cases"} <= other.keys():
+        return f"{title}: {shown(path)} is no summary.json of this version; run metrics.py there"
+    found = gain([result], [other])
     if found is None:
-        return (
-            f"{title}: {shown(path)} scores other patients or another epoch (--weights), so the "
-            "two cannot be compared"
+        theirs, ours = (
+            f"{len(r['cases'])} {r['subset']} patients, {r['weights']} epoch"
+            for r in (other, result)
         )
+        return f"{title}: not compared; {shown(path)} is of {theirs}, this run of {ours}"
+    known = "" if found["low"] is None else " (95 % interval)"
     chance = "" if found["p"] is None else f", Wilcoxon p {found['p']:.2g}"
     return (
-        f"{title}: {in_words(found)} Dice points per patient (95 % interval), "
+        f"{title}: {in_words(found)} Dice points per patient{known}, "
         f"better in {found['better']} of {found['n']}{chance}"
     )

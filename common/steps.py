@@ -178,7 +178,7 @@ def flags(**values) -> tuple[str, ...]:
     return tuple(part for pair in pairs for part in pair)
 
 
-def check_words(flag: str, text: str, taken: set[str]) -> None:
+def check_words(flag: str, text: str, taken: set[str], why="is set by the study itself") -> None:
     """UserError if `text`, given with `flag` to be passed on, has an open quote or sets one of the
     flags that are `taken`."""
     try:
@@ -186,7 +186,7 @@ def check_words(flag: str, text: str, taken: set[str]) -> None:
     except ValueError as error:
         raise UserError(f"{flag} {text!r}: {error}.") from None
     if clash := [w for w in words if w.startswith("--") and w.split("=")[0] in taken]:
-        raise UserError(f"{flag}: {clash[0]} is set by the study itself.")
+        raise UserError(f"{flag}: {clash[0]} {why}.")
 
 
 def check_flags(steps: list[Step]) -> dict[Step, TrainConfig]:
@@ -224,8 +224,10 @@ def check_settings(steps: list[Step], overwrite: bool) -> None:
     """What a key does not see: a default that has changed since a run was trained.
 
     UserError naming these trainings with their old and new values, unless `overwrite` allows to
-    replace them: then they, and what stands on them, are no longer known as done.
+    replace them: then they, and what stands on them, are no longer known as done. Runs whose flags
+    or data have changed are named first (`check_outdated`).
     """
+    check_outdated(steps, overwrite)
     found = {}
     for step, config in check_flags(steps).items():
         about = step.leaves.parent / "config.json"

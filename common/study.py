@@ -122,8 +122,8 @@ def _scored(run: Path, kind: tuple[str, str]) -> dict:
     if (result["subset"], result["weights"]) != kind:
         raise UserError(
             f"{shown(run)} was last scored on {result['subset']} patients, of the "
-            f"{result['weights']} epoch; run inference.py and metrics.py of {run.parents[1].name} "
-            f"with --name {run.name} again."
+            f"{result['weights']} epoch; remove its inference.json and summary.json, and run "
+            "this again."
         )
     return result
 

@@ -38,7 +38,7 @@ def load_teacher(
     if config.control == "random-teacher":
         _own_statistics(teacher, run, config)
     else:
-        checkpoint.load_weights(teacher, known["model"], path)
+        checkpoint.load_weights(teacher, checkpoint.model_weights(known), path)
     if config.control == "no-teacher":
         run.say("no teacher: the student's own output in its place (a control)")
         return teacher

@@ -173,7 +173,7 @@ def test_an_arm_trains_what_its_label_says_whatever_else_is_given(reproduce):
 
 def test_what_the_arms_share_is_not_given_to_one_of_them(reproduce):
     for flag in ("--epochs 3", "--lr 1e-3", "--no-augment", "--deep", "--unlabelled"):
-        with pytest.raises(UserError, match="is set by the study itself"):
+        with pytest.raises(UserError, match="is for both arms|makes another model"):
             plan(reproduce, distilled=flag)
 
 
@@ -210,13 +210,13 @@ def test_neither_the_device_nor_the_place_of_the_clone_is_in_a_key(reproduce):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"folds": (5,)}, "--folds 5: with --of 5 they run from 0"),
+        ({"folds": (5,)}, "--folds 5: with --of 5 they run from 0 to 4"),
         ({"seeds": ()}, "at least one"),
         ({"size": 64}, "--size has no effect with --data"),
         ({"pair": "kd_t2_s1"}, "--pair has no effect without --study"),
         ({"of": 4}, "--of has no effect without --folds"),
         ({"thickness": 5.0, "data": None, "input": Path("v")}, "--thickness has no effect with"),
-        ({"distilled": "--control other-image"}, "--control is set by the study"),
+        ({"distilled": "--control other-image"}, "makes another model of it: see --study"),
         ({"study": "terms", "distilled": "--temperature 1"}, "--temperature is set by the study"),
         ({"study": "scales", "models": ("student_s1",), "data": None}, "--models has no effect"),
         ({"students": "--lr '1"}, "No closing quotation"),

@@ -105,4 +105,7 @@ def test_compare_says_it_in_one_line(tmp_path):
     line = compare(result(a=0.8, b=0.5), "gain", tmp_path / "s.json")
     assert line.startswith("gain: +5.0 Dice points") and "1 of 2" in line
     assert "run inference.py" in compare(result(a=1), "gain", tmp_path / "none.json")
-    assert "other patients" in compare(result(c=1), "gain", tmp_path / "s.json")
+    other = compare(result(c=1), "gain", tmp_path / "s.json")
+    assert "not compared" in other and "of 2 test patients, best epoch, this run of 1 test" in other
+    (tmp_path / "config.json").write_text("{}")
+    assert "no summary.json" in compare(result(a=1), "gain", tmp_path / "config.json")
