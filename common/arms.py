@@ -152,8 +152,9 @@ def multitask(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 def labels(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     """Student, distilled student and teacher with the labels of ever more patients.
 
-    Also the student that is distilled on the unlabelled rest. The teacher of all of them is the one
-    with all labels. Every distilled form is compared with the plain student of the same labels.
+    Also the control without a teacher (what the contrast by the labels does alone) and the student
+    that is distilled on the unlabelled rest. The teacher of all of them is the one with all labels.
+    Every distilled form is compared with the plain student of the same labels.
     """
     arms = [teacher._replace(curve=teacher.label, share=100)]
     for share in SHARES:
@@ -166,13 +167,16 @@ def labels(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
         both = {"plain": alone, "base": alone.label, **its}
         label = f"{whole.label} {share} %"
         arms += [alone, whole._replace(label=label, name=name, curve=whole.label, **both)]
+        more = [("without a teacher", f"{name}n" if name else "alone", "--control", "no-teacher")]
         if share < 100:
-            curve, run = f"{whole.label}, unlabelled too", f"{name or 'l50'}u"
-            more = whole.variant(f"{curve} {share} %", run, "--unlabelled", curve=curve, **both)
+            more.append((f"{whole.label}, unlabelled too", f"{name or 'l50'}u", "--unlabelled"))
+        for curve, run, *words in more:
+            arms.append(whole.variant(f"{curve} {share} %", run, *words, curve=curve, **both))
+        if share < 100:
             label = f"{teacher.label} {share} %"
             point = {"curve": teacher.label, "share": share, "labels": share}
             few = teacher.variant(label, f"l{share}", "--share", "student", **point)
-            arms += [more, few]
+            arms.append(few)
     return arms
 
 
