@@ -1,8 +1,11 @@
-"""The hardware: which device, which number format, how batches get there."""
+"""The hardware: which device, which number format, how batches get there, how a network is fast."""
 
 import os
+from itertools import pairwise
 
 import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.files import UserError
 
@@ -59,3 +62,19 @@ def loader_workers(wanted: int, device: torch.device) -> int:
     if wanted >= 0:
         return wanted
     return min(8, max(0, (os.cpu_count() or 1) - 1)) if device.type == "cuda" else 0
+
+
+def fuse(model: nn.Module) -> None:
+    """Fold every BatchNorm2d that follows a Conv2d into it, in place: in an nn.Sequential, and in
+    torchvision's ResNet blocks (conv1 and bn1, and so on)."""
+    for block in list(model.modules()):
+        names = [name for name, _ in block.named_children()]
+        if isinstance(block, nn.Sequential):
+            pairs = list(pairwise(names))
+        else:
+            pairs = [(n, n.replace("conv", "bn")) for n in names if n.startswith("conv")]
+        for conv, norm in ((c, n) for c, n in pairs if n in names):
+            first, second = getattr(block, conv), getattr(block, norm)
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                setattr(block, conv, fuse_conv_bn_eval(first, second))
+                setattr(block, norm, nn.Identity())

@@ -5,19 +5,17 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from common import checkpoint, embedding, figures
 from common.config import InferenceConfig
-from common.device import autocast, layout, pick_device, to_device
+from common.device import autocast, fuse, layout, pick_device, to_device
 from common.files import UserError, read_json, shown, write_json
 from common.loading import SliceDataset, loader, seeded
 from common.losses import hide_patches
@@ -84,22 +82,6 @@ def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
     return model.to(run.device, memory_format=layout(config.channels_last))
 
 
-def fuse(model: nn.Module) -> None:
-    """Fold every BatchNorm2d that follows a Conv2d into it, in place: in an nn.Sequential, and in
-    torchvision's ResNet blocks (conv1 and bn1, and so on)."""
-    for block in list(model.modules()):
-        names = [name for name, _ in block.named_children()]
-        if isinstance(block, nn.Sequential):
-            pairs = list(pairwise(names))
-        else:
-            pairs = [(n, n.replace("conv", "bn")) for n in names if n.startswith("conv")]
-        for conv, norm in ((c, n) for c, n in pairs if n in names):
-            first, second = getattr(block, conv), getattr(block, norm)
-            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                setattr(block, conv, fuse_conv_bn_eval(first, second))
-                setattr(block, norm, nn.Identity())
-
-
 def forward(
     model: nn.Module,
     run: Trained,
@@ -128,8 +110,8 @@ def predict(
     that the rest is whole.
     """
     done = run.folder / "inference.json"
-    done.unlink(missing_ok=True)
-    (run.folder / "features.npz").unlink(missing_ok=True)
+    for file in (done, run.folder / "features.npz"):
+        file.unlink(missing_ok=True)
     for name in ("predictions", "probabilities", "overlays", "reconstructions"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     began = time.perf_counter()

@@ -5,9 +5,9 @@ import torch
 from torchvision.models import ResNet50_Weights, ViT_B_16_Weights, resnet50, vit_b_16
 from torchvision.models.vision_transformer import VisionTransformer
 
+from common.device import fuse
 from common.files import UserError
 from common.losses import DiceBCELoss, MultiTaskObjective
-from common.predict import fuse
 from common.scores import count, overlap_scores, predicted
 from common.transunet import (
     Attention,

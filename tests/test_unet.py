@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from common.device import fuse
 from common.files import UserError
-from common.predict import fuse
 from common.unet import parameters, student_s1, student_s2, teacher_t1
 
 
