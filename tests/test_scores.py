@@ -101,7 +101,8 @@ def small_run(tmp_path):
         rows.append({"case": "p", "slice": index, "foreground": 16, "source": ""})
     write_csv(data / "manifest.csv", rows)
     write_json(data / "dataset.json", {"size": 8, "classes": ["spleen"]})
-    about = {"subset": "test", "cases": ["p"], "parameters": 5, "epoch": 1, "latency_ms": 2.0}
+    about = {"subset": "test", "weights": "best", "cases": ["p"], "parameters": 5, "epoch": 1}
+    about["latency_ms"] = 2.0
     write_json(run / "inference.json", about)
     return run, data
 
