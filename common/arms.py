@@ -49,7 +49,11 @@ class Arm(NamedTuple):
         return self._replace(label=label, name=name, flags=flags, **changes)
 
     def own(self) -> set[str]:
-        """The flags that its label stands for: nothing else may set them."""
+        """The flags that its label stands for: nothing else may set them.
+
+        `--prediction` for "prediction map", which turns all terms off (NO_TERMS) and that one on;
+        none for "weights 0", which comes last whatever else is given.
+        """
         start = len(NO_TERMS) if self.flags[: len(NO_TERMS)] == NO_TERMS else 0
         own = {word for word in self.flags[start:] if word.startswith("--")}
         names = RECIPES["thesis"] if "--recipe" in own else ()

@@ -1,4 +1,4 @@
-"""The hardware: which device, which number format, how batches get there, how a network is fast."""
+"""The hardware: which device, number formats, batches, BatchNorm folded away."""
 
 import os
 from itertools import pairwise

@@ -157,11 +157,15 @@ class Distiller(nn.Module):
         a contrast by the labels alone.
         """
         control = self.config.control
-        known = output if control == "no-teacher" else self.teacher(images, reconstruct=False)
-        change = _other if control in ("other-image", "other-features") else Tensor.detach
-        features = {name: change(value) for name, value in known.features.items()}
-        logits = (_other if control == "other-image" else Tensor.detach)(known.logits)
-        return Output(logits, features, None)
+        if control == "no-teacher":
+            features = {name: value.detach() for name, value in output.features.items()}
+            return Output(output.logits.detach(), features, None)
+        known = self.teacher(images, reconstruct=False)
+        if control in ("other-image", "other-features"):
+            features = {name: _other(value) for name, value in known.features.items()}
+            logits = _other(known.logits) if control == "other-image" else known.logits
+            return Output(logits, features, None)
+        return known
 
 
 def _other(values: Tensor) -> Tensor:

@@ -110,8 +110,8 @@ def predict(
     that the rest is whole.
     """
     done = run.folder / "inference.json"
-    for file in (done, run.folder / "features.npz"):
-        file.unlink(missing_ok=True)
+    done.unlink(missing_ok=True)
+    (run.folder / "features.npz").unlink(missing_ok=True)
     for name in ("predictions", "probabilities", "overlays", "reconstructions"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     began = time.perf_counter()

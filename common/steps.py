@@ -224,14 +224,13 @@ def check_settings(steps: list[Step], overwrite: bool) -> None:
     """What a key does not see: a default that has changed since a run was trained.
 
     UserError naming these trainings with their old and new values, unless `overwrite` allows to
-    replace them: then they, and what stands on them, are no longer known as done. Runs whose flags
-    or data have changed are named first (`check_outdated`).
+    replace them: then they, and what stands on them, are no longer known as done. Runs of another
+    key are left to `check_outdated`.
     """
-    check_outdated(steps, overwrite)
     found = {}
     for step, config in check_flags(steps).items():
         about = step.leaves.parent / "config.json"
-        if step.known() and about.exists():
+        if step.known().get("key") == key(step) and about.exists():
             before = read_json(about)["config"]
             if changed := changed_settings(config, before, FREE_ON_RESUME - {"epochs"}):
                 found[step] = f"{shown(about.parent)}: {', '.join(changed)}"

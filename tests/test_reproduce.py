@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,10 @@ from conftest import PAIRS, ROOT, STAGES, load_script, run
 from PIL import Image
 
 from common.arms import STUDIES, ablation, grid
-from common.config import parse, to_json
+from common.config import parse
 from common.files import UserError, read_json, write_json
 from common.slices import read_set
-from common.steps import Step, check_flags, check_settings, key
+from common.steps import Step, check_flags, key
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +126,7 @@ def test_a_share_of_less_than_a_patient_is_refused(reproduce, own_slices):
         reproduce.write_splits(config.arms(), config, own_slices)
 
 
-def test_a_share_of_labels_is_the_first_of_the_training_patients(reproduce, tmp_path, own_slices):
+def test_a_share_of_labels_and_every_fold_are_splits_of_the_same_patients(reproduce, own_slices):
     cases = sorted({s.case for s in read_set(own_slices).slices})
     splits = {"train": cases[:-2], "val": cases[-2:-1], "test": cases[-1:], "student": cases[:1]}
     write_json(own_slices / "splits.json", splits)
@@ -250,39 +249,6 @@ def test_a_part_of_the_study_has_a_folder_of_its_own(reproduce):
     settings = [{}, {"models": ("student_s1", "kd_t1_s1")}, {"study": "scales"}]
     parts = [reproduce.Config(**s).part() for s in settings]
     assert parts == ["", "student_s1-kd_t1_s1", "scales_kd_t1_s1"]
-
-
-def test_a_default_that_has_changed_since_a_run_makes_it_another(reproduce, tmp_path):
-    """The key holds the flags given; what was not given is compared with the run's own record."""
-    steps = plan(reproduce, models=("kd_t1_s1",))
-    settings = {s: to_json(c) for s, c in check_flags(steps).items()}
-    placed = {}
-    for step in steps:
-        folder = tmp_path / step.script.split("/")[0]
-        needs = tuple(placed[s] for s in step.needs)
-        placed[step] = replace(
-            step, leaves=folder / "best.pt", record=folder / "r.json", needs=needs
-        )
-        write_json(folder / "config.json", {"config": settings[step]})
-        write_json(folder / "r.json", {step.script: {"key": key(placed[step]), "done": True}})
-    check_settings([*placed.values()], overwrite=False)
-    teacher, student, distilled = placed.values()
-
-    def age(step, **before):
-        about = step.leaves.parent / "config.json"
-        write_json(about, {"config": {**read_json(about)["config"], **before}})
-
-    age(distilled, prediction=0.25, epochs=3)
-    with pytest.raises(UserError, match=r"epochs: 3 -> 100, prediction: 0\.25 -> ") as error:
-        check_settings([*placed.values()], overwrite=False)
-    assert "student_s1" not in str(error.value) and "teacher_t1_unet" not in str(error.value)
-    check_settings([*placed.values()], overwrite=True)
-    assert not distilled.known() and student.known() and teacher.known()
-    age(teacher, lr=0.5)
-    write_json(distilled.record, {distilled.script: {"key": key(distilled), "done": True}})
-    age(distilled, **settings[steps[2]])
-    check_settings([*placed.values()], overwrite=True)
-    assert not distilled.known() and student.known() and not teacher.known()
 
 
 # The whole of it

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 
 from common import steps
-from common.files import UserError, read_json
-from common.steps import Step, check_outdated, run_steps
+from common.config import to_json
+from common.files import UserError, read_json, write_json
+from common.steps import Step, check_flags, check_outdated, check_settings, key, run_steps
 
 
 @pytest.fixture
@@ -96,6 +97,40 @@ def test_a_run_made_by_hand_meanwhile_is_not_replaced_either(tmp_path, monkeypat
     with pytest.raises(UserError, match="by hand"):
         run_steps([step(tmp_path, f"{x}/train.py") for x in "ab"], tmp_path / "log.txt")
     assert (tmp_path / "b" / "config.json").read_text() == "by hand"
+
+
+def test_a_default_that_has_changed_since_a_run_makes_it_another(tmp_path):
+    """The key holds the flags given; what was not given is compared with the run's own record."""
+    teacher, student = (
+        step(tmp_path, f"{stage}/train.py") for stage in ("teacher_t1_unet", "student_s1")
+    )
+    distilled = step(tmp_path, "kd_t1_s1/train.py", needs=(teacher,))
+    trainings = [teacher, student, distilled]
+    settings = {s: to_json(config) for s, config in check_flags(trainings).items()}
+
+    def made(step, **before):
+        about = {"config": {**settings[step], **before}}
+        write_json(step.leaves.parent / "config.json", about)
+        write_json(step.record, {step.script: {"key": key(step), "done": True}})
+
+    for training in trainings:
+        made(training)
+    check_settings(trainings, overwrite=False)
+    made(distilled, prediction=0.25, epochs=3)
+    with pytest.raises(UserError, match=r"epochs: 3 -> 100, prediction: 0\.25 -> ") as error:
+        check_settings(trainings, overwrite=False)
+    assert "student_s1" not in str(error.value) and "teacher_t1_unet" not in str(error.value)
+    check_settings(trainings, overwrite=True)
+    assert not distilled.known() and student.known() and teacher.known()
+    made(distilled)
+    made(teacher, lr=0.5)
+    check_settings(trainings, overwrite=True)
+    assert not distilled.known() and student.known() and not teacher.known()
+    made(student, lr=0.5)  # of another key: not for this check to name
+    write_json(student.record, {student.script: {"key": "another", "done": True}})
+    check_settings([student], overwrite=False)
+    with pytest.raises(UserError, match="made with other flags"):
+        check_outdated([student], overwrite=False)
 
 
 def test_a_step_that_leaves_nothing_has_failed(tmp_path, scripts):

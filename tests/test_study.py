@@ -73,7 +73,7 @@ def test_a_run_that_was_scored_otherwise_is_named(tmp_path):
     run = tmp_path / "student_s1" / "runs" / "n-s0"
     for other in ({"subset": "val"}, {"weights": "last"}):
         write_json(run / "summary.json", {**summary(50, 0.5), **other})
-        with pytest.raises(UserError, match="n-s0 was last scored on .*, of the .*remove its"):
+        with pytest.raises(UserError, match="student_s1/runs/n-s0 was last scored on .*remove its"):
             add_up(tmp_path, {"S1": {(None, 0): run}}, {}, None)
 
 
