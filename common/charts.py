@@ -2,8 +2,10 @@
 kinds of errors, embeddings, the terms of a loss, Dice against labels."""
 
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -25,6 +27,20 @@ COLOURS = {
     "KD(T2,S2)": "#cc79a7",
 }
 COLOURS_OF_ERRORS = ("#d55e00", "#e69f00", "#56b4e9", "#0072b2")  # in the order of KINDS
+
+
+def colours(models: list[str]) -> dict[str, str | tuple]:
+    """A colour a model: its own, or for the arms of an ablation one of evenly spaced hues from
+    green to red, in their order."""
+    others = [model for model in models if model not in COLOURS]
+    hues = colormaps["turbo"](np.linspace(0.35, 0.95, len(others)))
+    return COLOURS | dict(zip(others, map(tuple, hues), strict=True))
+
+
+def _two_panels(models: list[str], **sharing) -> tuple[Figure, tuple]:
+    """A figure of two panels, with room on its right for a legend of the models."""
+    figure = Figure((9, max(3.6, 0.5 + 0.19 * len(models))), layout="constrained")
+    return figure, figure.subplots(1, 2, **sharing)
 
 
 def gains(path: Path, found: dict[str, tuple[str, dict]]) -> None:
@@ -52,36 +68,41 @@ def gains(path: Path, found: dict[str, tuple[str, dict]]) -> None:
 def patients(path: Path, pairs: dict[tuple[str, str], tuple[dict, dict]]) -> None:
     """A panel a pair (plain, distilled): each patient's Dice, joined by a line; the mean dashed.
 
-    The values are dicts patient -> Dice (or None). Green: gained; orange: lost.
+    The values are dicts patient -> Dice (or None). Green: gained; orange: lost; grey: neither.
     """
-    figure = Figure((2.2 * len(pairs) + 0.6, 3.6), layout="constrained")
-    grid = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
-    for axis, ((plain, distilled), (before, after)) in zip(grid, pairs.items(), strict=True):
+    columns = min(6, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure = Figure((2.2 * columns + 0.6, 3.6 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for axis, ((plain, distilled), (before, after)) in zip(grid, pairs.items(), strict=False):
         cases = [c for c in before if before[c] is not None and after.get(c) is not None]
         lines = np.array([[before[c], after[c]] for c in cases]).reshape(-1, 2)
         for line in lines:
-            colour = "#009e73" if line[1] > line[0] else "#d55e00"
+            colour = ("#999999", "#009e73", "#d55e00")[int(np.sign(line[1] - line[0]))]
             axis.plot([0, 1], line, "o-", color=colour, lw=0.9, ms=3, alpha=0.7)
         if len(lines):
             axis.plot([0, 1], lines.mean(0), "s--", color="black", lw=1.6, ms=5)
-        axis.set_xticks([0, 1], [plain, distilled], fontsize=9)
+        axis.set_xticks([0, 1], [fill(name, 15) for name in (plain, distilled)], fontsize=9)
         axis.set(xlim=(-0.25, 1.25))
         axis.spines[["top", "right"]].set_visible(False)
-    grid[0].set_ylabel("Dice per patient")
+    for axis in grid[::columns]:
+        axis.set_ylabel("Dice per patient")
+    for axis in grid[len(pairs) :]:
+        axis.set_visible(False)
     save_figure(path, figure)
 
 
 def cost(path: Path, models: dict[str, dict]) -> None:
     """Dice against parameters and latency; a model is `dice`, `parameters`, `latency_ms`."""
-    figure = Figure((9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure, (left, right) = _two_panels([*models], sharey=True)
+    colour = colours([*models])
     for axis, key, label, ticks in (
         (left, "parameters", "parameters", (1, 3)),
         (right, "latency_ms", "milliseconds a slice (forward pass, batch 1)", (1, 2, 5)),
     ):
         for model, row in models.items():
             marker = "*" if model.startswith("T") else "o"
-            axis.plot(row[key], row["dice"], marker, color=COLOURS.get(model), ms=9, label=model)
+            axis.plot(row[key], row["dice"], marker, color=colour[model], ms=9, label=model)
         axis.set(xscale="log", xlabel=label)
         axis.xaxis.set_major_locator(LogLocator(subs=ticks))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
@@ -95,16 +116,15 @@ def cost(path: Path, models: dict[str, dict]) -> None:
 
 def curves(path: Path, logs: dict[str, list[list[dict]]]) -> None:
     """Segmentation loss and validation Dice of every run; a colour a model, a line a run."""
-    figure = Figure((10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for place, (model, runs) in enumerate(logs.items()):
-        colour = COLOURS.get(model, f"C{place}")
+    figure, (left, right) = _two_panels([*logs])
+    colour = colours([*logs])
+    for model, runs in logs.items():
         for number, log in enumerate(runs):
             epochs = [int(row["epoch"]) for row in log]
             label = model if not number else None
             for axis, column in ((left, "segmentation"), (right, "val_dice")):
                 values = [float(row[column]) for row in log]
-                axis.plot(epochs, values, color=colour, lw=1.2, alpha=0.8, label=label)
+                axis.plot(epochs, values, color=colour[model], lw=1.2, alpha=0.8, label=label)
     left.set(xlabel="epoch", ylabel="segmentation loss (DiceBCE), as weighted")
     right.set(xlabel="epoch", ylabel="validation Dice, mean over patients", ylim=(0, 1))
     right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
