@@ -162,8 +162,8 @@ def main(config: Config) -> None:
         raise UserError(f"--hu-low {config.hu_low} must be below --hu-high {config.hu_high}.")
     if not config.input.is_dir():
         raise UserError(
-            f"{shown(config.input)} does not exist. Unpack Task09_Spleen there, name another "
-            "folder with --input, or make a synthetic one with data_prep/make_phantom.py."
+            f"{shown(config.input)} does not exist. Fetch Task09_Spleen with download_task09.py, "
+            "name another folder with --input, or make a synthetic one with make_phantom.py."
         )
     cases = list_cases(config.input)
     names = [case.name for case in cases]

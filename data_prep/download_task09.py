@@ -1,0 +1,163 @@
+"""Fetch, verify and unpack the Medical Segmentation Decathlon's Task09_Spleen (1.6 GB).
+
+    python download_task09.py                        -> data/Task09_Spleen
+    python download_task09.py --output /scratch      -> /scratch/Task09_Spleen
+    python download_task09.py --keep-archive
+
+From the public bucket of the MONAI project; licence CC BY-SA 4.0. A broken download goes on where
+it stopped when the script is run again, and an archive that was fetched by other means and lies in
+OUTPUT as Task09_Spleen.tar is taken as it is. The archive's checksum is compared before anything is
+unpacked; nothing in it can leave its folder; the folder appears only when it is whole.
+"""
+
+import hashlib
+import http.client
+import shutil
+import sys
+import tarfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tqdm import tqdm
+
+from common import config as base
+from common.config import launch, option
+from common.files import ROOT, UserError, require_space, shown
+
+NAME = "Task09_Spleen"
+CHUNK = 1 << 20
+TRIES = 5  # connections in a row that bring nothing, before the user has to start anew
+PAUSE = 3  # seconds before such a connection is tried again
+
+
+@dataclass
+class Config(base.Config):
+    """What to fetch, and where to put it."""
+
+    output: Path = option(ROOT / "data", "the folder that will hold Task09_Spleen/")
+    url: str = option(
+        f"https://msd-for-monai.s3-us-west-2.amazonaws.com/{NAME}.tar", "the archive's address"
+    )
+    md5: str = option("410d4a301da4e5b2f6f86ec3ddba524e", "the archive's MD5 checksum")
+    keep_archive: bool = option(False, "keep the .tar beside the unpacked folder")
+
+
+def fetch(url: str, path: Path) -> None:
+    """Download `url` to `path`, through `path` + ".part", which a later call continues.
+
+    A connection that ends early is taken up again. UserError if it cannot be.
+    """
+    part = path.with_name(f"{path.name}.part")
+    idle, reason = 0, ""
+    while idle < TRIES:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            if receive(url, part):
+                part.replace(path)
+                return
+            reason = "the connection ended early"
+        except urllib.error.HTTPError as error:
+            if error.code < 500:  # asking again changes nothing
+                raise UserError(f"{url}: the server answers {error.code} {error.reason}.") from None
+            reason = f"{error.code} {error.reason}"
+        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+            reason = str(getattr(error, "reason", error))
+        now = part.stat().st_size if part.exists() else 0
+        idle = 0 if now > before else idle + 1
+        if idle:
+            time.sleep(PAUSE)
+    raise UserError(
+        f"{url}: {reason}; {now / 1e6:.1f} MB are kept in {shown(part)}. Run this again to go on, "
+        f"or fetch the archive by other means and put it at {shown(path)}."
+    )
+
+
+def receive(url: str, part: Path) -> bool:
+    """Append what is missing of `url` to `part`; whether it is whole now."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing lies beyond what is here; the checksum will tell
+            return True
+        raise
+    with answer:
+        goes_on = answer.status == 206
+        have = have if goes_on else 0  # a server that knows no ranges sends everything again
+        rest = answer.headers.get("Content-Length")
+        total = have + int(rest) if rest else None
+        if total:
+            require_space(part.parent, (total - have) / 1e6)
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=NAME, disable=None)
+        with part.open("ab" if goes_on else "wb") as file, bar:
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    return total is None or part.stat().st_size == total
+
+
+def md5_of(path: Path) -> str:
+    """A file's MD5 checksum."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack the archive's folder `target.name` to `target`, which appears when it is whole.
+
+    Python's data filter refuses members that would be written outside, links that lead there, and
+    devices. macOS's `._` shadow files are left out: they end in .nii.gz and are none.
+    """
+    home = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(home, ignore_errors=True)  # of a run that was killed
+    try:
+        with tarfile.open(archive) as tar:
+            members = [m for m in tar.getmembers() if not Path(m.name).name.startswith("._")]
+            require_space(target.parent, sum(m.size for m in members) / 1e6)
+            for member in tqdm(members, desc="unpacking", disable=None, leave=False):
+                tar.extract(member, home, filter="data")
+        if not (home / target.name / "dataset.json").is_file():
+            raise UserError(f"{shown(archive)} holds no {target.name}/dataset.json.")
+        (home / target.name).rename(target)
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{shown(archive)} is refused, nothing is unpacked: {error}.") from None
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def main(config: Config) -> None:
+    """Fetch, verify, unpack; what is already there is not done again."""
+    target, archive = config.output / NAME, config.output / f"{NAME}.tar"
+    if target.exists():
+        raise UserError(f"{shown(target)} is there already; remove it to unpack it again.")
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError("Safe unpacking needs Python 3.10.12, 3.11.4 or newer.")
+    config.output.mkdir(parents=True, exist_ok=True)
+    given = archive.exists()
+    if not given:
+        fetch(config.url, archive)
+    if (found := md5_of(archive)) != config.md5:
+        size = archive.stat().st_size
+        if not given:
+            archive.unlink()
+        raise UserError(
+            f"{shown(archive)} ({size:,} bytes) has MD5 {found}, expected {config.md5}: it is "
+            f"damaged or another file. {'Remove it' if given else 'It is removed'}; run this again."
+        )
+    unpack(archive, target)
+    if not (given or config.keep_archive):
+        archive.unlink()
+    print(f"{shown(target)} is whole; check it with check_volumes.py, cut it with slice_nifti.py")
+
+
+if __name__ == "__main__":
+    launch(main, Config)

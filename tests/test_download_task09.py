@@ -1,0 +1,181 @@
+import hashlib
+import io
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import ROOT, load_script, run
+
+from common.files import UserError
+
+script = load_script(ROOT / "data_prep/download_task09.py")
+script.PAUSE = 0
+
+
+def archive(*more: tuple[str, bytes], links: tuple[tuple[str, str], ...] = ()) -> bytes:
+    """A small Task09_Spleen.tar, with members and symbolic links beside the usual ones."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, content in (
+            ("Task09_Spleen/dataset.json", b"{}"),
+            ("Task09_Spleen/._dataset.json", b"shadow"),
+            ("Task09_Spleen/imagesTr/spleen_1.nii.gz", b"volume" * 5000),
+            *more,
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        for name, target in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            tar.addfile(member)
+    return stream.getvalue()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content` at every address; `most` bytes a connection; notes the ranges asked for."""
+
+    content, most, ranges, status = b"", None, True, None
+
+    def __init__(self):
+        self.asked = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/Task09_Spleen.tar"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, asked = self.server, self.headers.get("Range")
+        server.asked.append(asked)
+        if server.status:
+            self.send_error(server.status)
+            return
+        start = int(asked[6:-1]) if asked and server.ranges else 0
+        if start >= len(server.content):
+            self.send_error(416)
+            return
+        self.send_response(206 if asked and server.ranges else 200)
+        self.send_header("Content-Length", str(len(server.content) - start))
+        self.end_headers()
+        self.wfile.write(server.content[start:][: server.most])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as it:
+        it.content = archive()
+        threading.Thread(target=it.serve_forever, args=(0.01,), daemon=True).start()
+        yield it
+        it.shutdown()
+
+
+def config(server, tmp_path, **changes):
+    md5 = hashlib.md5(server.content).hexdigest()
+    settings = {"output": tmp_path / "data", "url": server.url, "md5": md5, **changes}
+    return script.Config(**settings)
+
+
+def left(tmp_path):
+    return sorted(path.name for path in (tmp_path / "data").iterdir())
+
+
+def test_a_good_archive_is_unpacked_without_shadow_files(server, tmp_path, repo):
+    flags = ("--output", tmp_path / "data", "--url", server.url)
+    flags += ("--md5", hashlib.md5(server.content).hexdigest())
+    run(repo, "data_prep/download_task09.py", *flags)
+    assert left(tmp_path) == ["Task09_Spleen"]
+    files = sorted(p.name for p in (tmp_path / "data").rglob("*") if p.is_file())
+    assert files == ["dataset.json", "spleen_1.nii.gz"]
+    again = run(repo, "data_prep/download_task09.py", *flags, code=1)
+    assert "is there already" in again and len(server.asked) == 1
+
+
+def test_a_connection_that_breaks_again_and_again_is_taken_up(server, tmp_path):
+    server.most = 9000
+    script.main(config(server, tmp_path, keep_archive=True))
+    assert (tmp_path / "data/Task09_Spleen.tar").read_bytes() == server.content
+    assert server.asked[:3] == [None, "bytes=9000-", "bytes=18000-"]
+
+
+def test_a_server_that_gives_nothing_more_leaves_what_a_later_run_continues(server, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "Task09_Spleen.tar.part").write_bytes(server.content[:7000])
+    server.most = 0
+    with pytest.raises(UserError, match="ended early.*Run this again"):
+        script.main(config(server, tmp_path))
+    assert left(tmp_path) == ["Task09_Spleen.tar.part"] and len(server.asked) == script.TRIES
+    server.most = None
+    script.main(config(server, tmp_path))
+    assert server.asked[-1] == "bytes=7000-" and left(tmp_path) == ["Task09_Spleen"]
+
+
+def test_a_server_without_ranges_and_a_part_that_is_whole(server, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/Task09_Spleen.tar.part").write_bytes(b"older")
+    server.ranges = False
+    script.main(config(server, tmp_path))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "Task09_Spleen.tar.part").write_bytes(server.content)
+    server.ranges = True
+    script.main(config(server, tmp_path, output=other))
+    assert (other / "Task09_Spleen/dataset.json").exists()
+
+
+def test_another_checksum_removes_what_was_fetched_but_not_what_was_given(server, tmp_path):
+    with pytest.raises(UserError, match="expected 0000.*It is removed"):
+        script.main(config(server, tmp_path, md5="0" * 32))
+    assert left(tmp_path) == []
+    (tmp_path / "data/Task09_Spleen.tar").write_bytes(b"by hand")
+    with pytest.raises(UserError, match="Remove it"):
+        script.main(config(server, tmp_path))
+    assert left(tmp_path) == ["Task09_Spleen.tar"] and len(server.asked) == 1
+
+
+def test_an_archive_that_was_given_is_taken_and_kept(server, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/Task09_Spleen.tar").write_bytes(server.content)
+    script.main(config(server, tmp_path))
+    assert left(tmp_path) == ["Task09_Spleen", "Task09_Spleen.tar"] and not server.asked
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        archive(("../outside.txt", b"x")),
+        archive(("Task09_Spleen/../../outside.txt", b"x")),
+        archive(links=(("Task09_Spleen/labelsTr", "../../.."),)),
+        archive(links=(("Task09_Spleen/labelsTr", "/etc"),)),
+        archive()[:5000],
+        b"no archive at all" * 100,
+        b"",
+    ],
+    ids=["outside", "detour", "link", "absolute link", "cut", "text", "empty"],
+)
+def test_what_cannot_be_unpacked_safely_is_refused_and_leaves_nothing(server, tmp_path, content):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/Task09_Spleen.tar").write_bytes(content)
+    with pytest.raises(UserError, match="nothing is unpacked|holds no"):
+        script.main(config(server, tmp_path, md5=hashlib.md5(content).hexdigest()))
+    assert left(tmp_path) == ["Task09_Spleen.tar"]
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_server_that_refuses_or_is_not_there(server, tmp_path):
+    server.status = 404
+    with pytest.raises(UserError, match="answers 404"):
+        script.main(config(server, tmp_path))
+    assert len(server.asked) == 1
+    server.status = 503
+    with pytest.raises(UserError, match="503.*Run this again"):
+        script.main(config(server, tmp_path))
+    with pytest.raises(UserError, match="refused.*by other means"):
+        script.main(config(server, tmp_path, url="http://127.0.0.1:9/x.tar"))
