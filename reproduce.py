@@ -30,8 +30,9 @@ from typing import NamedTuple
 
 from common import config as base
 from common.arms import PAIRS, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
-from common.config import StudentConfig, TrainConfig, launch, option, to_json
+from common.config import launch, option, to_json
 from common.files import ROOT, UserError, shown, write_json
+from common.settings import WEIGHTS, StudentConfig, TrainConfig
 from common.slices import make_splits, read_set, read_splits, with_labels
 from common.steps import Step, check_flags, check_settings, check_words, flags, run_steps
 from common.study import add_up
@@ -72,7 +73,7 @@ class Config(base.Config):
         "best",
         "which of a run are scored: those of the epoch with the best validation Dice, or the last "
         "(with few validation patients the best is luck); a teacher teaches with its best",
-        choices=base.WEIGHTS,
+        choices=WEIGHTS,
     )
     share_teachers: bool = option(False, "one teacher a fold, of the first seed, for all seeds")
     input: Path | None = option(None, "CT volumes, a folder in Decathlon layout")

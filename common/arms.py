@@ -7,7 +7,7 @@ trainings, one a fold and seed.
 from itertools import product
 from typing import NamedTuple
 
-from common.config import RECIPES, SCALES, DistillationConfig
+from common.settings import RECIPES, SCALES, DistillationConfig
 
 TEACHERS = {"teacher_t1_unet": "T1", "teacher_t2_transunet": "T2"}
 STUDENTS = {"student_s1": "S1", "student_s2": "S2"}

@@ -10,7 +10,6 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from common.config import DistillationConfig
 from common.contrast import (
     DenseContrast,
     FeatureHint,
@@ -24,6 +23,7 @@ from common.files import UserError
 from common.losses import DiceBCELoss
 from common.maps import ChannelwiseLoss, PredictionMapLoss, shown_channels
 from common.scores import predicted
+from common.settings import DistillationConfig
 from common.unet import Output
 
 

@@ -17,11 +17,11 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from common import scores
-from common.config import TrainConfig
 from common.device import autocast, layout, loader_workers, to_device
 from common.files import UserError, shown
 from common.loading import SliceDataset, TrainSampler, loader
 from common.runs import Run, prepare, save_epoch, take_up
+from common.settings import TrainConfig
 from common.unet import parameters
 
 

@@ -74,6 +74,34 @@ def overlay(path: Path, image: np.ndarray, truth: np.ndarray, prediction: np.nda
     save_picture(path, np.concatenate(panels, axis=1))
 
 
+def sheet(path: Path, title: str, rows: list[tuple], aspect: float = 1.0) -> None:
+    """Slices of one volume, four a row, the mask's outline in orange and the truth's in green.
+
+    A row is a title, a grey uint8 view `(H, W)`, its mask, its true mask or None; `aspect` is a
+    pixel's height over its width.
+    """
+    columns = min(4, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure((2.6 * columns, 2.7 * lines + 0.5), layout="constrained", facecolor="white")
+    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis in grid:
+        axis.set_axis_off()
+    for axis, (name, image, mask, truth) in zip(grid, rows, strict=False):
+        scale = max(1, 512 // image.shape[0])
+        picture = outlined(image, np.zeros_like(mask), PREDICTION, scale)
+        for drawn, colour in ((truth, TRUTH), (mask, PREDICTION)):
+            if drawn is not None:
+                edge = outlined(image, drawn, colour, scale, 2)
+                here = (edge == colour).all(-1)
+                picture[here] = colour
+        axis.imshow(picture, aspect=aspect)
+        axis.set_title(name, fontsize=8)
+    known = any(truth is not None for *_, truth in rows)
+    legend = "orange: mask" + (", green: truth" if known else "")
+    figure.suptitle(f"{title}\n{legend}", fontsize=9)
+    save_figure(path, figure, dpi=150)
+
+
 def save_picture(path: Path, pixels: np.ndarray) -> None:
     """Write a uint8 array `(H, W)` or `(H, W, 3)`, or uint16 `(H, W)`, as PNG, atomically."""
     with atomic(path) as temporary:

@@ -3,102 +3,23 @@
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from common import checkpoint, embedding, figures
-from common.config import InferenceConfig
-from common.device import autocast, fuse, layout, pick_device, to_device
-from common.files import UserError, read_json, shown, write_json
-from common.loading import SliceDataset, loader, seeded
+from common import embedding, figures
+from common.device import autocast, layout
+from common.files import read_json, shown, write_json
+from common.loading import seeded
 from common.losses import hide_patches
 from common.scores import mse, predicted, psnr, ssim
-from common.slices import Slice, SliceSet, check_patients, read_image, read_set, read_splits
-from common.unet import Output
-
-
-@dataclass
-class Trained:
-    """A finished training to predict with: its folder, its checkpoint, the slices to predict."""
-
-    folder: Path
-    path: Path
-    checkpoint: dict
-    data: SliceSet
-    cases: list[str]
-    slices: list[Slice]
-    device: torch.device
-
-    @property
-    def classes(self) -> int:
-        """Number of logit channels the model was trained with."""
-        return self.checkpoint["classes"]
-
-    def setting(self, name: str, before=None):
-        """A flag's value in that training; `before` if it is older than the flag."""
-        return self.checkpoint["config"].get(name, before)
-
-
-def open_run(config: InferenceConfig, script: str) -> Trained:
-    """Find the run's best.pt, or last.pt, and the slices of `config.subset`.
-
-    UserError if either is missing, if the model was trained on slices of another size, or if it
-    was trained or chosen on patients that this split calls test patients.
-    """
-    stage = Path(script).resolve().parent
-    folder = stage / "runs" / config.name
-    device = pick_device(config.device)
-    path = folder / f"{config.weights}.pt"
-    content = checkpoint.load(path, stage.name, f"Run {stage.name}/train.py first.")
-    data = read_set(config.data)
-    if data.classes != content["classes"] or data.size != content["size"]:
-        raise UserError(
-            f"{shown(path)} was trained on {content['size']}-pixel slices with "
-            f"{content['classes']} logit channels; those of {shown(config.data)} have {data.size} "
-            f"pixels and need {data.classes}."
-        )
-    if config.subset == "all":
-        cases = sorted({s.case for s in data.slices})
-    else:
-        splits = read_splits(data, config.splits or content["config"]["splits"], (config.subset,))
-        check_patients(content["patients"], splits, (config.subset,), path)
-        cases = splits[config.subset]
-    return Trained(folder, path, content, data, cases, data.of(cases), device)
-
-
-def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
-    """The model with the run's weights, on its device, in eval mode, BatchNorm folded in."""
-    checkpoint.load_weights(model, checkpoint.model_weights(run.checkpoint), run.path)
-    model = model.eval().requires_grad_(False)
-    if config.fuse:
-        fuse(model)
-    return model.to(run.device, memory_format=layout(config.channels_last))
-
-
-def forward(
-    model: nn.Module,
-    run: Trained,
-    slices: list[Slice],
-    config: InferenceConfig,
-    reconstruct: bool = False,
-    change=None,
-) -> Iterator[tuple[dict, Output]]:
-    """Batches of the slices with the model's output; `change(batch)` may alter images."""
-    dataset = SliceDataset(run.data, slices)
-    for batch in tqdm(loader(dataset, config.batch_size), disable=None, leave=False):
-        batch = to_device(batch, run.device, config.channels_last)
-        if change is not None:
-            batch["image"] = change(batch)
-        with torch.inference_mode(), autocast(run.device, config.bf16):
-            output = model(batch["image"], reconstruct=reconstruct)
-        yield batch, output
+from common.segment import segment
+from common.settings import InferenceConfig
+from common.slices import SliceSet, read_image
+from common.trained import Trained, forward, probabilities
 
 
 def predict(
@@ -106,9 +27,12 @@ def predict(
 ) -> None:
     """Write predictions/, overlays/ and features.npz, on request probabilities/, reconstructions/.
 
-    What an earlier inference wrote is removed first. inference.json comes last: its presence says
-    that the rest is whole.
+    With `--volume` whole CT volumes instead (`common.segment`). What an earlier inference wrote is
+    removed first. inference.json comes last: its presence says that the rest is whole.
     """
+    if config.volume:
+        segment(model, run, config)
+        return
     done = run.folder / "inference.json"
     done.unlink(missing_ok=True)
     (run.folder / "features.npz").unlink(missing_ok=True)
@@ -187,9 +111,7 @@ def _write_features(model: nn.Module, run: Trained, config: InferenceConfig, mos
 
 def _write_probabilities(folder: Path, names: list[str], logits: Tensor) -> None:
     """16-bit PNGs, 65535 = 1: one a slice, or one a slice and organ (`_c<k>`)."""
-    logits = logits.float()
-    maps = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]
-    levels = (maps * 65535).round().to(torch.int32).cpu().numpy().astype(np.uint16)
+    levels = (probabilities(logits) * 65535).round().to(torch.int32).cpu().numpy().astype(np.uint16)
     for name, organs in zip(names, levels, strict=True):
         for k, level in enumerate(organs, start=1):
             suffix = "" if len(organs) == 1 else f"_c{k}"

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from common import checkpoint, figures
-from common.config import TrainConfig, plain, to_json
+from common.config import plain, to_json
 from common.device import has_bf16, pick_device
 from common.files import (
     ROOT,
@@ -25,6 +25,7 @@ from common.files import (
     write_json,
 )
 from common.loading import SliceDataset
+from common.settings import TrainConfig
 from common.slices import SliceSet, read_set, read_splits
 from common.unet import parameters
 
@@ -149,7 +150,9 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         "stage": run.stage,
         "config": to_json(config),
         "classes": run.classes,
+        "organs": run.data.info["classes"],
         "size": run.size,
+        "window": run.data.info.get("window"),
         "parameters": parameters(objective.model),
         "patients": run.patients,
         "epoch": len(log),

@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.files import UserError, bullets, read_json, shown, write_csv, write_json
-from common.slices import SliceSet, read_mask
+from common.slices import Slice, SliceSet, read_mask
+from common.surfaces import SURFACE_SCORES, surface_scores
+from common.views import square_spacing
 
 SCORES = ("dice", "iou", "recall", "precision")
 
@@ -130,7 +132,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
 
     Writes metrics_per_case.csv and summary.json into the run folder and returns the summary:
     `subset`, `weights` (best or last), `cases` (counts and scores a patient), `per_patient`,
-    `pooled`, `parameters`, `epoch`, `latency_ms`.
+    `pooled`, `parameters`, `epoch`, `latency_ms`. Of volumes also the distances of surfaces in mm.
     UserError if inference has not finished, or naming every slice whose partner is missing.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
@@ -144,17 +146,25 @@ def score_run(folder: Path, data: SliceSet) -> dict:
             f"{shown(folder / 'predictions')} and {shown(data.folder)} do not hold the same "
             f"slices; run inference.py again.{bullets(problems)}"
         )
-    counts = []
-    for s in slices:
-        pair = []
-        for parent in (folder / "predictions", data.folder / "masks"):
-            mask = read_mask(parent / f"{s.name}.png", data.classes)
-            pair.append(torch.from_numpy(mask.astype(np.int64))[None])
-        if pair[0].shape != pair[1].shape:
-            raise UserError(f"{s.name}.png: prediction and truth differ in size; predict again.")
-        counts.append(count(*pair))
+    counts, surfaces = [], {}
+    for case in dict.fromkeys(s.case for s in slices):
+        mine = [s for s in slices if s.case == case]
+        prediction, truth = (
+            [read_mask(parent / f"{s.name}.png", data.classes) for s in mine]
+            for parent in (folder / "predictions", data.folder / "masks")
+        )
+        for s, *pair in zip(mine, prediction, truth, strict=True):
+            if pair[0].shape != pair[1].shape:
+                raise UserError(f"{s.name}.png: prediction and truth differ in size; predict again")
+            counts.append(count(*(torch.from_numpy(m)[None] for m in pair)))
+        if spacing := spacing_of(case, mine, data):
+            surfaces[case] = surface_scores(np.stack(prediction), np.stack(truth), spacing)
     cases, table = [s.case for s in slices], torch.cat(counts).numpy()
-    each = per_case(cases, table)
+    each = {case: {**row, **surfaces.get(case, {})} for case, row in per_case(cases, table).items()}
+    whole = summary(cases, table)
+    if len(surfaces) == len(each):
+        distances = {s: mean_and_spread(row[s] for row in each.values()) for s in SURFACE_SCORES}
+        whole["per_patient"] |= distances
     result = {
         "stage": folder.parents[1].name,
         "run": folder.name,
@@ -163,12 +173,23 @@ def score_run(folder: Path, data: SliceSet) -> dict:
         "parameters": done["parameters"],
         "epoch": done["epoch"],
         "latency_ms": done["latency_ms"],
-        **summary(cases, table),
+        **whole,
         "cases": each,
     }
     write_csv(folder / "metrics_per_case.csv", [{"case": c, **row} for c, row in each.items()])
     write_json(folder / "summary.json", result)
     return result
+
+
+def spacing_of(case: str, slices: list[Slice], data: SliceSet) -> tuple | None:
+    """The size of a patient's voxels in mm: between slices, and of their pixels, twice.
+
+    None if the slices are not all of a volume whose geometry dataset.json knows.
+    """
+    geometry = data.info.get("cases", {}).get(case)
+    if geometry is None or [s.index for s in slices] != [*range(len(slices))]:
+        return None
+    return square_spacing(geometry, data.size)
 
 
 def table(result: dict) -> str:
@@ -182,6 +203,9 @@ def table(result: dict) -> str:
     for score in SCORES:
         mean, pooled = result["per_patient"][score], result["pooled"][score]
         lines.append(f"{score:<10} {with_spread(mean):>16} {number(pooled):>8}")
+    for score, title in SURFACE_SCORES.items():
+        if score in result["per_patient"]:
+            lines.append(f"{title:<10} {with_spread(result['per_patient'][score]):>16}")
     if missing := result["per_patient"]["dice"]["undefined"]:
         lines.append(f"{missing} patients without organ and without prediction are left out")
     return "\n".join(lines)

@@ -18,9 +18,10 @@ from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from common.config import TrainConfig, parse
+from common.config import parse
 from common.files import ROOT, UserError, bullets, read_json, shown, write_json
 from common.runs import FREE_ON_RESUME, changed_settings
+from common.settings import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from common import checkpoint
-from common.config import DistillationConfig
 from common.device import layout, to_device
 from common.engine import evaluate
 from common.files import UserError, shown
 from common.loading import SliceDataset, WithUnlabelled, loader
 from common.runs import Run
 from common.scores import number
+from common.settings import DistillationConfig
 from common.slices import check_patients
 
 

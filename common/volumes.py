@@ -1,8 +1,7 @@
-"""NIfTI volumes: checked reading, canonical orientation, HU window, square axial views.
+"""NIfTI volumes: checked reading, canonical orientation, writing in the input's own geometry.
 
 Voxel arrays are `(x, y, z)` in the closest canonical orientation (RAS+: x grows to the patient's
-right, y to the front, z to the head). Axial views are `(row, column)` as a radiologist
-looks at them: the front on top, the patient's right side on the left.
+right, y to the front, z to the head).
 """
 
 import gzip
@@ -15,13 +14,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from common.files import UserError, bullets, read_json, shown
+from common.files import UserError, bullets, read_json, shown, write_bytes
 
-# The abdominal soft-tissue window (centre 40, width 400): fat is -100, organs 30..200 HU.
-HU_WINDOW = (-160, 240)
 # A CT of 1024x1024x1000 int16 voxels is 2 GB; what unpacks to more is a damaged file or a bomb.
 MAX_BYTES = 4 << 30
 
@@ -35,6 +31,7 @@ class Volume:
     stored_shape: tuple[int, ...]
     stored_affine: np.ndarray
     stored_orientation: str
+    header: nib.Nifti1Header
     sha256: str
 
     def geometry(self) -> dict:
@@ -46,6 +43,17 @@ class Volume:
             "orientation": self.stored_orientation,
             "sha256": self.sha256,
         }
+
+
+def stem(path: Path) -> str:
+    """A file's name without .nii or .nii.gz."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's mark after a preamble of 128 bytes."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def read_bytes(path: Path) -> bytes:
@@ -98,8 +106,25 @@ def read_volume(path: Path) -> Volume:
         stored_shape=image.shape,
         stored_affine=image.affine,
         stored_orientation="".join(nib.aff2axcodes(image.affine)),
+        header=image.header.copy(),
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> None:
+    """Write canonical voxels `(x, y, z)` as NIfTI in the geometry of the file `like` was read from:
+    its shape, axes, affine and header, with the voxels' own type. The same voxels give the same
+    bytes."""
+    canonical = nib.orientations.axcodes2ornt("RAS")
+    back = nib.orientations.ornt_transform(canonical, nib.io_orientation(like.stored_affine))
+    header = like.header.copy()
+    header.set_data_dtype(voxels.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the CT's display range is not the mask's
+    stored = np.ascontiguousarray(nib.apply_orientation(voxels, back))
+    content = nib.Nifti1Image(stored, like.stored_affine, header).to_bytes()
+    packed = path.suffix == ".gz"
+    write_bytes(path, gzip.compress(content, compresslevel=3, mtime=0) if packed else content)
 
 
 @dataclass(frozen=True)
@@ -131,8 +156,7 @@ def list_cases(folder: Path) -> list[Case]:
         raise UserError(f"{shown(folder / 'dataset.json')} lists no training volumes.")
     cases = []
     for image, label in pairs:
-        name = Path(image).name.removesuffix(".gz").removesuffix(".nii")
-        cases.append(Case(name, folder / image, folder / label))
+        cases.append(Case(stem(Path(image)), folder / image, folder / label))
     paths = [path for case in cases for path in (case.image, case.label)]
     outside = [p for p in paths if not p.resolve().is_relative_to(folder.resolve())]
     if outside:
@@ -190,36 +214,3 @@ def run_all(work, cases: list[Case], workers: int, title: str) -> list:
             f"{len(problems)} of {len(cases)} cases cannot be used:{bullets(problems, 200)}"
         )
     return results
-
-
-def window(hu: np.ndarray, low: float = HU_WINDOW[0], high: float = HU_WINDOW[1]) -> np.ndarray:
-    """HU to uint8: `low` and below become 0, `high` and above 255, linear between, rounded."""
-    scaled = (np.asarray(hu, np.float32) - low) * (255.0 / (high - low))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-
-
-def axial_view(voxels: np.ndarray, index: int) -> np.ndarray:
-    """Slice `index` of canonical voxels `(x, y, z)` in radiological view `(row, column)`."""
-    return voxels[::-1, ::-1, index].T
-
-
-def to_square(image: np.ndarray, spacing: tuple[float, float], size: int, mask: bool) -> np.ndarray:
-    """A 2D uint8 image as `(size, size)`: pixels made square, padded with 0, resized.
-
-    `spacing` is (row, column) in mm; equal numbers leave the aspect as it is. CT is resized
-    bicubically with antialiasing, a mask by the nearest pixel, so that its values stay.
-    """
-    heights, widths = image.shape[0] * spacing[0], image.shape[1] * spacing[1]
-    side = max(heights, widths)
-    rows = max(1, round(size * heights / side))
-    columns = max(1, round(size * widths / side))
-    method = Image.Resampling.NEAREST if mask else Image.Resampling.BICUBIC
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    if picture.size != (columns, rows):
-        picture = picture.resize((columns, rows), method)
-    if (rows, columns) == (size, size):
-        return np.asarray(picture)
-    square = np.zeros((size, size), np.uint8)
-    top, left = (size - rows) // 2, (size - columns) // 2
-    square[top : top + rows, left : left + columns] = np.asarray(picture)
-    return square

@@ -33,10 +33,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from common import config as base
-from common.config import DATA, launch, option
+from common.config import launch, option
 from common.files import UserError, bullets, read_csv, replace_folder, shown
+from common.settings import DATA
 from common.slices import MAX_PIXELS, Slice, check_output, in_short, make_splits, write_set
-from common.volumes import to_square
+from common.views import to_square
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
 JPEG_THRESHOLD = 128

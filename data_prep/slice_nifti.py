@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image
 
 from common import config as base
-from common.config import DATA, launch, option
+from common.config import launch, option
 from common.files import (
     ROOT,
     UserError,
@@ -37,17 +37,10 @@ from common.files import (
     shown,
     write_json,
 )
+from common.settings import DATA
 from common.slices import Slice, check_output, in_short, make_splits, write_set
-from common.volumes import (
-    HU_WINDOW,
-    Case,
-    axial_view,
-    list_cases,
-    read_case,
-    run_all,
-    to_square,
-    window,
-)
+from common.views import HU_WINDOW, axial_view, to_square, window
+from common.volumes import Case, list_cases, read_case, run_all
 
 
 @dataclass

@@ -13,9 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import MetricsConfig, launch, option
+from common.config import launch, option
 from common.files import ROOT
 from common.scores import score_run, table
+from common.settings import MetricsConfig
 from common.slices import read_set
 from common.statistics import compare
 

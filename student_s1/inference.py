@@ -12,8 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import InferenceConfig, launch
-from common.predict import open_run, predict, ready
+from common.config import launch
+from common.predict import predict
+from common.settings import InferenceConfig
+from common.trained import open_run, ready
 from common.unet import student_s1
 
 

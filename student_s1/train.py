@@ -17,10 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import StudentConfig, launch
+from common.config import launch
 from common.engine import fit
 from common.losses import SegmentationObjective
 from common.runs import start
+from common.settings import StudentConfig
 from common.unet import student_s1
 
 

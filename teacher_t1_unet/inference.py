@@ -14,8 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import InferenceConfig, launch, option
-from common.predict import open_run, predict, ready
+from common.config import launch, option
+from common.predict import predict
+from common.settings import InferenceConfig
+from common.trained import open_run, ready
 from common.unet import teacher_t1_of
 
 

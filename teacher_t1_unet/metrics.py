@@ -12,9 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import MetricsConfig, launch
+from common.config import launch
 from common.predict import score_reconstructions
 from common.scores import score_run, table
+from common.settings import MetricsConfig
 from common.slices import read_set
 
 

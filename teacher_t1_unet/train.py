@@ -16,10 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.config import TeacherConfig, launch, option
+from common.config import launch, option
 from common.engine import fit
 from common.losses import MultiTaskObjective
 from common.runs import start
+from common.settings import TeacherConfig
 from common.unet import teacher_t1
 
 

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from common.config import RECIPES, SCALES, DistillationConfig, parse
+from common.config import parse
 from common.distillation import Distiller
 from common.files import UserError
 from common.losses import SegmentationObjective
+from common.settings import RECIPES, SCALES, DistillationConfig
 from common.unet import student_s1, teacher_t1
 
 

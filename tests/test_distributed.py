@@ -8,17 +8,17 @@ import torch
 from conftest import ROOT, load_script
 
 from common import checkpoint
-from common.config import StudentConfig
 from common.engine import evaluate
 from common.files import read_csv
 from common.runs import start
+from common.settings import StudentConfig
 from common.unet import student_s1
 
 EVALUATE = """
 import sys
 sys.path.insert(0, {root!r})
 import torch
-from common.config import StudentConfig
+from common.settings import StudentConfig
 from common.engine import evaluate
 from common.runs import start
 from common.unet import student_s1

@@ -6,13 +6,13 @@ import torch
 from conftest import ROOT, load_script
 
 from common import checkpoint
-from common.config import DistillationConfig, StudentConfig
 from common.device import has_bf16, pick_device
 from common.distillation import Distiller, fingerprint
 from common.engine import evaluate, fit
 from common.files import UserError, read_csv, read_json, write_json
 from common.losses import MultiTaskObjective, SegmentationObjective
 from common.runs import start
+from common.settings import DistillationConfig, StudentConfig
 from common.slices import read_set, read_splits
 from common.teachers import add_unlabelled, load_teacher
 from common.unet import UNet, student_s1, teacher_t1

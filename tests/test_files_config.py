@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import TrainConfig, launch, option, parse, to_json
+from common.config import launch, option, parse, to_json
 from common.files import (
     UserError,
     atomic,
@@ -16,6 +16,7 @@ from common.files import (
     write_json,
     write_text,
 )
+from common.settings import TrainConfig
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

@@ -5,12 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from common.config import InferenceConfig, StudentConfig
 from common.engine import fit
 from common.files import UserError, read_json
 from common.losses import SegmentationObjective
-from common.predict import hidden_input, open_run, predict, ready
+from common.predict import hidden_input, predict
 from common.runs import start
+from common.settings import InferenceConfig, StudentConfig
+from common.trained import open_run, ready
 from common.unet import student_s1
 
 

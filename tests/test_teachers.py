@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from common.config import DistillationConfig
 from common.files import UserError
 from common.runs import start
+from common.settings import DistillationConfig
 from common.teachers import add_unlabelled
 
 

@@ -9,7 +9,8 @@ import pytest
 from common import volumes
 from common.files import UserError
 from common.slices import read_image, read_mask, read_set
-from common.volumes import Case, axial_view, list_cases, read_case, read_volume, to_square, window
+from common.views import axial_view, to_square, window
+from common.volumes import Case, list_cases, read_case, read_volume
 
 
 def save(path, voxels, affine=None, orientation="RAS"):

@@ -1,0 +1,195 @@
+"""The flags that stages share: of every training, of the students, teachers and distilled students,
+of inference and of scoring. What is a stage's own stands in its script."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import Config, option
+from common.files import ROOT, UserError
+
+DATA = ROOT / "data" / "spleen2d"
+SCALES = ("encoder", "bottleneck", "decoder")
+WEIGHTS = ("best", "last")
+# What `--recipe` sets before the other flags are read. The thesis's terms and weights are those of
+# arXiv 2406.03173; 4 and 0.4 are its released code's temperatures.
+RECIPES = {
+    "best": {},
+    "thesis": {
+        "segmentation": 0.4,
+        "scales": SCALES,
+        "contrast": "image",
+        "prediction": 0.2,
+        "encoder": 0.1,
+        "bottleneck": 0.2,
+        "decoder": 0.1,
+        "channelwise": 0.0,
+        "border": 0.0,
+        "relation": 0.0,
+        "queue": 0,
+        "temperature": 4.0,
+        "contrast_temperature": 0.4,
+    },
+}
+
+
+@dataclass
+class TrainConfig(Config):
+    """What every training has: data, optimisation, hardware, run folder."""
+
+    data: Path = option(DATA, "data set folder, as written by data_prep/")
+    splits: str = option("splits.json", "splits file inside the data set folder")
+    name: str = option("default", "the run is written to runs/NAME in the stage's folder")
+    resume: bool = option(False, "continue the run NAME after its last finished epoch")
+    overwrite: bool = option(False, "delete an existing run NAME first")
+    epochs: int = option(60, "passes over the training slices", low=1)
+    batch_size: int = option(16, "slices per step", low=1)
+    lr: float = option(1e-3, "AdamW learning rate after warm-up; then a cosine to 0", low=0.0)
+    weight_decay: float = option(1e-2, "AdamW weight decay", low=0.0)
+    warmup: float = option(
+        0.05, "share of all steps with a linearly rising learning rate", low=0.0, high=1.0
+    )
+    clip: float = option(1.0, "largest gradient norm; 0 turns clipping off", low=0.0)
+    foreground: float = option(
+        0.5, "least share of drawn slices that show the organ; 0: as they come", low=0.0, high=1.0
+    )
+    augment: bool = option(True, "random rotation, scale, shift, brightness, contrast and noise")
+    seed: int = option(0, "seed of the weights, the sampling and the augmentation", low=0)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    bf16: bool = option(True, "bfloat16 autocast where the hardware has it; losses stay float32")
+    channels_last: bool = option(True, "channels-last memory format")
+    workers: int = option(-1, "loader processes; -1: none on a CPU, up to 8 on a GPU", low=-1)
+    cache_mb: int = option(4096, "decoded slices kept in memory, in MB", low=0)
+    save_every: int = option(1, "epochs between two last.pt; the last epoch is always saved", low=1)
+
+
+@dataclass
+class TeacherConfig(TrainConfig):
+    """The two tasks of a teacher, equal for both: T1 and T2 differ in their network alone."""
+
+    reconstruction_weight: float = option(
+        0.2, "weight of the reconstruction loss (0.2 is the thesis's; 0: no such decoder)", low=0.0
+    )
+    share: str = option("train", "patients to train on", choices=("student", "train"))
+    hidden: float = option(
+        0.25, "share of patches hidden from half of each batch", low=0.0, high=1.0
+    )
+
+
+@dataclass
+class StudentConfig(TrainConfig):
+    """The recipe of a student, with or without a teacher.
+
+    Both arms of the comparison inherit it, so that they can differ in nothing but the
+    distillation terms (a test holds them to that).
+    """
+
+    epochs: int = option(100, "passes over the training slices", low=1)
+    # 1e-3, a teacher's rate, leaves networks as narrow as these far from converged: with 3e-3
+    # S1's validation Dice rose from 0.71 to 0.84 on real CT (40 epochs, 3 patients, one run each),
+    # and 1e-2 gave 0.71 again.
+    lr: float = option(3e-3, "AdamW learning rate after warm-up; then a cosine to 0", low=0.0)
+    share: str = option("student", "patients to train on", choices=("student", "train"))
+    deep: bool = option(False, "five narrow levels of as many parameters, which see farther")
+
+
+@dataclass
+class DistillationConfig(StudentConfig):
+    """What a teacher adds to that recipe.
+
+    The default weights stand to each other, and to the segmentation loss, as in the thesis (0.4
+    segmentation, 0.2 prediction map and bottleneck, 0.1 encoder and decoder): of what was tried on
+    validation patients nothing was better (RESULTS.md, appendix).
+    """
+
+    recipes = RECIPES
+
+    recipe: str = option(
+        "best",
+        "best: the defaults below; thesis: the terms and weights of arXiv 2406.03173; flags beside "
+        "it change what it sets",
+        choices=tuple(RECIPES),
+    )
+    segmentation: float = option(1.0, "weight of the segmentation loss", low=0.0)
+    scales: tuple[str, ...] = option(SCALES, "feature maps with a contrastive term", choices=SCALES)
+    contrast: str = option(
+        "dense",
+        "contrast of pixels, regions or images, or plain regression in its place",
+        choices=("dense", "region", "image", "mse"),
+    )
+    prediction: float = option(0.5, "weight of the prediction-map distillation", low=0.0)
+    encoder: float = option(0.25, "weight of the contrastive term at the encoder", low=0.0)
+    bottleneck: float = option(0.5, "weight of the contrastive term at the bottleneck", low=0.0)
+    decoder: float = option(0.25, "weight of the contrastive term at the decoder", low=0.0)
+    channelwise: float = option(0.0, "weight of the channel-wise distillation (CWD)", low=0.0)
+    border: float = option(0.0, "weight of the prediction map at the organ's border", low=0.0)
+    relation: float = option(0.0, "weight of the pairwise affinities of places", low=0.0)
+    temperature: float = option(2.0, "temperature of the prediction maps", low=0.01)
+    channel_temperature: float = option(4.0, "temperature of the channel-wise maps", low=0.01)
+    contrast_temperature: float = option(0.1, "temperature of the contrast", low=0.01)
+    pixels: int = option(128, "pixels a class and step in the dense contrast", low=1)
+    queue: int = option(0, "the teacher's pixels kept from earlier steps, dense contrast", low=0)
+    unlabelled: bool = option(
+        False, "the teacher's terms also see the training patients without labels for the student"
+    )
+    control: str = option(
+        "none",
+        "what must not help: a teacher with random weights; its maps and features, or its features "
+        "alone, of another image; the student in its place",
+        choices=("none", "random-teacher", "other-image", "other-features", "no-teacher"),
+    )
+
+    def __post_init__(self):
+        """UserError for flags that exclude each other."""
+        super().__post_init__()
+        if self.unlabelled and self.share == "train":
+            raise UserError("--unlabelled: --share train leaves no patient without labels.")
+        if self.unlabelled and not self.augment:
+            raise UserError("--unlabelled draws by the augmentation's seed: not with --no-augment.")
+        if self.queue and self.contrast != "dense":
+            raise UserError(f"--queue is for --contrast dense, not for {self.contrast}.")
+
+
+@dataclass
+class InferenceConfig(Config):
+    """What every inference.py has."""
+
+    data: Path = option(DATA, "data set folder, as written by data_prep/")
+    splits: str | None = option(None, "splits file; without it: the one the run was trained with")
+    name: str = option("default", "the run to use: runs/NAME in the stage's folder")
+    weights: str = option(
+        "best", "of the epoch with the best validation Dice, or of the last", choices=WEIGHTS
+    )
+    subset: str = option("test", "patients to predict", choices=("test", "val", "train", "all"))
+    probabilities: bool = option(False, "also write the probability maps, 16-bit PNG (65535 = 1)")
+    overlays: int = option(24, "how many overlay pictures to write; -1: all", low=-1)
+    batch_size: int = option(16, "slices per forward pass", low=1)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    bf16: bool = option(True, "bfloat16 autocast where the hardware has it")
+    channels_last: bool = option(True, "channels-last memory format")
+    fuse: bool = option(True, "fold BatchNorm into the convolutions")
+    volume: Path | None = option(None, "a CT in NIfTI, or a folder of them, in the slices' place")
+    output: Path | None = option(
+        None, "the volume's mask, or the folder of masks (without it: runs/NAME/volumes)"
+    )
+    truth: Path | None = option(None, "the volume's true mask, or a folder of equal names: scores")
+    largest_component: bool = option(False, "keep the largest connected part of a volume's mask")
+    hu_low: float | None = option(None, "HU shown as 0 (without it: as in the training)")
+    hu_high: float | None = option(None, "HU shown as 255 (without it: as in the training)")
+
+    def __post_init__(self):
+        """UserError for flags without effect."""
+        super().__post_init__()
+        of_volumes = ("output", "truth", "largest_component", "hu_low", "hu_high")
+        for name in ("data", "splits", "subset") if self.volume else of_volumes:
+            if getattr(self, name) != getattr(InferenceConfig, name):
+                where = "with" if self.volume else "without"
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} has no effect {where} --volume; leave it out.")
+
+
+@dataclass
+class MetricsConfig(Config):
+    """What every metrics.py has."""
+
+    data: Path = option(DATA, "data set folder, as written by data_prep/")
+    name: str = option("default", "the run to score: runs/NAME in the stage's folder")

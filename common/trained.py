@@ -1,0 +1,105 @@
+"""A finished training, ready to predict with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common import checkpoint
+from common.device import autocast, fuse, layout, pick_device, to_device
+from common.files import UserError, shown
+from common.loading import SliceDataset, loader
+from common.settings import InferenceConfig
+from common.slices import Slice, SliceSet, check_patients, read_set, read_splits
+from common.unet import Output
+
+
+@dataclass
+class Trained:
+    """A finished training to predict with: its folder, its checkpoint, the slices to predict.
+
+    There are no slices, and no data set, where it is to segment volumes.
+    """
+
+    folder: Path
+    path: Path
+    checkpoint: dict
+    device: torch.device
+    data: SliceSet | None = None
+    cases: tuple[str, ...] = ()
+    slices: tuple[Slice, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """Number of logit channels the model was trained with."""
+        return self.checkpoint["classes"]
+
+    def setting(self, name: str, before=None):
+        """A flag's value in that training; `before` if it is older than the flag."""
+        return self.checkpoint["config"].get(name, before)
+
+
+def open_run(config: InferenceConfig, script: str) -> Trained:
+    """Find the run's best.pt, or last.pt, and, but with `--volume`, the slices of `config.subset`.
+
+    UserError if either is missing, if the model was trained on slices of another size, or if it
+    was trained or chosen on patients that this split calls test patients.
+    """
+    stage = Path(script).resolve().parent
+    folder = stage / "runs" / config.name
+    device = pick_device(config.device)
+    path = folder / f"{config.weights}.pt"
+    content = checkpoint.load(path, stage.name, f"Run {stage.name}/train.py first.")
+    if config.volume:
+        return Trained(folder, path, content, device)
+    data = read_set(config.data)
+    if data.classes != content["classes"] or data.size != content["size"]:
+        raise UserError(
+            f"{shown(path)} was trained on {content['size']}-pixel slices with "
+            f"{content['classes']} logit channels; those of {shown(config.data)} have {data.size} "
+            f"pixels and need {data.classes}."
+        )
+    if config.subset == "all":
+        cases = sorted({s.case for s in data.slices})
+    else:
+        splits = read_splits(data, config.splits or content["config"]["splits"], (config.subset,))
+        check_patients(content["patients"], splits, (config.subset,), path)
+        cases = splits[config.subset]
+    return Trained(folder, path, content, device, data, tuple(cases), tuple(data.of(cases)))
+
+
+def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
+    """The model with the run's weights, on its device, in eval mode, BatchNorm folded in."""
+    checkpoint.load_weights(model, checkpoint.model_weights(run.checkpoint), run.path)
+    model = model.eval().requires_grad_(False)
+    if config.fuse:
+        fuse(model)
+    return model.to(run.device, memory_format=layout(config.channels_last))
+
+
+def forward(
+    model: nn.Module,
+    run: Trained,
+    slices: list[Slice],
+    config: InferenceConfig,
+    reconstruct: bool = False,
+    change=None,
+) -> Iterator[tuple[dict, Output]]:
+    """Batches of the slices with the model's output; `change(batch)` may alter images."""
+    dataset = SliceDataset(run.data, slices)
+    for batch in tqdm(loader(dataset, config.batch_size), disable=None, leave=False):
+        batch = to_device(batch, run.device, config.channels_last)
+        if change is not None:
+            batch["image"] = change(batch)
+        with torch.inference_mode(), autocast(run.device, config.bf16):
+            output = model(batch["image"], reconstruct=reconstruct)
+        yield batch, output
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Logits `(N, C, H, W)` -> a float32 map in 0..1 for each organ, `(N, organs, H, W)`."""
+    logits = logits.float()
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]

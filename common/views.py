@@ -1,0 +1,93 @@
+"""Between CT volumes and the square slices that the networks see: there and back.
+
+Voxel arrays are `(x, y, z)` in canonical orientation (see `common.volumes`). Axial views are
+`(row, column)` as a radiologist looks at them: the front on top, the patient's right side on the
+left. Squares are views with pixels of equal height and width, padded and resized.
+"""
+
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+# The abdominal soft-tissue window (centre 40, width 400): fat is -100, organs 30..200 HU.
+HU_WINDOW = (-160, 240)
+
+
+def window(hu: np.ndarray, low: float = HU_WINDOW[0], high: float = HU_WINDOW[1]) -> np.ndarray:
+    """HU to uint8: `low` and below become 0, `high` and above 255, linear between, rounded."""
+    scaled = (np.asarray(hu, np.float32) - low) * (255.0 / (high - low))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def axial_view(voxels: np.ndarray, index: int) -> np.ndarray:
+    """Slice `index` of canonical voxels `(x, y, z)` in radiological view `(row, column)`."""
+    return voxels[::-1, ::-1, index].T
+
+
+def from_views(views: np.ndarray) -> np.ndarray:
+    """Axial views `(z, row, column)` of all slices as canonical voxels `(x, y, z)`."""
+    return views.transpose(2, 1, 0)[::-1, ::-1]
+
+
+class Place(NamedTuple):
+    """Where a view lies in its square: its size there, and the padding above and left of it."""
+
+    rows: int
+    columns: int
+    top: int
+    left: int
+
+
+def place(shape: tuple[int, int], spacing: tuple[float, float], size: int) -> Place:
+    """The place of a view of `shape` (rows, columns) and `spacing` in mm in a square of `size`."""
+    heights, widths = shape[0] * spacing[0], shape[1] * spacing[1]
+    side = max(heights, widths)
+    rows = max(1, round(size * heights / side))
+    columns = max(1, round(size * widths / side))
+    return Place(rows, columns, (size - rows) // 2, (size - columns) // 2)
+
+
+def to_square(image: np.ndarray, spacing: tuple[float, float], size: int, mask: bool) -> np.ndarray:
+    """A 2D uint8 image as `(size, size)`: pixels made square, padded with 0, resized.
+
+    `spacing` is (row, column) in mm; equal numbers leave the aspect as it is. CT is resized
+    bicubically with antialiasing, a mask by the nearest pixel, so that its values stay.
+    """
+    rows, columns, top, left = place(image.shape, spacing, size)
+    method = Image.Resampling.NEAREST if mask else Image.Resampling.BICUBIC
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    if picture.size != (columns, rows):
+        picture = picture.resize((columns, rows), method)
+    if (rows, columns) == (size, size):
+        return np.asarray(picture)
+    square = np.zeros((size, size), np.uint8)
+    square[top : top + rows, left : left + columns] = np.asarray(picture)
+    return square
+
+
+def from_square(maps: Tensor, shape: tuple[int, int], spacing: tuple[float, float]) -> Tensor:
+    """Probability maps `(N, C, size, size)` of squares as maps `(N, C, *shape)` of their views.
+
+    The padding is cut off, the rest resized linearly, with antialiasing where it shrinks.
+    """
+    rows, columns, top, left = place(shape, spacing, maps.shape[-1])
+    maps = maps[..., top : top + rows, left : left + columns]
+    if (rows, columns) == tuple(shape):
+        return maps
+    return F.interpolate(maps, shape, mode="bilinear", antialias=True)
+
+
+def square_spacing(geometry: dict, size: int) -> tuple[float, float, float]:
+    """The size in mm of a data set's voxels: between slices, and of a square's pixels, twice.
+
+    `geometry` is a case's entry in dataset.json: `shape`, `affine` and `spacing` as stored.
+    """
+    order = nib.io_orientation(np.array(geometry["affine"]))[:, 0].astype(int)
+    shape, spacing = np.zeros(3), np.zeros(3)
+    shape[order], spacing[order] = geometry["shape"][:3], geometry["spacing"][:3]
+    pixel = float((shape * spacing)[:2].max()) / size
+    return float(spacing[2]), pixel, pixel

@@ -1,0 +1,223 @@
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.files import UserError, read_json
+from common.segment import largest_component, measures, segment, volume_files
+from common.settings import InferenceConfig
+from common.trained import Trained
+from common.unet import Output
+from common.views import from_square, from_views, square_spacing, to_square
+from common.volumes import read_volume
+
+SIZE = 32
+
+
+class Bright(nn.Module):
+    """A network that finds what is brighter than 60 HU in the usual window."""
+
+    def forward(self, image, reconstruct=True):
+        logits = (image[:, :1] * 400 - 160 - 60) * 10
+        return Output(logits, features={}, reconstruction=None)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    about = {"stage": "student_s1", "epoch": 3, "classes": 1, "size": SIZE, "organs": ["spleen"]}
+    folder = tmp_path / "student_s1" / "runs" / "a"
+    content = {**about, "window": [-160, 240]}
+    return Trained(folder, folder / "best.pt", content, torch.device("cpu"))
+
+
+def ct(shape=(SIZE, SIZE, 9), seed=0):
+    """Fat, and an organ of 100 HU: a brick from slice 2 to 6, with two single bright voxels."""
+    voxels = np.full(shape, -100, np.int16)
+    voxels[4:14, 6:20, 2:7] = 100
+    voxels[25, 25, 8] = voxels[28, 4, 0] = 150
+    return voxels
+
+
+def save(path, voxels, codes="RAS", affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(voxels, np.diag([0.8, 0.8, 2.5, 1]) if affine is None else affine)
+    start, end = nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(codes)
+    image = image.as_reoriented(nib.orientations.ornt_transform(start, end))
+    image.header["descrip"] = b"from the scanner"
+    nib.save(image, path)
+    return path
+
+
+def oblique(degrees=12):
+    turn = np.deg2rad(degrees)
+    affine = np.diag([0.8, 0.8, 2.5, 1])
+    cosine, sine = np.cos(turn), np.sin(turn)
+    around = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+    affine[:3, :3] = around @ affine[:3, :3]
+    affine[:3, 3] = (-50, 20, 700)
+    return affine
+
+
+def go(trained, volume, **settings):
+    settings = {"bf16": False, "batch_size": 4, **settings}
+    segment(Bright(), trained, InferenceConfig(volume=volume, device="cpu", **settings))
+    return trained.folder / "volumes"
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR", "ASL", "oblique"])
+def test_the_mask_lies_on_the_bright_voxels_in_the_input_s_own_geometry(trained, tmp_path, codes):
+    affine = oblique() if codes == "oblique" else None
+    path = save(tmp_path / "ct.nii.gz", ct(), "RAS" if affine is not None else codes, affine)
+    folder = go(trained, path, probabilities=True)
+    image, mask = nib.load(path), nib.load(folder / "ct.nii.gz")
+    assert np.array_equal(np.asarray(mask.dataobj), np.asarray(image.dataobj) > 60)
+    assert np.array_equal(mask.affine, image.affine) and mask.shape == image.shape
+    assert mask.get_data_dtype() == np.uint8 and mask.header["descrip"] == image.header["descrip"]
+    for code in ("qform_code", "sform_code", "xyzt_units"):
+        assert mask.header[code] == image.header[code]
+    maps = nib.load(folder / "ct_probability.nii.gz")
+    assert np.array_equal(maps.get_fdata() > 0.5, mask.get_fdata() > 0)
+    assert np.array_equal(maps.affine, image.affine)
+    about = read_json(folder / "ct.json")
+    assert about["volume_ml"] == pytest.approx((10 * 14 * 5 + 2) * 0.8 * 0.8 * 2.5 / 1000, rel=1e-5)
+    assert about["slices_with_organ"] == 7 and about["length_mm"] == pytest.approx(9 * 2.5)
+    assert (folder / "ct.png").stat().st_size > 10_000
+
+
+def test_the_largest_part_alone_and_its_scores(trained, tmp_path, capsys):
+    path = save(tmp_path / "in/ct.nii.gz", ct())
+    truth = np.zeros((SIZE, SIZE, 9), np.uint8)
+    truth[4:14, 6:20, 2:7] = 1
+    save(tmp_path / "truth/ct.nii.gz", truth)
+    settings = {"truth": tmp_path / "truth", "largest_component": True}
+    go(trained, path.parent, output=tmp_path / "out", **settings)
+    about = read_json(tmp_path / "out/ct.json")
+    assert about["scores"] == {
+        **dict.fromkeys(("dice", "iou", "recall", "precision", "nsd_1mm", "nsd_2mm"), 1.0),
+        **dict.fromkeys(("hd95_mm", "assd_mm"), 0.0),
+    }
+    assert about["length_mm"] == pytest.approx(12.5)
+    assert "spleen 1.1 ml, 12 mm long, in 5 of 9 slices; Dice 1.000" in capsys.readouterr().out
+
+
+def test_other_shapes_and_spacings_come_back_at_their_own_size(trained, tmp_path):
+    voxels = np.full((90, 60, 5), 20, np.int16)
+    voxels[30:60, 15:45, 1:4] = 100
+    path = save(tmp_path / "ct.nii", voxels, "LPS", np.diag([0.7, 1.1, 3, 1]))
+    go(trained, path, output=tmp_path / "seg.nii")
+    mask = nib.load(tmp_path / "seg.nii").get_fdata() > 0
+    truth = nib.load(path).get_fdata() > 60
+    assert mask.shape == truth.shape
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.95
+
+
+def test_an_empty_mask_has_a_sheet_and_measures_too(trained, tmp_path):
+    path = save(tmp_path / "ct.nii.gz", np.full((40, 40, 3), -1000, np.int16))
+    about = read_json(go(trained, path) / "ct.json")
+    assert about["volume_ml"] == about["length_mm"] == about["slices_with_organ"] == 0
+
+
+def test_a_bad_file_does_not_stop_the_others(trained, tmp_path):
+    save(tmp_path / "in/a.nii.gz", ct())
+    (tmp_path / "in/b.nii.gz").write_bytes(b"no volume")
+    save(tmp_path / "in/c.nii.gz", np.full((4, 4, 4), np.nan, np.float32))
+    save(tmp_path / "in/d.nii.gz", ct())
+    (tmp_path / "in/._d.nii.gz").write_bytes(b"shadow")
+    with pytest.raises(UserError, match="2 of 4 volumes(.|\n)*b.nii.gz(.|\n)*c.nii.gz holds NaN"):
+        go(trained, tmp_path / "in")
+    assert sorted(p.name for p in (trained.folder / "volumes").glob("*.nii.gz")) == [
+        "a.nii.gz",
+        "d.nii.gz",
+    ]
+
+
+def test_nothing_that_was_given_is_replaced(trained, tmp_path):
+    path = save(tmp_path / "in/ct.nii.gz", ct())
+    whole = path.read_bytes()
+    for settings in (
+        {"output": path},
+        {"output": path.parent},
+        {"output": tmp_path / "in/../in", "truth": path},
+        {"output": tmp_path / "t.nii.gz", "truth": save(tmp_path / "t.nii.gz", ct())},
+    ):
+        with pytest.raises(UserError, match="would replace"):
+            go(trained, path, **settings)
+    assert path.read_bytes() == whole
+
+
+def test_what_is_no_volume_gets_one_clear_line(trained, tmp_path):
+    series = tmp_path / "series"
+    series.mkdir()
+    (series / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(50))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "ct.png").write_bytes(b"x")
+    for path, words in (
+        (series, "dcm2niix"),
+        (series / "IM0001", "dcm2niix"),
+        (tmp_path / "empty", "no .nii"),
+        (tmp_path / "ct.png", "no .nii"),
+        (tmp_path / "absent.nii.gz", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            volume_files(path)
+    path = save(tmp_path / "in/ct.nii.gz", ct())
+    save(tmp_path / "in/other.nii.gz", ct())
+    small = save(tmp_path / "small.nii.gz", ct((SIZE, SIZE, 8 + 2)))
+    (tmp_path / "file").write_text("")
+    for volume, settings, words in (
+        (path, {"truth": small}, "another shape"),
+        (path, {"truth": tmp_path / "empty"}, "1 true masks are missing"),
+        (path.parent, {"truth": small}, "must be a folder"),
+        (path, {"hu_low": 300.0}, "must be below"),
+        (path, {"output": tmp_path / "file"}, "is a file"),
+    ):
+        with pytest.raises(UserError, match=words):
+            go(trained, volume, **settings)
+
+
+def test_flags_of_volumes_and_of_slices_exclude_each_other(tmp_path):
+    for settings in ({"largest_component": True}, {"truth": tmp_path}, {"hu_low": 0.0}):
+        with pytest.raises(UserError, match="without --volume"):
+            InferenceConfig(**settings)
+    with pytest.raises(UserError, match="--subset has no effect with --volume"):
+        InferenceConfig(volume=tmp_path, subset="val")
+
+
+def test_a_run_whose_window_is_not_known_says_that_it_guesses(trained, tmp_path, capsys):
+    path = save(tmp_path / "ct.nii.gz", ct())
+    trained.checkpoint["window"] = None
+    go(trained, path)
+    assert "HU -160 to 240 (a guess" in capsys.readouterr().out
+    go(trained, path, hu_low=-160.0, hu_high=240.0)
+    assert "guess" not in capsys.readouterr().out
+
+
+def test_measures_and_parts_have_their_closed_forms():
+    mask = np.zeros((9, 9, 9), np.uint8)
+    mask[1:3, 1:3, 1:3] = 1
+    mask[3, 3, 3] = 1  # touches by a corner
+    mask[7, 7, 7] = 1
+    assert largest_component(mask).sum() == 9 and largest_component(mask * 0).sum() == 0
+    assert measures(mask, (1, 2, 5)) == {
+        "slices": 9,
+        "slices_with_organ": 4,
+        "volume_ml": 0.1,
+        "length_mm": 35.0,
+    }
+
+
+def test_views_and_squares_have_their_inverses(tmp_path):
+    voxels = np.arange(4 * 5 * 6).reshape(4, 5, 6)
+    views = np.stack([voxels[::-1, ::-1, z].T for z in range(6)])
+    assert np.array_equal(from_views(views), voxels)
+    view = np.zeros((40, 24), np.uint8)
+    view[10:30, 6:18] = 200
+    square = to_square(view, (1.0, 1.0), 40, mask=True)
+    back = from_square(torch.from_numpy(square)[None, None].float(), view.shape, (1.0, 1.0))
+    assert np.array_equal(back[0, 0].numpy(), view)
+    path = save(tmp_path / "v.nii.gz", np.zeros((20, 30, 5), np.int16), "PIR")
+    geometry = json.loads(json.dumps(read_volume(path).geometry()))
+    assert square_spacing(geometry, 10) == pytest.approx((2.5, 2.4, 2.4))
