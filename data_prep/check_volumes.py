@@ -1,26 +1,30 @@
-"""Check a folder of labelled CT in Decathlon layout; all bad cases in one go, exit 1 if any.
+"""Check a folder of labelled CT in Decathlon layout: every finding in one table, exit 1 on errors.
 
     python check_volumes.py                              data/Task09_Spleen
     python check_volumes.py --input ../data/phantom
 
 Reads every volume to its checksum and prints a line a case: shape, spacing in mm, stored
-orientation, HU range, organ volume in ml. Errors: files that are missing, damaged, not 3D; image
-and label of different shape or affine; NaN; label values beside 0 and 1; the same image twice
-under two names. An empty label is pointed out: it may be meant.
+orientation, HU range, organ volume in ml; then the findings. Errors, which slice_nifti.py refuses
+too: files that are listed and missing, damaged, shorter than their header claims, not 3D; image and
+label of different shape or affine; NaN; label values beside 0 and 1; an image under two names.
+Warnings, which may be meant: an empty label, a constant image, HU or spacing out of all proportion,
+the organ on the patient's right, files that dataset.json does not list, macOS's `._` files.
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
 from common import config as base
+from common.cases import Case, doubts, errors, fingerprint, listing, run_all, twins
 from common.config import launch, option
 from common.files import ROOT, UserError, shown
-from common.volumes import Case, list_cases, read_case, run_all
+from common.volumes import Volume, read_volume
 
 
 @dataclass
@@ -31,34 +35,79 @@ class Config(base.Config):
     workers: int = option(2, "processes; each holds one volume in memory", low=1)
 
 
-def check(case: Case) -> tuple[str, str]:
-    """The image's hash and the line that describes the case. UserError if it is not sound."""
-    image, label = read_case(case)
+class Checked(NamedTuple):
+    """One case: the line that describes it, its image's fingerprint, errors, warnings."""
+
+    line: str | None
+    print: str | None
+    errors: list[str]
+    warnings: list[str]
+
+
+def check(case: Case) -> Checked:
+    """Read a case and look for all that is wrong with it."""
+    try:
+        image, label = read_volume(case.image), read_volume(case.label)
+    except UserError as error:
+        return Checked(None, None, [str(error)], [])
+    found = errors(image, label)
+    return Checked(
+        describe(case.name, image, label),
+        fingerprint(image),
+        found,
+        [] if found else doubts(image, label),
+    )
+
+
+def describe(name: str, image: Volume, label: Volume) -> str:
+    """A case in a line."""
     low, high = float(image.voxels.min()), float(image.voxels.max())
-    volume = np.count_nonzero(label.voxels) * float(np.prod(image.spacing)) / 1000
-    line = (
-        f"{case.name:<16} {'x'.join(map(str, image.stored_shape)):>13} "
+    volume = np.count_nonzero(label.voxels) * float(np.prod(label.spacing)) / 1000
+    return (
+        f"{name:<16} {'x'.join(map(str, image.stored_shape)):>13} "
         f"{'x'.join(f'{s:.2f}' for s in image.spacing):>15} {image.stored_orientation} "
         f"{low:>6.0f}..{high:<5.0f} {volume:>7.1f}"
     )
-    notes = [note for note, true in (("no organ", not volume), ("constant", low == high)) if true]
-    return image.sha256, f"{line}  {', '.join(notes)}".rstrip()
+
+
+def unlisted(cases: list[Case]) -> list[tuple[str, str]]:
+    """Volumes beside the listed ones: the file, and what is odd about it."""
+    known = {path.resolve() for case in cases for path in (case.image, case.label)}
+    found = []
+    folders = {path.parent for path in known}
+    for path in sorted(p for folder in folders for p in folder.glob("*.nii*")):
+        if path.name.startswith("._"):
+            found.append((path.name, "a shadow file of macOS, no volume: remove it"))
+        elif path.resolve() not in known:
+            found.append((path.name, f"in {shown(path.parent)}, and not in dataset.json"))
+    return found
 
 
 def main(config: Config) -> None:
-    """Check all cases."""
+    """Check all cases, print what they are and what is wrong. UserError if anything is."""
     if not config.input.is_dir():
         raise UserError(f"{shown(config.input)} does not exist; name a folder with --input.")
-    cases = list_cases(config.input)
-    checked = run_all(check, cases, config.workers, "checking")
+    cases, lost = listing(config.input)
+    bad = {name for name, _ in lost}
+    there = [case for case in cases if case.name not in bad]
+    checked = run_all(check, there, config.workers, "checking")
+    checked = {case.name: found for case, found in zip(there, checked, strict=True)}
+    same = twins({name: case.print for name, case in checked.items() if case.print})
+    rows = [("error", *problem) for problem in lost]
+    rows += [("error", names[0], f"the same image as {', '.join(names[1:])}") for names in same]
+    rows += [("error", name, text) for name, case in checked.items() for text in case.errors]
+    count = len(rows)
+    rows += [("warning", name, text) for name, case in checked.items() for text in case.warnings]
+    rows += [("warning", *found) for found in unlisted(cases)]
     print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {'HU':>9} {'organ ml':>12}")
-    print("\n".join(line for _, line in checked))
-    same: dict[str, list[str]] = {}
-    for case, (digest, _) in zip(cases, checked, strict=True):
-        same.setdefault(digest, []).append(case.name)
-    if twice := [" = ".join(names) for names in same.values() if len(names) > 1]:
-        raise UserError(f"The same image under two names, a leak between splits: {twice}")
-    print(f"{len(cases)} cases are sound")
+    print("\n".join(case.line for case in checked.values() if case.line))
+    if rows:
+        width = max(len(name) for _, name, _ in rows)
+        print("\n" + "\n".join(f"{level:<8} {name:<{width}} {text}" for level, name, text in rows))
+    if count:
+        wrong = len({name for level, name, _ in rows if level == "error"})
+        raise UserError(f"{wrong} of {len(cases)} cases cannot be used: {count} errors, see above.")
+    print(f"{len(cases)} cases are sound" + (f", {len(rows)} warnings" if rows else ""))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image
 
 from common import config as base
+from common.cases import Case, fingerprint, list_cases, read_case, run_all, twins
 from common.config import launch, option
 from common.files import (
     ROOT,
@@ -40,7 +41,6 @@ from common.files import (
 from common.settings import DATA
 from common.slices import Slice, check_output, in_short, make_splits, write_set
 from common.views import HU_WINDOW, axial_view, to_square, window
-from common.volumes import Case, list_cases, read_case, run_all
 
 
 @dataclass
@@ -106,6 +106,7 @@ def slice_case(case: Case, config: Config) -> dict:
         for name, pixels in zip(pictures(case.name, rows[-1:]), (grey, mask), strict=True):
             Image.fromarray(pixels).save(home / name, compress_level=4)
     record = {"geometry": image.geometry(), "rows": rows, "made_from": made_from}
+    record["fingerprint"] = fingerprint(image)
     write_json(home / ".done" / f"{case.name}.json", record)
     return record
 
@@ -163,6 +164,12 @@ def main(config: Config) -> None:
     splits = make_splits(names, config.seed, config.folds, config.fold)
     prepare(config, cases)
     records = run_all(partial(slice_case, config=config), cases, config.workers, "volumes")
+    prints = {c.name: r.get("fingerprint", c.name) for c, r in zip(cases, records, strict=True)}
+    if same := twins(prints):
+        raise UserError(
+            f"The same image under two names, a leak between splits: {same}. Remove all but one "
+            "of each from dataset.json."
+        )
     slices = [
         Slice(case.name, index, foreground, case.image.name)
         for case, record in zip(cases, records, strict=True)

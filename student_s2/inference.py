@@ -2,9 +2,13 @@
 
     python inference.py                          the test patients, with the run "default"
     python inference.py --subset val --probabilities
+    python inference.py --volume ct.nii.gz --output seg.nii.gz     a whole CT, or a folder of them
 
 Writes predictions/ (mask PNGs), overlays/ (CT | truth | prediction) and inference.json into
 runs/NAME. Then `python metrics.py`.
+
+A CT's mask (with `--largest-component` its largest part alone) has the geometry of its file; beside
+it lie a sheet of slices (.png) and the organ's volume and length (.json; with `--truth` scores).
 """
 
 import sys

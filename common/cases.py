@@ -1,0 +1,151 @@
+"""The patients of a Decathlon folder: what is listed, what is wrong with it, reading it checked."""
+
+import hashlib
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common.files import UserError, bullets, read_json, shown
+from common.volumes import Volume, read_volume, stem
+
+AIR_HU = -300  # below it is air, in the lungs or around the patient
+PLAUSIBLE_HU = (-2000, 5000)
+MAX_SPACING_MM = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient of a Decathlon folder: name, image file, label file."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+def listing(folder: Path) -> tuple[list[Case], list[tuple[str, str]]]:
+    """The training cases of a folder's dataset.json, sorted by name, and what is wrong with it.
+
+    A problem is the case's name and a text: a file that is listed and missing, listed outside the
+    folder, listed twice. UserError if there is no such list.
+    """
+    index = folder / "dataset.json"
+    hint = (
+        "A folder in Decathlon layout holds dataset.json, imagesTr/ and labelsTr/. "
+        "Without one, `python data_prep/make_phantom.py` makes a synthetic one."
+    )
+    listed = read_json(index, hint)
+    try:
+        pairs = [(str(entry["image"]), str(entry["label"])) for entry in listed["training"]]
+    except (KeyError, TypeError):
+        raise UserError(f'{shown(index)} has no list "training" of image and label.') from None
+    if not pairs:
+        raise UserError(f"{shown(index)} lists no training volumes.")
+    cases = [Case(stem(Path(image)), folder / image, folder / label) for image, label in pairs]
+    problems, home = [], folder.resolve()
+    for case in sorted(cases, key=lambda case: case.name):
+        for path in (case.image, case.label):
+            if not path.resolve().is_relative_to(home):
+                problems.append((case.name, f"{path} is listed, outside its folder"))
+            elif not path.is_file():
+                problems.append((case.name, f"{shown(path)} is listed and missing"))
+    names = [case.name for case in cases]
+    problems += [(n, "listed twice") for n in sorted({n for n in names if names.count(n) > 1})]
+    return sorted(set(cases), key=lambda case: case.name), problems
+
+
+def list_cases(folder: Path) -> list[Case]:
+    """The training cases of a Decathlon folder. UserError naming all that is wrong there."""
+    cases, problems = listing(folder)
+    if problems:
+        lines = [f"{name}: {text}" for name, text in problems]
+        raise UserError(f"{shown(folder / 'dataset.json')}:{bullets(lines, 200)}")
+    return cases
+
+
+def errors(image: Volume, label: Volume) -> list[str]:
+    """Why an image and its label cannot be used together; empty if they can."""
+    if image.stored_shape != label.stored_shape:
+        return [f"the label's shape is {label.stored_shape}, its image's {image.stored_shape}"]
+    found = []
+    shift = np.abs(image.stored_affine - label.stored_affine).max()
+    if shift > 1e-3:
+        found.append(f"the label's affine differs from its image's by {shift:g} (mm)")
+    if not np.isfinite(image.voxels).all():
+        found.append("the image holds NaN or infinite voxels")
+    odd = label.voxels[(label.voxels != 0) & (label.voxels != 1)]
+    if odd.size:
+        listed = ", ".join(f"{v:g}" for v in np.unique(odd)[:8])
+        found.append(f"the label holds the values {listed} beside 0 and 1")
+    return found
+
+
+def doubts(image: Volume, label: Volume) -> list[str]:
+    """What is odd about a usable case, and may be meant."""
+    found, organ = [], label.voxels > 0
+    low, high = image.voxels.min(), image.voxels.max()
+    if not organ.any():
+        found.append("the label is empty")
+    if low == high:
+        found.append("the image is constant")
+    if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1]:
+        found.append(f"{low:g}..{high:g} is no range of a CT in HU")
+    if max(image.spacing) > MAX_SPACING_MM:
+        found.append(f"a spacing of {max(image.spacing):g} mm")
+    body = image.voxels > AIR_HU
+    if organ.any() and body.any():
+        x, middle = (float(np.argwhere(m.any((1, 2))).mean()) for m in (organ, body))
+        if x > middle:
+            found.append("the organ lies on the patient's right: no spleen, or a wrong header")
+    return found
+
+
+def read_case(case: Case) -> tuple[Volume, Volume]:
+    """Image and label of one case, checked against each other. UserError says what is wrong."""
+    image, label = read_volume(case.image), read_volume(case.label)
+    if found := errors(image, label):
+        raise UserError(f"{shown(case.label)}: {'; '.join(found)}.")
+    return image, label
+
+
+def fingerprint(image: Volume) -> str:
+    """A hash of the voxels, whatever name, header or packing they come with."""
+    digest = hashlib.sha256(str(image.voxels.shape).encode())
+    digest.update(np.ascontiguousarray(image.voxels, dtype=np.float32))
+    return digest.hexdigest()
+
+
+def twins(prints: dict[str, str]) -> list[list[str]]:
+    """Cases that hold the same image, from each one's fingerprint: a leak that no split mends."""
+    same: dict[str, list[str]] = {}
+    for name, found in prints.items():
+        same.setdefault(found, []).append(name)
+    return [names for names in same.values() if len(names) > 1]
+
+
+def run_all(work, cases: list[Case], workers: int, title: str) -> list:
+    """`work(case)` for every case in `workers` processes, in order; memory: one case a process.
+
+    UserErrors do not stop the others: they are raised as one, naming all bad cases, at the end.
+    """
+    results, problems = [], []
+    with ProcessPoolExecutor(max(1, min(workers, len(cases)))) as pool:
+        futures = [pool.submit(work, case) for case in cases]
+        for future in tqdm(futures, desc=title, disable=None, leave=False):
+            try:
+                results.append(future.result())
+            except UserError as error:
+                problems.append(str(error))
+            except BrokenProcessPool:
+                raise UserError(
+                    "A worker process was ended from outside, most likely for want of memory. "
+                    "Try --workers 1; what is finished is kept."
+                ) from None
+    if problems:
+        raise UserError(
+            f"{len(problems)} of {len(cases)} cases cannot be used:{bullets(problems, 200)}"
+        )
+    return results

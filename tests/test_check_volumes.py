@@ -1,0 +1,165 @@
+import gzip
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import ROOT, load_script, run
+
+from common.cases import doubts, errors
+from common.files import UserError
+from common.volumes import read_volume
+
+script = load_script(ROOT / "data_prep/check_volumes.py")
+
+
+def ct(seed=0, shape=(16, 16, 6)):
+    """A body of 40 HU in air, with noise that makes each patient's image its own."""
+    voxels = np.full(shape, -1000.0)
+    voxels[2:-2, 2:-2] = 40
+    voxels += np.random.default_rng(seed).normal(0, 5, shape)
+    return voxels.astype(np.int16)
+
+
+def organ(shape=(16, 16, 6), left=True):
+    """A spleen on the patient's left: canonical x grows to the right."""
+    mask = np.zeros(shape, np.uint8)
+    mask[slice(3, 6) if left else slice(10, 13), 4:8, 2:4] = 1
+    return mask
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three sound cases in Decathlon layout, and a way to replace or add files."""
+
+    def put(name, image=None, label=None, affine=None):
+        affine = np.diag([1, 1, 3, 1.0]) if affine is None else affine
+        for kind, voxels in (("images", image), ("labels", label)):
+            if voxels is not None:
+                path = tmp_path / f"{kind}Tr" / f"{name}.nii.gz"
+                path.parent.mkdir(exist_ok=True)
+                nib.save(nib.Nifti1Image(voxels, affine), path)
+        names = {p.name for p in (tmp_path / "imagesTr").glob("[!.]*.gz")}
+        listed = [{"image": f"./imagesTr/{n}", "label": f"./labelsTr/{n}"} for n in sorted(names)]
+        (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}))
+        return tmp_path / "imagesTr" / f"{name}.nii.gz"
+
+    for seed in range(3):
+        put(f"p{seed}", ct(seed), organ())
+    return tmp_path, put
+
+
+def findings(folder, capsys, code=1):
+    """What the script prints of errors and warnings: (level, case) -> text."""
+    config = script.Config(input=folder, workers=1)
+    if code:
+        with pytest.raises(UserError, match="cannot be used"):
+            script.main(config)
+    else:
+        script.main(config)
+    rows = [line.split(None, 2) for line in capsys.readouterr().out.splitlines()]
+    return {(row[0], row[1]): row[2] for row in rows if row[:1] in (["error"], ["warning"])}
+
+
+def test_sound_cases_pass(folder, capsys):
+    assert findings(folder[0], capsys, code=0) == {}
+
+
+def test_every_error_is_in_the_table_and_slice_nifti_refuses_it(folder, capsys):
+    home, put = folder
+    put("flat", np.zeros((16, 16), np.int16), organ())
+    put("four", np.zeros((16, 16, 6, 2), np.int16), organ())
+    put("nan", np.where(ct() > 0, np.nan, ct()).astype(np.float32), organ())
+    put("shape", ct(7), organ((16, 16, 5)))
+    put("values", ct(8), organ() * 3)
+    put("twin", ct(1), organ())
+    moved = put("moved", ct(9))
+    nib.save(nib.Nifti1Image(organ(), np.diag([1, 1, 3.01, 1])), home / "labelsTr/moved.nii.gz")
+    cut = put("cut", ct(10), organ())
+    cut.write_bytes(cut.read_bytes()[:-30])
+    flipped = put("flipped", ct(11), organ())
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 4
+    flipped.write_bytes(content)
+    claim = put("claim", ct(12), organ())
+    plain = bytearray(gzip.decompress(claim.read_bytes()))
+    plain[46:48] = (600).to_bytes(2, "little")  # dim[3]
+    claim.write_bytes(gzip.compress(bytes(plain)))
+    put("lost", ct(13), organ())
+    (home / "labelsTr/lost.nii.gz").unlink()
+    found = findings(home, capsys)
+    words = {
+        "flat": "3D volume",
+        "four": "3D volume",
+        "nan": "NaN",
+        "shape": "label's shape",
+        "values": "3 beside 0 and 1",
+        "p1": "same image as twin",
+        "moved": "affine differs",
+        "cut": "cut short",
+        "flipped": "damaged",
+        "claim": "holds less than",
+        "lost": "listed and missing",
+    }
+    assert {name for _, name in found} == {*words}
+    for name, text in words.items():
+        assert text in found["error", name]
+        alone = [{"image": f"imagesTr/{n}.nii.gz", "label": f"labelsTr/{n}.nii.gz"} for n in {name}]
+        if name == "p1":
+            alone += [{"image": "imagesTr/twin.nii.gz", "label": "labelsTr/twin.nii.gz"}]
+        (home / "dataset.json").write_text(json.dumps({"training": alone}))
+        slicer = load_script(ROOT / "data_prep/slice_nifti.py")
+        with pytest.raises(UserError, match=name if name != "p1" else "two names"):
+            slicer.main(slicer.Config(input=home, output=home / "out", size=16, workers=1))
+    assert moved.exists()
+
+
+def test_every_doubt_is_a_warning(folder, capsys):
+    home, put = folder
+    put("empty", ct(4), organ() * 0)
+    put("constant", np.full((16, 16, 6), 7, np.int16), organ())
+    put("hot", np.where(ct(5) > 0, 9000, ct(5)).astype(np.int16), organ())
+    put("thick", ct(6), organ(), np.diag([1, 1, 15, 1.0]))
+    put("mirrored", ct(7), organ(left=False))
+    shutil.copy(home / "imagesTr/p0.nii.gz", home / "imagesTr/._p0.nii.gz")
+    listed = (home / "dataset.json").read_text()
+    put("extra", ct(8), organ())
+    (home / "dataset.json").write_text(listed)
+    found = findings(home, capsys, code=0)
+    words = {
+        "empty": "label is empty",
+        "constant": "constant",
+        "hot": "9000 is no range",
+        "thick": "15 mm",
+        "mirrored": "patient's right",
+        "._p0.nii.gz": "shadow file",
+        "extra.nii.gz": "not in dataset.json",
+    }
+    assert {name for _, name in found} == {*words}
+    for name, text in words.items():
+        assert text in found["warning", name]
+
+
+def test_left_and_right_are_the_patient_s_whatever_the_file_s_axes(tmp_path):
+    for codes in ("LPS", "RAS", "SAR"):
+        for left in (True, False):
+            volumes = []
+            for kind, voxels in (("i", ct()), ("l", organ(left=left))):
+                image = nib.Nifti1Image(voxels, np.diag([1, 1, 3, 1.0]))
+                start, end = (nib.orientations.axcodes2ornt(c) for c in ("RAS", codes))
+                image = image.as_reoriented(nib.orientations.ornt_transform(start, end))
+                nib.save(image, tmp_path / f"{kind}.nii.gz")
+                volumes.append(read_volume(tmp_path / f"{kind}.nii.gz"))
+            assert errors(*volumes) == []
+            assert bool(doubts(*volumes)) != left
+
+
+def test_the_script_says_it_in_one_table(repo, phantom, tmp_path):
+    output = run(repo, "data_prep/check_volumes.py", "--input", phantom)
+    assert "8 cases are sound" in output
+    bad = shutil.copytree(phantom, tmp_path / "bad")
+    sorted((bad / "imagesTr").iterdir())[0].write_bytes(b"")
+    output = run(repo, "data_prep/check_volumes.py", "--input", bad, code=1)
+    assert "1 of 8 cases cannot be used: 1 errors" in output
+    assert "does not exist" in run(repo, "data_prep/check_volumes.py", code=1)
