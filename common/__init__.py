@@ -2,6 +2,6 @@
 
 files -> config -> settings -> arms -> volumes -> cases -> views -> phantom -> slices -> loading
 -> unet -> transunet -> losses -> contrast -> maps -> surfaces -> scores -> distillation -> device
--> checkpoint -> statistics -> tables -> errors -> embedding -> figures -> charts -> study -> runs
--> engine -> teachers -> trained -> segment -> predict -> steps
+-> checkpoint -> statistics -> tables -> errors -> embedding -> figures -> report -> charts
+-> study -> runs -> engine -> teachers -> trained -> segment -> predict -> steps
 """

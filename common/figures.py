@@ -63,15 +63,15 @@ def outlined(
     return rgb
 
 
-def overlay(path: Path, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> None:
-    """CT | truth (green outline) | prediction (orange outline), side by side as one PNG."""
+def panels(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """CT | truth (green outline) | prediction (orange outline), side by side, RGB uint8."""
     scale = max(1, 320 // image.shape[0])
-    panels = [
+    parts = [
         outlined(image, np.zeros_like(truth), TRUTH, scale),
         outlined(image, truth, TRUTH, scale, 2),
         outlined(image, prediction, PREDICTION, scale, 2),
     ]
-    save_picture(path, np.concatenate(panels, axis=1))
+    return np.concatenate(parts, axis=1)
 
 
 def sheet(path: Path, title: str, rows: list[tuple], aspect: float = 1.0) -> None:
@@ -94,7 +94,7 @@ def sheet(path: Path, title: str, rows: list[tuple], aspect: float = 1.0) -> Non
                 edge = outlined(image, drawn, colour, scale, 2)
                 here = (edge == colour).all(-1)
                 picture[here] = colour
-        axis.imshow(picture, aspect=aspect)
+        axis.imshow(picture, aspect=aspect, interpolation="nearest")
         axis.set_title(name, fontsize=8)
     known = any(truth is not None for *_, truth in rows)
     legend = "orange: mask" + (", green: truth" if known else "")

@@ -145,7 +145,8 @@ def _write_overlays(run: Trained, count: int) -> None:
                 run.folder / "predictions",
             )
         )
-        figures.overlay(run.folder / "overlays" / f"{s.name}.png", image, truth, mask)
+        pixels = figures.panels(image, truth, mask)
+        figures.save_picture(run.folder / "overlays" / f"{s.name}.png", pixels)
 
 
 def hidden_input(images: Tensor, names: list[str], share: float) -> Tensor:

@@ -3,8 +3,9 @@
     python metrics.py
     python metrics.py --name bottleneck-image --plain ../student_s2/runs/default/summary.json
 
-Prints the table and writes metrics_per_case.csv and summary.json into runs/NAME. Gain and gap
-are paired by patient; both other models must have been scored on the same patients.
+Prints the table; writes metrics_per_case.csv, summary.json and report.html, a page that shows it
+all, into runs/NAME. Gain and gap are paired by patient; both other models must have been scored on
+the same patients.
 """
 
 import sys
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch, option
 from common.files import ROOT
+from common.report import write_report
 from common.scores import score_run, table
 from common.settings import MetricsConfig
 from common.slices import read_set
@@ -31,11 +33,14 @@ class Config(MetricsConfig):
 
 def main(config: Config) -> None:
     """Score the run and compare it."""
-    folder = Path(__file__).resolve().parent / "runs" / config.name
-    result = score_run(folder, read_set(config.data))
-    print(table(result))
-    print(compare(result, "gain over plain S2", config.plain))
-    print(compare(result, "against T2", config.teacher))
+    folder, data = Path(__file__).resolve().parent / "runs" / config.name, read_set(config.data)
+    result = score_run(folder, data)
+    compared = (
+        compare(result, "gain over plain S2", config.plain),
+        compare(result, "against T2", config.teacher),
+    )
+    print(table(result), *compared, sep="\n")
+    write_report(folder, data, compared)
 
 
 if __name__ == "__main__":

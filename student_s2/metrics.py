@@ -2,7 +2,8 @@
 
     python metrics.py
 
-Prints the table and writes metrics_per_case.csv and summary.json into runs/NAME.
+Prints the table; writes metrics_per_case.csv, summary.json and report.html, a page that shows it
+all, into runs/NAME.
 """
 
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch
+from common.report import write_report
 from common.scores import score_run, table
 from common.settings import MetricsConfig
 from common.slices import read_set
@@ -18,8 +20,9 @@ from common.slices import read_set
 
 def main(config: MetricsConfig) -> None:
     """Score the run."""
-    folder = Path(__file__).resolve().parent / "runs" / config.name
-    print(table(score_run(folder, read_set(config.data))))
+    folder, data = Path(__file__).resolve().parent / "runs" / config.name, read_set(config.data)
+    print(table(score_run(folder, data)))
+    write_report(folder, data)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python metrics.py
 
-Prints the table and writes metrics_per_case.csv and summary.json into runs/NAME. Reconstructions
-(if inference wrote them) are compared with the images: MSE, PSNR, SSIM over the whole slice,
-beside the same scores of the input with its hidden patches: what doing nothing would give.
+Prints the table; writes metrics_per_case.csv, summary.json and report.html, a page that shows it
+all, into runs/NAME. Reconstructions (if inference wrote them) are compared with the images: MSE,
+PSNR, SSIM over the whole slice, beside the same scores of the input with its hidden patches: what
+doing nothing would give.
 """
 
 import sys
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch
 from common.predict import score_reconstructions
+from common.report import write_report
 from common.scores import score_run, table
 from common.settings import MetricsConfig
 from common.slices import read_set
@@ -23,7 +25,9 @@ def main(config: MetricsConfig) -> None:
     """Score the run."""
     folder, data = Path(__file__).resolve().parent / "runs" / config.name, read_set(config.data)
     print(table(score_run(folder, data)))
-    print(score_reconstructions(folder, data))
+    restored = score_reconstructions(folder, data)
+    print(restored)
+    write_report(folder, data, tuple(restored.splitlines()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,16 @@
 import numpy as np
 from PIL import Image
 
-from common.figures import PREDICTION, TRUTH, comparison, curves, outlined, overlay
+from common.figures import (
+    PREDICTION,
+    TRUTH,
+    comparison,
+    curves,
+    outlined,
+    panels,
+    save_picture,
+    sheet,
+)
 
 MASK = np.zeros((20, 20), np.uint8)
 MASK[5:12, 6:15] = 1
@@ -27,12 +36,19 @@ def test_a_mask_at_the_border_of_the_image_is_closed_there():
 
 
 def test_an_overlay_is_image_truth_and_prediction(tmp_path):
-    overlay(tmp_path / "o.png", GREY, MASK, np.roll(MASK, 3, 1))
+    save_picture(tmp_path / "o.png", panels(GREY, MASK, np.roll(MASK, 3, 1)))
     picture = np.asarray(Image.open(tmp_path / "o.png"))
     left, middle, right = np.split(picture, 3, axis=1)
     assert left.shape == (320, 320, 3) and (left == 90).all()
     assert coloured(middle, TRUTH).any() and not coloured(middle, PREDICTION).any()
     assert coloured(right, PREDICTION).any() and not coloured(right, TRUTH).any()
+
+
+def test_a_sheet_has_both_outlines_where_the_truth_is_known(tmp_path):
+    rows = [(f"slice {k}", GREY, np.roll(MASK, 3, 1), MASK if k % 2 else None) for k in range(5)]
+    sheet(tmp_path / "s.png", "a volume", rows, aspect=1.4)
+    picture = np.asarray(Image.open(tmp_path / "s.png").convert("RGB"))
+    assert coloured(picture, TRUTH).sum() > 200 and coloured(picture, PREDICTION).sum() > 500
 
 
 def test_figures_are_written(tmp_path):

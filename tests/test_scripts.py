@@ -11,6 +11,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT, STAGES, load_script, run
@@ -22,7 +23,7 @@ from common.slices import read_set
 BY_HAND = ("teacher_t1_unet", "student_s1", "kd_t1_s1")  # tests/test_reproduce.py runs the others
 SCRIPTS = [
     *("reproduce.py", "data_prep/make_phantom.py", "data_prep/check_volumes.py"),
-    *("data_prep/slice_nifti.py", "data_prep/import_pairs.py"),
+    *("data_prep/slice_nifti.py", "data_prep/import_pairs.py", "data_prep/download_task09.py"),
     *(f"{stage}/{script}.py" for stage in STAGES for script in ("train", "inference", "metrics")),
 ]
 
@@ -86,9 +87,31 @@ def test_each_stage_leaves_its_files(trained, slices):
     assert not (repo / "kd_t1_s1/runs/default/reconstructions").exists()
 
 
+def test_whole_volumes_are_segmented_in_their_own_geometry(trained, phantom):
+    repo, _ = trained
+    flags = ("--volume", phantom / "imagesTr", "--truth", phantom / "labelsTr")
+    for stage in ("teacher_t1_unet", "kd_t1_s1"):
+        text = run(repo, "inference.py", *flags, "--largest-component", cwd=repo / stage)
+        assert "HU -160 to 240, on" in text and text.count("spleen") >= 8
+        folder = repo / stage / "runs/default/volumes"
+        for path in (phantom / "imagesTr").iterdir():
+            image, mask = nib.load(path), nib.load(folder / path.name)
+            assert mask.shape == image.shape and np.array_equal(mask.affine, image.affine)
+            about = json.loads((folder / path.name.replace(".nii.gz", ".json")).read_text())
+            counted = np.count_nonzero(mask.dataobj) * np.prod(image.header.get_zooms()) / 1000
+            assert about["volume_ml"] == pytest.approx(counted, rel=1e-4)
+            assert 0 <= about["scores"]["dice"] <= 1
+    single = min((phantom / "imagesTs").iterdir())
+    out = repo / "seg.nii.gz"
+    run(repo, "inference.py", "--volume", single, "--output", out, cwd=repo / "student_s1")
+    assert nib.load(out).shape == nib.load(single).shape
+    assert (repo / "seg.png").exists() and not (repo / "seg_probability.nii.gz").exists()
+
+
 def test_what_is_printed(trained):
     _, log = trained
     assert "57,297 parameters\n" in log["student_s1"][0]
+    assert "HD95 mm" in log["student_s1"][2] and "report -> runs" in log["student_s1"][2]
     assert "more in the objective's projections" in log["kd_t1_s1"][0]
     assert "teacher" in log["kd_t1_s1"][0] and "validation Dice" in log["kd_t1_s1"][0]
     assert "contrast_bottleneck" in log["kd_t1_s1"][0]

@@ -1,0 +1,112 @@
+import base64
+import io
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.figures import save_picture
+from common.files import write_csv, write_json
+from common.report import write_report
+from common.scores import score_run
+from common.slices import read_set
+
+SIZE = 16
+EVIL = "<script>alert(1)<"  # a case's name is part of a file's, so without a slash
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "headless_shell")
+
+
+class Page(HTMLParser):
+    """The tags, the addresses that are asked for, and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attributes if k in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.text.append(data.strip())
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A scored run over three patients: one found, one missed, one without organ; its data set."""
+    data, run = tmp_path / "data", tmp_path / "stage" / "runs" / "a"
+    organ, grey = np.zeros((SIZE, SIZE), np.uint8), np.full((SIZE, SIZE), 90, np.uint8)
+    organ[4:9, 4:9] = 255
+    rows, cases = [], {"found": (organ, organ), EVIL: (organ, organ * 0), "none": (organ * 0,) * 2}
+    for case, (truth, mask) in cases.items():
+        for index in range(2):
+            name = f"{case}_{index:03d}.png"
+            save_picture(data / "images" / name, grey)
+            save_picture(data / "masks" / name, truth)
+            save_picture(run / "predictions" / name, mask)
+            foreground = int((truth > 0).sum())
+            rows.append({"case": case, "slice": index, "foreground": foreground, "source": ""})
+    write_csv(data / "manifest.csv", rows)
+    geometry = {"shape": [16, 16, 2], "affine": np.diag([1, 1, 4, 1]).tolist()}
+    geometry["spacing"] = [1, 1, 4]
+    about = {"size": SIZE, "classes": ["<i>spleen"], "cases": dict.fromkeys(cases, geometry)}
+    write_json(data / "dataset.json", about)
+    done = {"subset": "test", "weights": "best", "cases": [*cases], "parameters": 5, "epoch": 1}
+    write_json(run / "inference.json", {**done, "latency_ms": 2.0})
+    made = {"config": {"lr": 0.1, "name": "<b>bold"}, "environment": {"torch": "2"}}
+    write_json(run / "config.json", made)
+    save_picture(run / "curves.png", grey)
+    score_run(run, read_set(data))
+    return run, read_set(data)
+
+
+def test_one_page_holds_it_all_and_asks_for_nothing(scored):
+    write_report(*scored, ("gain <over> S1: +1.0",))
+    page = Page((scored[0] / "report.html").read_text(encoding="utf-8"))
+    assert not {"script", "link", "iframe", "object", "b", "i"} & {*page.tags}
+    assert len(page.addresses) == page.tags.count("img") == 2 + 3  # dots, curves, a slice each
+    for address in page.addresses:
+        kind, content = address.split(",", 1)
+        assert kind == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(content))).verify()
+    for words in ("gain <over> S1: +1.0", EVIL, "<b>bold", "HD95 mm", "Dice", "0.1"):
+        assert words in page.text
+    assert any("<i>spleen" in words for words in page.text)
+
+
+def test_the_worst_patient_comes_first_and_one_without_organ_last(scored):
+    write_report(*scored)
+    page = Page((scored[0] / "report.html").read_text(encoding="utf-8"))
+    order = [t for t in page.text if t in ("found", EVIL, "none")]
+    assert order == [EVIL, "found", "none"]
+    titles = [t for t in page.text if ": Dice " in t]
+    assert titles == [f"{EVIL}: Dice 0.000", "found: Dice 1.000", "none: Dice -"]
+    write_report(*scored, worst=1)
+    page = Page((scored[0] / "report.html").read_text(encoding="utf-8"))
+    assert [t for t in page.text if ": Dice " in t] == [f"{EVIL}: Dice 0.000"]
+
+
+def test_a_browser_draws_it(scored, tmp_path):
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    write_report(*scored)
+    target = tmp_path / "page.png"
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={target}")
+    page = (scored[0] / "report.html").as_uri()
+    subprocess.run([browser, *flags, "--window-size=900,1600", page], check=True, timeout=120)
+    assert np.asarray(Image.open(target).convert("L")).std() > 5
+
+
+def test_scores_on_volumes_have_distances_in_mm(scored):
+    result = score_run(*scored)
+    found, missed, none = (result["cases"][case] for case in ("found", EVIL, "none"))
+    assert found["hd95_mm"] == 0 and found["nsd_1mm"] == 1
+    assert missed["hd95_mm"] == pytest.approx(np.sqrt(16**2 + 16**2 + 8**2))
+    assert none["hd95_mm"] is None
+    assert result["per_patient"]["hd95_mm"]["n"] == 2
+    assert result["per_patient"]["hd95_mm"]["undefined"] == 1
