@@ -7,6 +7,7 @@ dataset.json                    name, source, window, size, classes, cases (geom
 splits.json                     seed, folds, fold, patients of train / val / test / student
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,9 +68,16 @@ class SliceSet:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An 8-bit grey PNG as uint8 `(H, W)`. UserError if it is missing, damaged or not grey."""
+    """An 8-bit grey PNG as uint8 `(H, W)`. UserError if it is missing, damaged or not grey.
+
+    Pillow decodes a bit-flipped PNG without a word; `verify` compares its checksums, and needs to
+    open the file for itself.
+    """
     try:
-        with Image.open(path) as picture:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.verify()
+        with Image.open(io.BytesIO(content)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise UserError(f"{shown(path)} claims {picture.width}x{picture.height} pixels.")
             if picture.mode != "L":

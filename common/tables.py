@@ -5,6 +5,7 @@ from pathlib import Path
 from common.files import UserError, write_csv, write_text
 from common.scores import mean_and_spread, number, with_spread
 from common.statistics import by_patient, gain, in_words, pooled, seed_spread
+from common.surfaces import SURFACE_SCORES
 
 # arXiv 2406.03173, pooled over slices of a random split by slice. Its released code distils
 # nothing (see the README), so these are reference points, not results to reproduce to the digit.
@@ -22,6 +23,11 @@ POOLED = "Pooled over all slices, as the thesis counts."
 OTHERS = (
     " Its figures are of Task09, split by slice: other data, so compare the order of the models, "
     "not the digits."
+)
+
+SURFACES = (
+    "Distances of the surfaces per patient, on the slices' own grid: a voxel is as large as a "
+    "slice's pixel, and as high as the slices are apart. A missed organ counts as the diagonal."
 )
 
 
@@ -71,6 +77,8 @@ def write_study(
     write_csv(folder / "table.csv", records)
     note = POOLED + (OTHERS if THESIS.keys() & runs.keys() else "")
     text = f"{_about(runs)}\n\n{markdown(patients)}\n{note}\n\n{markdown(slices)}"
+    if distances := _distances(results):
+        text += f"\n{SURFACES}\n\n{markdown(distances)}"
     write_text(folder / "table.md", text)
     return gains
 
@@ -93,6 +101,23 @@ def _about(runs: dict[str, dict[tuple, dict]]) -> str:
         "test, not corrected for the number of models. The interval holds the spread of the "
         "patients, not that of the training: see more than one seed for that."
     )
+
+
+def _distances(results: dict[str, list[dict]]) -> list[dict[str, str]]:
+    """Rows of the surface scores; none unless all patients of all models are whole volumes."""
+    cases = [row for found in results.values() for r in found for row in r["cases"].values()]
+    if not all(SURFACE_SCORES.keys() <= row.keys() for row in cases):
+        return []
+    return [
+        {
+            "model": model,
+            **{
+                title: with_spread(mean_and_spread(by_patient(found, score).values()))
+                for score, title in SURFACE_SCORES.items()
+            },
+        }
+        for model, found in results.items()
+    ]
 
 
 def _gain_cells(found: dict | None, base: str | None, spread: float | None) -> dict[str, str]:

@@ -5,13 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from common.files import UserError  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
 
@@ -51,6 +56,37 @@ def load_script(path: Path):
     sys.modules[spec.name] = module  # dataclasses and processes look modules up by name
     spec.loader.exec_module(module)
     return module
+
+
+def damaged(content: bytes, trials: int = 400):
+    """A file's content with one bit flipped, or cut short, again and again."""
+    rng = np.random.default_rng(0)
+    for trial in range(trials):
+        if trial % 2:
+            broken = bytearray(content)
+            broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
+            yield bytes(broken)
+        else:
+            yield content[: rng.integers(len(content))]
+
+
+def refused_or_right(path: Path, read, expected: np.ndarray) -> int:
+    """Damage a file 400 times: `read` refuses it with a line that names it, or returns what is
+    `expected`; within 5 s and 1 GB. Returns how often it was refused."""
+    whole, refused = path.read_bytes(), 0
+    for broken in damaged(whole):
+        path.write_bytes(broken)
+        began = time.perf_counter()
+        tracemalloc.start()
+        try:
+            assert np.array_equal(read(path), expected)
+        except UserError as error:
+            assert path.name in str(error)
+            refused += 1
+        assert time.perf_counter() - began < 5
+        assert tracemalloc.get_traced_memory()[1] < 1e9
+        tracemalloc.stop()
+    return refused
 
 
 @pytest.fixture(scope="session")

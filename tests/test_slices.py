@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import refused_or_right
 from PIL import Image
 
 from common.files import UserError, read_csv, write_json
@@ -11,6 +12,7 @@ from common.slices import (
     Slice,
     check_patients,
     make_splits,
+    read_image,
     read_set,
     read_splits,
     with_labels,
@@ -243,3 +245,11 @@ def test_a_broken_index_is_named(own_slices, file, content):
         (own_slices / file).write_text(content)
     with pytest.raises(UserError):
         read_set(own_slices)
+
+
+def test_a_damaged_picture_is_refused_or_read_right(tmp_path):
+    y, x = np.mgrid[:64, :64]
+    noise = np.random.default_rng(0).normal(0, 3, (64, 64))
+    pixels = (np.sin(x / 5) * 50 + np.cos(y / 7) * 50 + 120 + noise).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert refused_or_right(tmp_path / "a.png", read_image, pixels) > 380

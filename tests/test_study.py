@@ -14,6 +14,7 @@ from common.files import UserError, write_json
 from common.scores import overlap_scores
 from common.slices import Slice, SliceSet
 from common.study import add_up
+from common.surfaces import SURFACE_SCORES
 from common.tables import markdown, write_study
 
 
@@ -61,6 +62,19 @@ def test_without_the_thesis_s_models_there_is_no_column_for_them(tmp_path):
     write_study(tmp_path, {"none": RESULTS["S1"], "dense": RESULTS["KD(T1,S1)"]}, {})
     text = (tmp_path / "table.md").read_text()
     assert "thesis)" not in text and "spread over seeds" not in text
+
+
+def test_volumes_have_a_table_of_distances(tmp_path):
+    flat = {"S1": {(None, 0): summary(50, 0.5, 0.6)}, "T1": {(None, 0): summary(50, 0.7, 0.8)}}
+    for result, hd95 in ((flat["S1"][None, 0], (4.0, 8.0)), (flat["T1"][None, 0], (2.0, None))):
+        for row, value in zip(result["cases"].values(), hd95, strict=True):
+            row |= dict.fromkeys(SURFACE_SCORES, 0.5) | {"hd95_mm": value}
+    write_study(tmp_path, flat, {})
+    text = (tmp_path / "table.md").read_text()
+    assert "HD95 mm" in text and "6.000 +- 2.828" in text and "2.000 " in text
+    del flat["S1"][None, 0]["cases"]["p0"]["hd95_mm"]  # one patient is no whole volume
+    write_study(tmp_path, flat, {})
+    assert "HD95" not in (tmp_path / "table.md").read_text()
 
 
 def test_models_with_different_patients_are_not_compared(tmp_path):

@@ -6,6 +6,7 @@ import tracemalloc
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import refused_or_right
 
 from common.cases import Case, list_cases, read_case
 from common.files import UserError
@@ -49,19 +50,9 @@ def test_stored_scaling_is_applied(tmp_path):
 def test_flipped_bits_and_truncations_are_refused(tmp_path):
     rng = np.random.default_rng(0)
     path = save(tmp_path / "v.nii.gz", rng.integers(-900, 900, (16, 16, 8), dtype=np.int16))
-    whole = path.read_bytes()
     expected = read_volume(path).voxels
-    for trial in range(60):
-        broken = bytearray(whole)
-        if trial % 2:
-            broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
-        else:
-            broken = broken[: rng.integers(len(broken))]
-        path.write_bytes(broken)
-        try:  # a flip in gzip's own header (its time stamp, say) changes no voxel
-            assert np.array_equal(read_volume(path).voxels, expected)
-        except UserError as error:
-            assert "v.nii.gz" in str(error)
+    # A flip in gzip's own header (its time stamp, say) changes no voxel.
+    assert refused_or_right(path, lambda p: read_volume(p).voxels, expected) > 390
 
 
 def test_a_gzip_bomb_is_stopped_by_what_its_header_claims(tmp_path, monkeypatch):
