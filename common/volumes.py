@@ -81,11 +81,14 @@ def read_bytes(path: Path) -> bytes:
 
 
 def claimed_bytes(head: bytes, path: Path) -> int:
-    """How long the unpacked file should be. UserError for what is no NIfTI-1 or longer than
-    MAX_BYTES."""
+    """How long the unpacked file should be. UserError for what is no NIfTI-1, is longer than
+    MAX_BYTES, or has a spacing of 0 or less."""
+    if 540 in (int.from_bytes(head[:4], order) for order in ("little", "big")):
+        raise UserError(f"{shown(path)} is NIfTI-2; save it as NIfTI-1.")
     try:
         header = nib.Nifti1Header.from_fileobj(io.BytesIO(head), check=False)
         shape, start = header.get_data_shape(), int(header["vox_offset"]) or HEADER
+        spacing = header["pixdim"][1:4]  # as it stands there: nibabel mends what is not above 0
         claimed = start + math.prod(map(int, shape)) * header.get_data_dtype().itemsize
     except Exception as error:  # nibabel raises many types for a broken header
         reason = " ".join(str(error).split())[:160]
@@ -96,6 +99,8 @@ def claimed_bytes(head: bytes, path: Path) -> int:
             f"{shown(path)} claims {size} voxels, {claimed} bytes from byte {start} on; at most "
             f"{MAX_BYTES >> 30} GiB are read."
         )
+    if not (spacing > 0).all():
+        raise UserError(f"{shown(path)} has a spacing of {spacing.tolist()} mm.")
     return claimed
 
 

@@ -84,9 +84,16 @@ def test_what_is_no_volume_is_refused(tmp_path):
     (tmp_path / "plain.nii.gz").write_text("hello")
     save4 = nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), np.eye(4))
     nib.save(save4, tmp_path / "four.nii.gz")
-    for name in ("text.nii.gz", "plain.nii.gz", "four.nii.gz", "absent.nii.gz"):
+    nib.save(nib.Nifti2Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), tmp_path / "two.nii.gz")
+    for name in ("text.nii.gz", "plain.nii.gz", "four.nii.gz", "absent.nii.gz", "two.nii.gz"):
         with pytest.raises(UserError, match=name):
             read_volume(tmp_path / name)
+    header = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)).header
+    for spacing in (0, -1, np.nan):
+        header["pixdim"][1] = spacing
+        (tmp_path / "thin.nii").write_bytes(header.binaryblock + bytes(4 + 128))
+        with pytest.raises(UserError, match="thin.nii has a spacing of"):
+            read_volume(tmp_path / "thin.nii")
 
 
 def test_image_and_label_must_belong_together(tmp_path):
