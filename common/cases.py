@@ -1,6 +1,8 @@
 """The patients of a Decathlon folder: what is listed, what is wrong with it, reading it checked."""
 
 import hashlib
+import signal
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -126,13 +128,15 @@ def twins(prints: dict[str, str]) -> list[list[str]]:
     return [names for names in same.values() if len(names) > 1]
 
 
-def run_all(work, cases: list[Case], workers: int, title: str) -> list:
+def run_all(work, cases: Sequence, workers: int, title: str) -> list:
     """`work(case)` for every case in `workers` processes, in order; memory: one case a process.
 
     UserErrors do not stop the others: they are raised as one, naming all bad cases, at the end.
+    Interrupted, it ends with the cases that are under way.
     """
     results, problems = [], []
-    with ProcessPoolExecutor(max(1, min(workers, len(cases)))) as pool:
+    pool = ProcessPoolExecutor(max(1, min(workers, len(cases))), initializer=_leave_to_parent)
+    try:
         futures = [pool.submit(work, case) for case in cases]
         for future in tqdm(futures, desc=title, disable=None, leave=False):
             try:
@@ -144,8 +148,15 @@ def run_all(work, cases: list[Case], workers: int, title: str) -> list:
                     "A worker process was ended from outside, most likely for want of memory. "
                     "Try --workers 1; what is finished is kept."
                 ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
     if problems:
         raise UserError(
             f"{len(problems)} of {len(cases)} cases cannot be used:{bullets(problems, 200)}"
         )
     return results
+
+
+def _leave_to_parent() -> None:
+    """Ctrl-C reaches every process of a terminal; the parent alone decides what it means."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -6,6 +6,8 @@ among it because none is carried from one epoch to the next: `fit` seeds every e
 """
 
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -38,6 +40,9 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
     """
     path = Path(path)
     try:
+        # torch.load does not compare checksums: a flipped bit would be a wrong weight, silently.
+        if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
+            raise UserError(f"{shown(path)} is damaged (checksum of {bad}).")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{shown(path)} does not exist. {hint}".strip()) from None
@@ -48,7 +53,10 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
             f"{shown(path)} is refused: it is no checkpoint, or holds more than tensors and plain "
             f"values. {hint}".strip()
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
+    except (
+        *(OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError),
+        *(zipfile.BadZipFile, zlib.error),
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"{shown(path)} is damaged or not a checkpoint ({reason}).") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -11,8 +11,10 @@ gives `--width 64`, a `--help` with every default, and one clear line for a user
 """
 
 import argparse
+import errno
 import inspect
 import os
+import signal
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -116,9 +118,12 @@ def describe(config, title: str) -> str:
 
 
 def launch(main, cls) -> None:
-    """Run `main(config)` as a script: exit code 1 and one line, no traceback, for a UserError."""
+    """Run `main(config)` as a script: exit code 1 and one line, no traceback, for a UserError, for
+    a full or read-only disk and for a GPU whose memory is too small. Ctrl-C exits with 130 and
+    SIGTERM with 143, both by the way of every `finally`."""
     # The manual is the script's docstring; under torchrun only rank 0 speaks.
     script = Path(inspect.getfile(main)).resolve()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         config = parse(cls, description=inspect.getmodule(main).__doc__)
         if os.environ.get("RANK", "0") == "0":
@@ -129,3 +134,12 @@ def launch(main, cls) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{shown(Path(error.filename))}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror}.")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; this module does without torch
+            raise
+        sys.exit("error: the GPU's memory is too small for this: lower --batch-size (or --width).")

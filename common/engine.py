@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common import scores
 from common.device import autocast, layout, loader_workers, to_device
 from common.files import UserError, shown
-from common.loading import SliceDataset, TrainSampler, loader
+from common.loading import SliceDataset, TrainSampler, loader, unbroken
 from common.runs import Run, prepare, save_epoch, take_up
 from common.settings import TrainConfig
 from common.unet import parameters
@@ -54,8 +54,8 @@ def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -
     """
     objective.train()
     trained = [p for p in objective.parameters() if p.requires_grad]
-    values, sizes, names = [], [], []
-    for batch in tqdm(batches, leave=False, disable=True if run.rank else None):
+    values, sizes, names, quiet = [], [], [], True if run.rank else None
+    for batch in tqdm(unbroken(batches), total=len(batches), leave=False, disable=quiet):
         batch = to_device(batch, run.device, config.channels_last)
         with autocast(run.device, config.bf16):
             losses = objective(batch)
@@ -111,29 +111,36 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     run.say(f"{parameters(objective.model):,} parameters{more}")
     parallel = over_processes(objective, run)
     best = max((row["val_dice"] for row in log), default=-1.0)
-    for epoch in range(len(log) + 1, config.epochs + 1):
-        began = time.perf_counter()
-        sampler.epoch = epoch
-        seed_epoch(config.seed, epoch, run.rank)
-        rate = optimizer.param_groups[0]["lr"]
-        try:
-            losses = train_one_epoch(parallel, batches, optimizer, schedule, run, config)
-        except UserError as error:
-            raise UserError(f"epoch {epoch}, {error}") from None
-        seconds = time.perf_counter() - began
-        same_statistics(objective.model, run)
-        val = evaluate(objective.model, run.val, run, config)
-        dice, pooled = val["per_patient"]["dice"]["mean"] or 0.0, val["pooled"]["dice"] or 0.0
-        log.append({"epoch": epoch, "lr": rate, **losses, "val_dice": dice, "val_pooled": pooled})
-        if run.rank == 0:
-            save_epoch(objective, optimizer, run, config, log, is_best=dice > best)
-        run.say(
-            f"epoch {epoch:>3}/{config.epochs}  "
-            + "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            + f"  val Dice {dice:.4f}{' *' if dice > best else ''}  {seconds:.1f} s, "
-            f"{len(run.train) / seconds:.0f} slices/s"
-        )
-        best = max(best, dice)
+    try:
+        for epoch in range(len(log) + 1, config.epochs + 1):
+            began = time.perf_counter()
+            sampler.epoch = epoch
+            seed_epoch(config.seed, epoch, run.rank)
+            rate = optimizer.param_groups[0]["lr"]
+            try:
+                losses = train_one_epoch(parallel, batches, optimizer, schedule, run, config)
+            except UserError as error:
+                raise UserError(f"epoch {epoch}, {error}") from None
+            seconds = time.perf_counter() - began
+            same_statistics(objective.model, run)
+            val = evaluate(objective.model, run.val, run, config)
+            dice, pooled = val["per_patient"]["dice"]["mean"] or 0.0, val["pooled"]["dice"] or 0.0
+            log.append(
+                {"epoch": epoch, "lr": rate, **losses, "val_dice": dice, "val_pooled": pooled}
+            )
+            if run.rank == 0:
+                save_epoch(objective, optimizer, run, config, log, is_best=dice > best)
+            run.say(
+                f"epoch {epoch:>3}/{config.epochs}  "
+                + "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                + f"  val Dice {dice:.4f}{' *' if dice > best else ''}  {seconds:.1f} s, "
+                f"{len(run.train) / seconds:.0f} slices/s"
+            )
+            best = max(best, dice)
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+        kept = len(log) - len(log) % config.save_every
+        run.say(f"\nstopped; --resume goes on after epoch {kept}")
+        raise
     if run.world > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -12,6 +12,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -129,6 +134,27 @@ def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
             f"{shown(folder)} already holds a run. Continue it with --resume, keep it and train "
             "beside it with --name NEW, or replace it with --overwrite."
         )
+
+
+def lock_run(folder: Path):
+    """Claim a run folder for this process; returns what must stay open as long as it is used.
+
+    The lock is a file beside the folder, `.NAME.lock`. It falls with the process, however that
+    ends. UserError if another process holds it. Without `fcntl` (Windows) nothing is locked.
+    """
+    if fcntl is None:
+        return None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = (folder.parent / f".{folder.name}.lock").open("w")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(
+            f"{shown(folder)} is being trained by another process; wait for it, or take another "
+            "--name."
+        ) from None
+    return lock
 
 
 def new_run(folder: Path, keep: bool) -> None:

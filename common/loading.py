@@ -206,3 +206,18 @@ def loader(dataset: Dataset, batch_size: int, sampler=None, workers: int = 0, pi
         pin_memory=pin,
         persistent_workers=False,
     )
+
+
+def unbroken(batches: DataLoader) -> Iterator[dict]:
+    """The batches; what goes wrong in a loader process comes as one UserError, as without one."""
+    try:
+        yield from batches
+    except UserError as error:  # from a process it comes with that process's traceback before it
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a loader process was ended from outside, most likely for want of memory: try fewer "
+            "--workers or a lower --cache-mb."
+        ) from None

@@ -18,6 +18,7 @@ from common.files import (
     ROOT,
     UserError,
     check_run,
+    lock_run,
     new_run,
     require_space,
     shown,
@@ -34,7 +35,7 @@ from common.unet import parameters
 # `teacher` is a path, and may have moved: the distiller itself remembers which weights it was.
 FREE_ON_RESUME = {
     *("resume", "overwrite", "epochs", "data", "splits", "device", "workers", "cache_mb"),
-    *("save_every", "teacher"),
+    *("save_every", "teacher", "deterministic"),
 }
 
 
@@ -52,6 +53,7 @@ class Run:
     val: SliceDataset
     rank: int = 0
     world: int = 1
+    lock: object = None  # held as long as the run is
 
     @property
     def classes(self) -> int:
@@ -79,6 +81,7 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     stage = Path(script).resolve().parent
     folder = stage / "runs" / config.name
     check_run(folder, config.resume, config.overwrite)
+    lock = lock_run(folder) if rank == 0 else None
     device = pick_device(config.device)
     if world > 1 and not dist.is_initialized():
         if device.type == "cuda":
@@ -90,12 +93,16 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     train = SliceDataset(data, data.of(splits[share]), config.cache_mb)
     val = SliceDataset(data, data.of(splits["val"]), config.cache_mb)
     patients = {"train": splits[share], "val": splits["val"]}
-    run = Run(folder, stage.name, device, data, splits, patients, train, val, rank, world)
+    run = Run(folder, stage.name, device, data, splits, patients, train, val, rank, world, lock)
     run.say(
         f"{len(train)} training slices of {len(splits[share])} patients ({share}), {len(val)} "
         f"validation slices of {len(splits['val'])}; {run.size}x{run.size} pixels; "
         f"{device}{' bf16' if config.bf16 and has_bf16(device) else ' float32'}"
     )
+    if config.deterministic:
+        # cuBLAS reads it when it starts; without it PyTorch refuses to promise anything.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     torch.manual_seed(config.seed)
     return run
 

@@ -57,6 +57,9 @@ class TrainConfig(Config):
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     bf16: bool = option(True, "bfloat16 autocast where the hardware has it; losses stay float32")
     channels_last: bool = option(True, "channels-last memory format")
+    deterministic: bool = option(
+        False, "on a GPU too, operations that add in a fixed order: slower (a CPU's do anyway)"
+    )
     workers: int = option(-1, "loader processes; -1: none on a CPU, up to 8 on a GPU", low=-1)
     cache_mb: int = option(4096, "decoded slices kept in memory, in MB", low=0)
     save_every: int = option(1, "epochs between two last.pt; the last epoch is always saved", low=1)

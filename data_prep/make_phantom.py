@@ -16,7 +16,6 @@ same flags.
 
 import gzip
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from common import config as base
+from common.cases import run_all
 from common.config import launch, option
 from common.files import ROOT, UserError, read_json, shown, write_bytes, write_json
 from common.phantom import make_patient
@@ -111,9 +110,7 @@ def main(config: Config) -> None:
         target.unlink()
     for path in config.output.glob("*/phantom_*.nii.gz"):
         path.unlink()
-    with ProcessPoolExecutor(config.workers) as pool:
-        work = pool.map(partial(write_patient, config=config), numbers)
-        list(tqdm(work, total=len(numbers), desc="patients", disable=None, leave=False))
+    run_all(partial(write_patient, config=config), numbers, config.workers, "patients")
     write_json(target, listing)
     print(
         f"{config.patients} labelled and {config.unlabelled} unlabelled patients -> "

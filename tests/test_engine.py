@@ -88,6 +88,24 @@ def test_resume_is_exact_to_the_bit(stage, slices, monkeypatch, kind, workers):
     assert torch.equal(*moments)
 
 
+def test_one_seed_is_one_result_and_another_is_another(stage, slices):
+    states, logs = [], []
+    for name, changes in (
+        ("a", {}),
+        ("b", {}),
+        ("c", {"deterministic": True}),
+        ("d", {"seed": 1}),
+    ):
+        run, objective = train(stage, slices, epochs=2, name=name, **changes)
+        states.append(objective.state_dict())
+        logs.append(read_csv(run.folder / "log.csv"))
+    torch.use_deterministic_algorithms(False)
+    for other in (1, 2):
+        assert logs[other] == logs[0]
+        assert all(torch.equal(v, states[other][k]) for k, v in states[0].items())
+    assert logs[3] != logs[0]
+
+
 def test_a_run_leaves_what_it_promises(stage, slices):
     run, objective = train(stage, slices, epochs=3)
     names = {p.name for p in run.folder.iterdir()}
