@@ -6,7 +6,6 @@ import torch
 from conftest import ROOT, load_script
 
 from common import checkpoint
-from common.device import has_bf16, pick_device
 from common.distillation import Distiller, fingerprint
 from common.engine import evaluate, fit
 from common.files import UserError, read_csv, read_json, write_json
@@ -90,12 +89,7 @@ def test_resume_is_exact_to_the_bit(stage, slices, monkeypatch, kind, workers):
 
 def test_one_seed_is_one_result_and_another_is_another(stage, slices):
     states, logs = [], []
-    for name, changes in (
-        ("a", {}),
-        ("b", {}),
-        ("c", {"deterministic": True}),
-        ("d", {"seed": 1}),
-    ):
+    for name, changes in {"a": {}, "b": {}, "c": {"deterministic": True}, "d": {"seed": 1}}.items():
         run, objective = train(stage, slices, epochs=2, name=name, **changes)
         states.append(objective.state_dict())
         logs.append(read_csv(run.folder / "log.csv"))
@@ -296,13 +290,3 @@ def test_without_its_terms_the_distilled_student_is_the_plain_one_to_the_bit(rep
     distilled.main(distilled.Config(**same, teacher=path, prediction=0.0, scales=()))
     logs = [(repo / s / "runs/zero/log.csv").read_text() for s in ("student_s1", "kd_t1_s1")]
     assert logs[0] == logs[1]
-
-
-def test_devices():
-    assert pick_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(UserError, match="unknown"):
-        pick_device("gpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="0 CUDA devices"):
-            pick_device("cuda")
-    assert isinstance(has_bf16(torch.device("cpu")), bool)
