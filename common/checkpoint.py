@@ -40,9 +40,7 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
     """
     path = Path(path)
     try:
-        # torch.load does not compare checksums: a flipped bit would be a wrong weight, silently.
-        if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
-            raise UserError(f"{shown(path)} is damaged (checksum of {bad}).")
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{shown(path)} does not exist. {hint}".strip()) from None
@@ -65,6 +63,18 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
         found = content.get("stage")
         raise UserError(f"{shown(path)} was written by {found}; one of {stage} is expected. {hint}")
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """UserError for a flipped bit, which torch.load would take for a weight without a word, and for
+    a packed file, which may unpack to more than any memory; torch.save packs nothing."""
+    if not zipfile.is_zipfile(path):
+        return  # torch.load says what it is
+    with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise UserError(f"{shown(path)} is refused: a checkpoint is not compressed.")
+        if bad := archive.testzip():
+            raise UserError(f"{shown(path)} is damaged (checksum of {bad}).")
 
 
 def model_weights(content: dict) -> dict:

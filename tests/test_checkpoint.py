@@ -1,5 +1,6 @@
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -62,3 +63,19 @@ def test_cut_short_or_foreign_files_are_refused(saved, tmp_path):
     torch.save([1, 2], saved)
     with pytest.raises(UserError, match="not a checkpoint of this repository"):
         checkpoint.load(saved, "student_s1")
+
+
+def test_a_file_that_claims_or_unpacks_to_too_much_is_refused(saved, tmp_path):
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        new.writestr("archive/data/bomb", bytes(50_000_000))
+    assert packed.stat().st_size < 1_000_000
+    with pytest.raises(UserError, match="packed.pt is refused: a checkpoint is not compressed"):
+        checkpoint.load(packed, "student_s1")
+    weights = {k: torch.zeros(1).expand(10**12) for k in student_s1().state_dict()}
+    checkpoint.save(saved, {"stage": "student_s1", "model": weights})
+    with pytest.raises(UserError, match="does not fit the network: size mismatch"):
+        content = checkpoint.load(saved, "student_s1")
+        checkpoint.load_weights(student_s1(), content["model"], saved)

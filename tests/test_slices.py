@@ -1,4 +1,6 @@
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -253,3 +255,15 @@ def test_a_damaged_picture_is_refused_or_read_right(tmp_path):
     pixels = (np.sin(x / 5) * 50 + np.cos(y / 7) * 50 + 120 + noise).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert refused_or_right(tmp_path / "a.png", read_image, pixels) > 380
+
+
+def test_a_picture_that_claims_too_many_pixels_is_refused(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    head = bytearray(path.read_bytes())
+    for width in (9000, 60000):
+        head[16:24] = struct.pack(">II", width, width)
+        head[29:33] = struct.pack(">I", zlib.crc32(head[12:29]))
+        path.write_bytes(head)
+        with pytest.raises(UserError, match="bomb.png"):
+            read_image(path)
