@@ -12,7 +12,7 @@ ORDER = re.findall(r"\w+", common.__doc__.split("\n\n")[1])
 MODULES = sorted(p for p in (ROOT / "common").glob("*.py") if p.stem != "__init__")
 SCRIPTS = [p for stage in STAGES for p in sorted((ROOT / stage).glob("*.py"))]
 
-DATA = sorted((ROOT / "data_prep").glob("*.py"))
+DATA = sorted(p for d in ("data_prep", "benchmarks") for p in (ROOT / d).glob("*.py"))
 
 
 def imported(path) -> set[str]:

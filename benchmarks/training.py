@@ -1,0 +1,198 @@
+"""One training step of every stage, in a plain form and in the default one, and the machine's peak.
+
+    python training.py                                   all stages, 256 pixels, batch 4
+    python training.py --models teacher_t1_unet kd_t1_s1 --rounds 9
+    python training.py --size 128 --batch-size 16 --device cuda
+
+*Plain* is what one would write first: float32, channels first, and in a distillation the whole
+teacher, reconstruction decoder and all. *Default* is what train.py does: bf16 autocast where the
+hardware computes it, channels last, a teacher without the decoder that nobody asks for. The two
+take turns, so that a busy machine slows both; medians over the rounds. Random images: nothing is
+loaded.
+
+The share of the peak is the step's floating-point operations (convolutions and matrix products,
+counted by PyTorch) a second, over those of a large matrix product in bf16 (default) or float32
+(plain), measured in the same run. Writes training.json.
+"""
+
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from common import config as base
+from common.arms import PAIRS, STAGES
+from common.config import launch, option
+from common.device import autocast, has_bf16, layout, pick_device
+from common.distillation import Distiller
+from common.files import shown, write_json
+from common.losses import MultiTaskObjective, SegmentationObjective
+from common.settings import DistillationConfig
+from common.tables import markdown
+from common.transunet import teacher_t2
+from common.unet import student_s1, student_s2, teacher_t1
+
+NETWORKS = {
+    "teacher_t1_unet": teacher_t1,
+    "teacher_t2_transunet": teacher_t2,
+    "student_s1": student_s1,
+    "student_s2": student_s2,
+}
+
+
+@dataclass
+class Config(base.Config):
+    """What to measure."""
+
+    models: tuple[str, ...] = option(STAGES, "stages", choices=STAGES)
+    size: int = option(256, "height and width of the images", low=16)
+    batch_size: int = option(4, "images a step", low=1)
+    rounds: int = option(5, "measured steps of each form, after one to warm up", low=1)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    output: Path = option(Path("training.json"), "JSON file to write")
+
+
+class Whole(nn.Module):
+    """A teacher that computes its reconstruction whether it is asked to or not."""
+
+    def __init__(self, teacher: nn.Module):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, images, reconstruct=True):
+        """All outputs."""
+        return self.teacher(images)
+
+
+class Step:
+    """A stage's training step in one of the two forms."""
+
+    def __init__(self, stage: str, plain: bool, config: Config, device: torch.device):
+        self.device, self.plain = device, plain
+        torch.manual_seed(0)
+        order = layout(not plain)
+        self.objective = objective_of(stage, plain, config.size, device, order)
+        self.objective.to(device, memory_format=order).train()
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.objective.parameters() if p.requires_grad], 1e-3, fused=not plain
+        )
+        images = torch.rand(config.batch_size, 1, config.size, config.size, device=device)
+        middle = slice(config.size // 4, config.size // 2)
+        mask = torch.zeros(images.shape[0], config.size, config.size, dtype=torch.long)
+        mask[:, middle, middle] = 1
+        images = images.expand(-1, 3, -1, -1).contiguous(memory_format=order)
+        self.batch = {"image": images, "mask": mask.to(device)}
+
+    def __call__(self) -> None:
+        """Forward, backward, update."""
+        with nullcontext() if self.plain else autocast(self.device, wanted=True):
+            losses = self.objective(self.batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        self.optimizer.step()
+
+    def operations(self) -> int:
+        """Floating-point operations of one step."""
+        with FlopCounterMode(display=False) as counter:
+            self()
+        return counter.get_total_flops()
+
+
+def objective_of(stage: str, plain: bool, size: int, device, order) -> nn.Module:
+    """What the stage's train.py optimises, with random weights."""
+    if stage not in PAIRS:
+        network = NETWORKS[stage]()
+        teaches = stage.startswith("teacher")
+        return MultiTaskObjective(network) if teaches else SegmentationObjective(network)
+    teacher, student = (NETWORKS[name]() for name in PAIRS[stage])
+    teacher.to(device, memory_format=order)
+    teacher = Whole(teacher) if plain else teacher
+    return Distiller(student.to(device), teacher, size, DistillationConfig())
+
+
+def seconds(work, device: torch.device) -> float:
+    """How long `work()` takes."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else nullcontext
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
+
+
+def peak(dtype: torch.dtype, device: torch.device, tries: int = 7) -> float:
+    """Floating-point operations a second of a large matrix product, the best of some tries."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.rand(n, n, dtype=dtype, device=device) for _ in range(2))
+    return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(tries))
+
+
+def measure(stage: str, config: Config, device: torch.device) -> dict:
+    """Medians of one stage's step in both forms, taking turns."""
+    steps = {"plain": Step(stage, True, config, device)}
+    steps["default"] = Step(stage, False, config, device)
+    operations = {form: step.operations() for form, step in steps.items()}  # warms up, too
+    times = {form: [] for form in steps}
+    for _ in range(config.rounds):
+        for form, step in steps.items():
+            times[form].append(seconds(step, device))
+    medians = {form: float(np.median(found)) for form, found in times.items()}
+    ratios = np.divide(times["plain"], times["default"])
+    return {
+        "stage": stage,
+        **{f"{form}_ms_an_image": 1000 * t / config.batch_size for form, t in medians.items()},
+        "images_a_second": config.batch_size / medians["default"],
+        "speed_up": float(np.median(ratios)),
+        "speed_up_low": float(ratios.min()),
+        "speed_up_high": float(ratios.max()),
+        **{f"{form}_flops": operations[form] / medians[form] for form in steps},
+    }
+
+
+def main(config: Config) -> None:
+    """Measure all stages, print a table, write the JSON."""
+    device = pick_device(config.device)
+    bf16 = has_bf16(device)
+    peaks = {"plain": peak(torch.float32, device)}
+    peaks["default"] = peak(torch.bfloat16, device) if bf16 else peaks["plain"]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(
+        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; matrix product "
+        f"{peaks['plain'] / 1e12:.2f} TFLOP/s float32, "
+        + (f"{peaks['default'] / 1e12:.2f} bf16" if bf16 else "no bf16")
+    )
+    found, rows = [], []
+    for stage in config.models:
+        result = measure(stage, config, device)
+        for form, top in peaks.items():
+            result[f"{form}_share_of_peak"] = result[f"{form}_flops"] / top
+        found.append(result)
+        rows.append(
+            {
+                "stage": stage,
+                "plain, ms an image": f"{result['plain_ms_an_image']:.1f}",
+                "default": f"{result['default_ms_an_image']:.1f}",
+                "images a second": f"{result['images_a_second']:.1f}",
+                "speed-up": f"{result['speed_up']:.1f} ({result['speed_up_low']:.1f} to "
+                f"{result['speed_up_high']:.1f})",
+                "of the peak": f"{100 * result['default_share_of_peak']:.0f} % "
+                f"({100 * result['plain_share_of_peak']:.0f} %)",
+            }
+        )
+        print(f"{stage}: {rows[-1]['speed-up']}", flush=True)
+    about = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    about |= {"size": config.size, "batch_size": config.batch_size, "rounds": config.rounds}
+    write_json(config.output, {**about, "peak_flops": peaks, "stages": found})
+    print(f"\n{markdown(rows)}\n-> {shown(config.output.resolve())}")
+
+
+if __name__ == "__main__":
+    launch(main, Config)
