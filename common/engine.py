@@ -97,12 +97,7 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     workers = loader_workers(config.workers, run.device)
     pin = run.device.type == "cuda"
     batches = loader(run.train, config.batch_size, sampler, workers, pin)
-    optimizer = torch.optim.AdamW(
-        [p for p in objective.parameters() if p.requires_grad],
-        config.lr,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    optimizer = adamw(objective, config)
     log = take_up(objective, optimizer, run, config) if config.resume else []
     schedule = warm_up_and_cosine(optimizer, config, len(batches), done=len(log))
     prepare(objective, run, config)
@@ -145,6 +140,12 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
         dist.barrier()
         dist.destroy_process_group()
     say_the_best(run, log)
+
+
+def adamw(objective: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """The optimizer of all that an objective learns, its projections among it."""
+    learned = [p for p in objective.parameters() if p.requires_grad]
+    return torch.optim.AdamW(learned, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def say_the_best(run: Run, log: list[dict]) -> None:
