@@ -1,0 +1,105 @@
+"""slice_nifti.py on phantom CT of 512x512 voxels a slice: speed, memory, cost against their number.
+
+    python data_prep.py
+    python data_prep.py --volumes 2 4 8 16 --workers 1 2 4
+
+Each measurement is a process of its own: the seconds and the largest memory of any one process are
+those that a user has. Writes data_prep.json and data_prep.png.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from common import config as base
+from common.config import launch, option
+from common.figures import save_figure
+from common.files import ROOT, read_csv, shown, write_json
+from common.tables import markdown
+
+
+@dataclass
+class Config(base.Config):
+    """How many volumes and processes."""
+
+    volumes: tuple[int, ...] = option((1, 2, 4, 8), "numbers of volumes")
+    workers: tuple[int, ...] = option((1, 2), "numbers of processes")
+    thickness: float = option(3.0, "slice thickness in mm: about 100 slices a volume at 3", low=0.1)
+    output: Path = option(Path("data_prep.json"), "JSON file to write; the figure lies beside it")
+
+
+def script(name: str, *flags) -> float:
+    """Run a script of data_prep/; how long it took."""
+    began = time.perf_counter()
+    command = [sys.executable, ROOT / "data_prep" / name, *flags]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def measure(home: Path, config: Config) -> list[dict]:
+    """A row for each number of volumes and of processes."""
+    rows = []
+    for count in config.volumes:
+        volumes = home / f"volumes{count}"
+        flags = ("--patients", count, "--unlabelled", 0, "--thickness", config.thickness)
+        script("make_phantom.py", "--output", volumes, "--size", 512, *flags)
+        for workers in config.workers:
+            out = home / f"out{count}x{workers}"
+            seconds = script(
+                "slice_nifti.py", "--input", volumes, "--output", out, "--workers", workers
+            )
+            slices = len(read_csv(out / "manifest.csv"))
+            row = {"volumes": count, "workers": workers, "slices": slices, "seconds": seconds}
+            rows.append({**row, "slices_a_second": slices / seconds})
+            print(f"{count} volumes, {workers} processes: {seconds:.1f} s", flush=True)
+    return rows
+
+
+def draw(path: Path, rows: list[dict]) -> None:
+    """Seconds against the number of slices, a line a number of processes."""
+    figure = Figure((5.5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for workers in sorted({row["workers"] for row in rows}):
+        mine = [row for row in rows if row["workers"] == workers]
+        x, y = ([row[key] for row in mine] for key in ("slices", "seconds"))
+        axis.plot(x, y, "o-", label=f"{workers} processes")
+    axis.set(xlabel="slices of 512x512 voxels", ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+    save_figure(path, figure)
+
+
+def main(config: Config) -> None:
+    """Measure, print a table, write the JSON and the figure."""
+    with tempfile.TemporaryDirectory() as home:
+        rows = measure(Path(home), config)
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    slopes = {}
+    for workers in config.workers:
+        mine = [row for row in rows if row["workers"] == workers]
+        if len(mine) > 1:
+            x, y = ([row[key] for row in mine] for key in ("slices", "seconds"))
+            slope, start = np.polyfit(x, y, 1)
+            slopes[workers] = {"seconds_a_slice": float(slope), "start_seconds": float(start)}
+    write_json(config.output, {"rows": rows, "fit": slopes, "peak_memory_mb": memory})
+    draw(config.output.with_suffix(".png"), rows)
+    cells = [
+        {k: f"{v:.1f}" if isinstance(v, float) else str(v) for k, v in r.items()} for r in rows
+    ]
+    print(f"\n{markdown(cells)}\nlargest process {memory:.0f} MB")
+    for workers, fit in slopes.items():
+        print(f"{workers} processes: {1000 * fit['seconds_a_slice']:.1f} ms a slice and a start")
+    print(f"-> {shown(config.output.resolve())}")
+
+
+if __name__ == "__main__":
+    launch(main, Config)

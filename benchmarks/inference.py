@@ -1,0 +1,160 @@
+"""Inference of every network: latency, throughput, size; and of whole CT volumes, file to file.
+
+    python inference.py                                  T1, T2, S1, S2 at 256 pixels
+    python inference.py --size 512 --networks S1 T1 --device cuda
+    python inference.py --volume ct.nii.gz               one CT with each, NIfTI in, NIfTI out
+
+Networks have random weights: their speed does not depend on them. Forms: *plain* is float32,
+channels first, BatchNorm apart; *default* is what inference.py does (bf16 autocast where the
+hardware computes it, channels last, BatchNorm folded into the convolutions); *compiled* is that
+under torch.compile, with `--compiled`. They take turns, so that a busy machine slows all; medians.
+Writes inference.json.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from common import config as base
+from common.config import launch, option
+from common.device import autocast, fuse, layout, pick_device
+from common.files import shown, write_json
+from common.segment import segment
+from common.settings import InferenceConfig
+from common.tables import markdown
+from common.trained import Trained
+from common.transunet import teacher_t2
+from common.unet import student_s1, student_s2, teacher_t1
+
+NETWORKS = {"T1": teacher_t1, "T2": teacher_t2, "S1": student_s1, "S2": student_s2}
+BATCHES = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass
+class Config(base.Config):
+    """What to measure."""
+
+    networks: tuple[str, ...] = option((*NETWORKS,), "networks", choices=(*NETWORKS,))
+    size: int = option(256, "height and width of the slices", low=16)
+    batches: tuple[int, ...] = option(BATCHES, "batch sizes of which the fastest is sought")
+    rounds: int = option(5, "measured passes of each form, after one to warm up", low=1)
+    compiled: bool = option(False, "measure torch.compile, too")
+    volume: Path | None = option(None, "a CT in NIfTI: seconds from file to file")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    output: Path = option(Path("inference.json"), "JSON file to write")
+
+
+def forms_of(name: str, compiled: bool, device: torch.device) -> dict[str, nn.Module]:
+    """A network in each form, ready."""
+    forms = {}
+    for form in ("plain", "default", *(["compiled"] if compiled else [])):
+        torch.manual_seed(0)
+        model = NETWORKS[name]().eval().requires_grad_(False)
+        if form != "plain":
+            fuse(model)
+        model.to(device, memory_format=layout(form != "plain"))
+        if form == "compiled":
+            model.compile()
+        forms[form] = model
+    return forms
+
+
+@torch.inference_mode()
+def passes(form: str, model: nn.Module, images: torch.Tensor, device: torch.device) -> float:
+    """Seconds of one forward pass without the reconstruction."""
+    images = images.contiguous(memory_format=layout(form != "plain"))
+    began = time.perf_counter()
+    with autocast(device, wanted=form != "plain"):
+        model(images, reconstruct=False)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def measure(name: str, config: Config, device: torch.device) -> dict:
+    """Latency of one slice and the best throughput, in each form."""
+    forms = forms_of(name, config.compiled, device)
+    plain = forms["plain"]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        plain(torch.zeros(1, 3, config.size, config.size, device=device), reconstruct=False)
+    result = {
+        "network": name,
+        "parameters": sum(p.numel() for p in plain.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2,
+    }
+    best = dict.fromkeys(forms, (0.0, 0))
+    for batch in config.batches:
+        images = torch.rand(batch, 3, config.size, config.size, device=device)
+        times = {form: [] for form in forms}
+        for turn in range(1 + config.rounds):
+            for form, model in forms.items():
+                taken = passes(form, model, images, device)
+                if turn:
+                    times[form].append(taken)
+        medians = {form: float(np.median(found)) for form, found in times.items()}
+        for form, median in medians.items():
+            if batch == 1:
+                result[f"{form}_ms"] = 1000 * median
+            best[form] = max(best[form], (batch / median, batch))
+    for form, (throughput, batch) in best.items():
+        result |= {f"{form}_slices_a_second": throughput, f"{form}_batch": batch}
+    return result
+
+
+def volume_seconds(name: str, config: Config, device: torch.device) -> float:
+    """From a NIfTI file to the mask's, sheet and measures written: in seconds."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]().eval().requires_grad_(False)
+    fuse(model)
+    model.to(device, memory_format=layout(True))
+    with tempfile.TemporaryDirectory() as home:
+        about = {"stage": name, "epoch": 0, "classes": 1, "size": config.size}
+        about |= {"window": [-160, 240], "organs": ["organ"]}
+        run = Trained(Path(home), Path(home) / "best.pt", about, device)
+        began = time.perf_counter()
+        segment(model, run, InferenceConfig(volume=config.volume, device=config.device))
+        return time.perf_counter() - began
+
+
+def main(config: Config) -> None:
+    """Measure all networks, print a table, write the JSON."""
+    device = pick_device(config.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    found, rows = [], []
+    for network in config.networks:
+        result = measure(network, config, device)
+        row = {
+            "network": network,
+            "parameters": f"{result['parameters']:,}",
+            "GMAC": f"{result['multiply_adds'] / 1e9:.2f}",
+        }
+        for form in ("plain", "default", *(["compiled"] if config.compiled else [])):
+            row[f"{form}, ms a slice"] = f"{result[f'{form}_ms']:.1f}"
+            row[f"{form}, slices a second"] = (
+                f"{result[f'{form}_slices_a_second']:.1f} (batch {result[f'{form}_batch']})"
+            )
+        if config.volume:
+            result["volume_seconds"] = volume_seconds(network, config, device)
+            row["NIfTI to NIfTI, s"] = f"{result['volume_seconds']:.1f}"
+        found.append(result)
+        rows.append(row)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    about = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    about |= {"size": config.size, "rounds": config.rounds, "peak_memory_mb": memory}
+    write_json(config.output, {**about, "networks": found})
+    print(f"\n{markdown(rows)}\npeak memory {memory:.0f} MB -> {shown(config.output.resolve())}")
+
+
+if __name__ == "__main__":
+    launch(main, Config)
