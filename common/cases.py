@@ -1,6 +1,7 @@
 """The patients of a Decathlon folder: what is listed, what is wrong with it, reading it checked."""
 
 import hashlib
+import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -8,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
@@ -47,16 +49,28 @@ def listing(folder: Path) -> tuple[list[Case], list[tuple[str, str]]]:
     if not pairs:
         raise UserError(f"{shown(index)} lists no training volumes.")
     cases = [Case(stem(Path(image)), folder / image, folder / label) for image, label in pairs]
-    problems, home = [], folder.resolve()
+    problems = []
     for case in sorted(cases, key=lambda case: case.name):
         for path in (case.image, case.label):
-            if not path.resolve().is_relative_to(home):
+            # By its name: a link that the user has made may lead to another disk.
+            if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
                 problems.append((case.name, f"{path} is listed, outside its folder"))
-            elif not path.is_file():
+            elif not _is_file(path):
                 problems.append((case.name, f"{shown(path)} is listed and missing"))
     names = [case.name for case in cases]
     problems += [(n, "listed twice") for n in sorted({n for n in names if names.count(n) > 1})]
+    tests = listed.get("test") if isinstance(listed.get("test"), list) else []
+    tests = {stem(Path(str(t.get("image") if isinstance(t, dict) else t))) for t in tests}
+    problems += [(n, "listed for training and for test") for n in sorted(tests & {*names})]
     return sorted(set(cases), key=lambda case: case.name), problems
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is one; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def list_cases(folder: Path) -> list[Case]:
@@ -70,9 +84,9 @@ def list_cases(folder: Path) -> list[Case]:
 
 def errors(image: Volume, label: Volume) -> list[str]:
     """Why an image and its label cannot be used together; empty if they can."""
-    if image.stored_shape != label.stored_shape:
-        return [f"the label's shape is {label.stored_shape}, its image's {image.stored_shape}"]
     found = []
+    if image.stored_shape != label.stored_shape:
+        found.append(f"the label's shape is {label.stored_shape}, its image's {image.stored_shape}")
     shift = np.abs(image.stored_affine - label.stored_affine).max()
     if shift > 1e-3:
         found.append(f"the label's affine differs from its image's by {shift:g} (mm)")
@@ -85,24 +99,44 @@ def errors(image: Volume, label: Volume) -> list[str]:
     return found
 
 
-def doubts(image: Volume, label: Volume) -> list[str]:
-    """What is odd about a usable case, and may be meant."""
-    found, organ = [], label.voxels > 0
-    low, high = image.voxels.min(), image.voxels.max()
-    if not organ.any():
-        found.append("the label is empty")
+def image_doubts(image: Volume) -> list[str]:
+    """What is odd about a CT, and may be meant."""
+    found = []
+    low, high = float(image.voxels.min()), float(image.voxels.max())
     if low == high:
         found.append("the image is constant")
-    if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1]:
+    elif low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1]:
         found.append(f"{low:g}..{high:g} is no range of a CT in HU")
+    elif low > AIR_HU:
+        found.append(f"nothing is below {low:g}: no air, or not in HU")
     if max(image.spacing) > MAX_SPACING_MM:
         found.append(f"a spacing of {max(image.spacing):g} mm")
+    forms = [form(coded=True)[0] for form in (image.header.get_qform, image.header.get_sform)]
+    if all(form is not None for form in forms) and not _same_axes(*forms):
+        found.append("qform and sform turn it differently; sform is followed")
+    return found
+
+
+def _same_axes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two affines call the axes the same."""
+    return nib.aff2axcodes(a) == nib.aff2axcodes(b)
+
+
+def side_doubts(image: Volume, organ: np.ndarray) -> list[str]:
+    """Whether an organ, a mask of the canonical voxels, lies on the patient's right: a spleen
+    should not."""
     body = image.voxels > AIR_HU
     if organ.any() and body.any():
         x, middle = (float(np.argwhere(m.any((1, 2))).mean()) for m in (organ, body))
         if x > middle:
-            found.append("the organ lies on the patient's right: no spleen, or a wrong header")
-    return found
+            return ["the organ lies on the patient's right: no spleen, or a wrong header"]
+    return []
+
+
+def doubts(image: Volume, label: Volume) -> list[str]:
+    """What is odd about an image with its label, and may be meant."""
+    empty = [] if (label.voxels > 0).any() else ["the label is empty"]
+    return empty + image_doubts(image) + side_doubts(image, label.voxels > 0)
 
 
 def read_case(case: Case) -> tuple[Volume, Volume]:

@@ -23,6 +23,12 @@ from typing import ClassVar, Union, get_args, get_origin, get_type_hints
 
 from common.files import UserError, shown
 
+# What an OSError says of the user's disk and paths; any other is a fault of ours.
+OF_THE_MACHINE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+}
+
 
 def option(default, help: str, choices: tuple | None = None, low=None, high=None):
     """A dataclass field with its help text; `choices`, or `low` to `high`, limit the values."""
@@ -135,7 +141,7 @@ def launch(main, cls) -> None:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in OF_THE_MACHINE:
             raise
         where = f"{shown(Path(error.filename))}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror}.")

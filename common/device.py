@@ -48,8 +48,10 @@ def layout(channels_last: bool) -> torch.memory_format:
 
 
 def to_device(batch: dict, device: torch.device, channels_last: bool) -> dict:
-    """Images to `(N, 3, H, W)` on the device (grey replicated there), masks beside them."""
-    moved = {k: batch[k].to(device, non_blocking=True) for k in ("mask",) if k in batch}
+    """Images to `(N, 3, H, W)` on the device (grey replicated there), masks, if any, too."""
+    moved = {}
+    if "mask" in batch:
+        moved["mask"] = batch["mask"].to(device, non_blocking=True)
     for name in ("image", "unlabelled"):
         if name in batch:
             images = batch[name].to(device, non_blocking=True).expand(-1, 3, -1, -1)

@@ -87,7 +87,7 @@ def sheet(path: Path, title: str, rows: list[tuple], aspect: float = 1.0) -> Non
     for axis in grid:
         axis.set_axis_off()
     for axis, (name, image, mask, truth) in zip(grid, rows, strict=False):
-        scale = max(1, 512 // image.shape[0])
+        scale = max(1, 512 // max(image.shape))
         picture = outlined(image, np.zeros_like(mask), PREDICTION, scale)
         for drawn, colour in ((truth, TRUTH), (mask, PREDICTION)):
             if drawn is not None:
@@ -95,10 +95,11 @@ def sheet(path: Path, title: str, rows: list[tuple], aspect: float = 1.0) -> Non
                 here = (edge == colour).all(-1)
                 picture[here] = colour
         axis.imshow(picture, aspect=aspect, interpolation="nearest")
-        axis.set_title(name, fontsize=8)
+        axis.set_title(name, fontsize=8, parse_math=False)
     known = any(truth is not None for *_, truth in rows)
-    legend = "orange: mask" + (", green: truth" if known else "")
-    figure.suptitle(f"{title}\n{legend}", fontsize=9)
+    legend = "orange: mask" + (", green: truth" if known else "") + "; slices from the feet up"
+    # Names of files are no formulas, whatever dollars are in them.
+    figure.suptitle(f"{title}\n{legend}", fontsize=9, parse_math=False)
     save_figure(path, figure, dpi=150)
 
 

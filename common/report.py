@@ -10,7 +10,6 @@ import io
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -42,53 +41,49 @@ def write_report(folder: Path, data: SliceSet, compared: tuple[str, ...] = (), w
     lowest Dice first, are shown with their slices.
     """
     result = read_json(folder / "summary.json", "Run metrics.py first.")
-    made = read_json(folder / "config.json")
     parts = [
-        f"<h1>{text(result['stage'])}: {text(result['run'])}</h1>",
-        f'<p class="about">{text(_about(result, data))}</p>',
+        f"<h1>{_text(result['stage'])}: {_text(result['run'])}</h1>",
+        f'<p class="about">{_text(_about(result, data))}</p>',
         "<h2>Scores</h2>",
         _scores(result),
-        "".join(f"<p>{text(line)}</p>" for line in compared),
+        "".join(f"<p>{_text(line)}</p>" for line in compared),
         "<h2>Patients</h2>",
-        picture(_dots(result), "Dice of each patient; the line is their mean."),
+        _picture(_dots(result), "Dice of each patient; the line is their mean."),
         _patients(result),
         "<h2>Worst first</h2>",
         *_worst(folder, data, result, worst),
-        "<h2>Training</h2>",
-        picture((folder / "curves.png").read_bytes(), "Weighted losses and validation Dice."),
-        "<h2>Settings</h2>",
-        _settings(made),
+        *_training(folder),
     ]
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(result['stage'])}: {text(result['run'])}</title>\n"
+        f"<title>{_text(result['stage'])}: {_text(result['run'])}</title>\n"
         f"<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n</html>\n"
     )
     write_text(folder / "report.html", page)
     print(f"report -> {shown(folder / 'report.html')}")
 
 
-def text(value) -> str:
+def _text(value) -> str:
     """A value as it may stand in a page."""
     return html.escape(str(value))
 
 
-def picture(png: bytes, caption: str) -> str:
+def _picture(png: bytes, caption: str) -> str:
     """A PNG as a part of the page."""
     source = base64.b64encode(png).decode()
-    words = text(caption)
+    words = _text(caption)
     return (
         f'<figure><img alt="{words}" src="data:image/png;base64,{source}">'
         f"<figcaption>{words}</figcaption></figure>"
     )
 
 
-def rows(head: list[str], lines: list[list], kind: str = "") -> str:
-    """A table; every cell is escaped."""
-    first = "".join(f"<th>{text(cell)}</th>" for cell in head)
-    cell = f'<td class="{kind}">' if kind else "<td>"
-    body = ("".join(f"{cell}{text(value)}</td>" for value in line) for line in lines)
+def _table(head: list[str], lines: list, style: str = "") -> str:
+    """A table whose cells, of a CSS class perhaps, are escaped."""
+    first = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    cell = f'<td class="{style}">' if style else "<td>"
+    body = ("".join(f"{cell}{_text(value)}</td>" for value in line) for line in lines)
     return f"<table><tr>{first}</tr>" + "".join(f"<tr>{line}</tr>" for line in body) + "</table>"
 
 
@@ -121,7 +116,7 @@ def _scores(result: dict) -> str:
         ]
         for s in known
     ]
-    return rows(["", "per patient", "pooled over slices"], lines)
+    return _table(["", "per patient", "pooled over slices"], lines)
 
 
 def _order(result: dict) -> list[str]:
@@ -137,7 +132,7 @@ def _patients(result: dict) -> str:
     for case in _order(result):
         row = result["cases"][case]
         lines.append([case, row["slices"], *(number(row[s]) for s in known)])
-    return rows(["patient", "slices", *(TITLES[s] for s in known)], lines)
+    return _table(["patient", "slices", *(TITLES[s] for s in known)], lines)
 
 
 def _dots(result: dict) -> bytes:
@@ -152,7 +147,6 @@ def _dots(result: dict) -> bytes:
     axis.set(xlabel="patients, by their Dice", ylabel="Dice", ylim=(-0.02, 1.02), xticks=[])
     axis.spines[["top", "right"]].set_visible(False)
     stream = io.BytesIO()
-    FigureCanvasAgg(figure)
     figure.savefig(stream, dpi=110, format="png")
     return stream.getvalue()
 
@@ -170,7 +164,7 @@ def _worst(folder: Path, data: SliceSet, result: dict, count: int) -> list[str]:
             rated.append((s, *masks, int((masks[0] != masks[1]).sum())))
         largest = max(rated, key=lambda row: row[0].foreground)
         wrong = max(rated, key=lambda row: row[3])
-        parts.append(f"<h3>{text(case)}: Dice {number(result['cases'][case]['dice'])}</h3>")
+        parts.append(f"<h3>{_text(case)}: Dice {number(result['cases'][case]['dice'])}</h3>")
         parts.append(_slice(data, *largest[:3], f"{largest[0].name}: the largest organ"))
         if wrong[0] != largest[0]:
             words = f"{wrong[0].name}: the most wrong pixels ({wrong[3]})"
@@ -183,11 +177,17 @@ def _slice(data: SliceSet, s: Slice, truth: np.ndarray, mask: np.ndarray, words:
     image = read_image(data.folder / "images" / f"{s.name}.png")
     stream = io.BytesIO()
     Image.fromarray(figures.panels(image, truth, mask)).save(stream, "png")
-    return picture(stream.getvalue(), f"{words}. CT, truth (green), prediction (orange)")
+    return _picture(stream.getvalue(), f"{words}. CT, truth (green), prediction (orange)")
 
 
-def _settings(made: dict) -> str:
-    """config.json as a table."""
-    lines = [[name, value] for name, value in made["config"].items()]
-    lines += [[name, value] for name, value in made["environment"].items()]
-    return rows(["setting", ""], lines, "text")
+def _training(folder: Path) -> list[str]:
+    """Curves and settings, as far as the run still has them."""
+    parts = []
+    if (folder / "curves.png").exists():
+        curves = (folder / "curves.png").read_bytes()
+        parts += ["<h2>Training</h2>", _picture(curves, "Weighted losses and validation Dice.")]
+    if (folder / "config.json").exists():
+        made = read_json(folder / "config.json")
+        settings = {**made.get("config", {}), **made.get("environment", {})}
+        parts += ["<h2>Settings</h2>", _table(["setting", ""], [*settings.items()], "text")]
+    return parts

@@ -21,7 +21,7 @@ from torch import Tensor
 from common.files import UserError, bullets, read_json, shown, write_csv, write_json
 from common.slices import Slice, SliceSet, read_mask
 from common.surfaces import SURFACE_SCORES, surface_scores
-from common.views import square_spacing
+from common.views import stack
 
 SCORES = ("dice", "iou", "recall", "precision")
 
@@ -132,7 +132,8 @@ def score_run(folder: Path, data: SliceSet) -> dict:
 
     Writes metrics_per_case.csv and summary.json into the run folder and returns the summary:
     `subset`, `weights` (best or last), `cases` (counts and scores a patient), `per_patient`,
-    `pooled`, `parameters`, `epoch`, `latency_ms`. Of volumes also the distances of surfaces in mm.
+    `pooled`, `parameters`, `epoch`, `latency_ms`. Of volumes also the distances of surfaces in mm
+    (a missed organ: the diagonal of the stack of squares).
     UserError if inference has not finished, or naming every slice whose partner is missing.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
@@ -160,8 +161,9 @@ def score_run(folder: Path, data: SliceSet) -> dict:
         if spacing := spacing_of(case, mine, data):
             surfaces[case] = surface_scores(np.stack(prediction), np.stack(truth), spacing)
     cases, table = [s.case for s in slices], torch.cat(counts).numpy()
-    each = {case: {**row, **surfaces.get(case, {})} for case, row in per_case(cases, table).items()}
-    whole = summary(cases, table)
+    each, whole = per_case(cases, table), summary(cases, table)
+    for case, row in each.items() if surfaces else ():
+        row |= surfaces.get(case, dict.fromkeys(SURFACE_SCORES))
     if len(surfaces) == len(each):
         distances = {s: mean_and_spread(row[s] for row in each.values()) for s in SURFACE_SCORES}
         whole["per_patient"] |= distances
@@ -184,12 +186,19 @@ def score_run(folder: Path, data: SliceSet) -> dict:
 def spacing_of(case: str, slices: list[Slice], data: SliceSet) -> tuple | None:
     """The size of a patient's voxels in mm: between slices, and of their pixels, twice.
 
-    None if the slices are not all of a volume whose geometry dataset.json knows.
+    None if the slices are not all of a volume whose geometry dataset.json knows. UserError if that
+    geometry is broken.
     """
     geometry = data.info.get("cases", {}).get(case)
-    if geometry is None or [s.index for s in slices] != [*range(len(slices))]:
+    if geometry is None:
         return None
-    return square_spacing(geometry, data.size)
+    try:
+        count, spacing = stack(geometry, data.size)
+    except (KeyError, ValueError, IndexError, TypeError):
+        raise UserError(
+            f"{shown(data.folder / 'dataset.json')}: the geometry of {case} is broken."
+        ) from None
+    return spacing if [s.index for s in slices] == [*range(count)] else None
 
 
 def table(result: dict) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import figures
+from common.cases import errors, image_doubts, side_doubts
 from common.device import autocast, to_device
 from common.files import UserError, bullets, shown, write_json
 from common.scores import number, overlap_scores
@@ -29,15 +30,20 @@ DICOM = (
 
 
 class Job(NamedTuple):
-    """One volume to segment: its file, where its mask goes, its true mask if there is one."""
+    """One volume to segment: its file, its true mask if there is one, and what will be written."""
 
     volume: Path
-    mask: Path
     truth: Path | None
+    mask: Path
 
     def beside(self, ending: str) -> Path:
         """A file beside the mask, of the same name but for the ending."""
         return self.mask.with_name(stem(self.mask) + ending)
+
+    def written(self, probabilities: bool) -> list[Path]:
+        """All files that it will leave."""
+        endings = (".png", ".json", *(["_probability.nii.gz"] if probabilities else []))
+        return [self.mask, *map(self.beside, endings)]
 
 
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
@@ -54,6 +60,8 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
             print(_segment_one(model, run, config, job), flush=True)
         except UserError as error:
             problems.append(str(error))
+        except (OSError, ValueError, MemoryError) as error:  # a name or a file like no other
+            problems.append(f"{ascii(shown(job.volume))}: {type(error).__name__}: {error}")
     if problems:
         raise UserError(
             f"{len(problems)} of {len(jobs)} volumes were not segmented:{bullets(problems, 200)}"
@@ -77,37 +85,58 @@ def hu_window(run: Trained, config: InferenceConfig) -> tuple[float, float]:
 
 
 def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
-    """What is to be segmented, and where to. UserError if there is nothing, if a true mask is
-    missing, or if a mask would replace a volume or a true mask."""
+    """What is to be segmented, and where to. The output's folder is made.
+
+    UserError if there is nothing to do, if a true mask is missing, or if a volume, a true mask, a
+    foreign file or another output would be replaced.
+    """
     volumes, single = volume_files(config.volume), not config.volume.is_dir()
-    folder = config.output or run.folder / "volumes"
-    if folder.is_file() and not folder.name.endswith(NIFTI):
-        raise UserError(f"--output {shown(folder)} is a file; name a folder or a .nii.gz.")
-    if single and folder.name.endswith(NIFTI):
-        masks = [folder]
-    else:
-        masks = [folder / f"{stem(v)}.nii.gz" for v in volumes]
+    output = config.output or run.folder / "volumes"
+    named = output.name.endswith(NIFTI) and not output.is_dir()
+    if output.is_file() and not named or output.suffix and not (named or output.is_dir()):
+        raise UserError(f"--output {shown(output)}: name a folder, a .nii or a .nii.gz.")
+    if named and not single:
+        raise UserError(f"--output {shown(output)} is one file; --volume is a folder.")
+    masks = [output] if named else [output / f"{stem(v)}.nii.gz" for v in volumes]
     truths = [None] * len(volumes)
     if config.truth:
         if not single and not config.truth.is_dir():
             raise UserError("--truth must be a folder where --volume is one.")
         truths = [config.truth / v.name if config.truth.is_dir() else config.truth for v in volumes]
-    given = {path.resolve() for path in (*volumes, *truths) if path}
-    if lost := [mask for mask in masks if mask.resolve() in given]:
-        raise UserError(f"The mask would replace {shown(lost[0])}; choose another --output.")
     if lost := [shown(path) for path in truths if path and not path.is_file()]:
         raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
-    return [Job(*files) for files in zip(volumes, masks, truths, strict=True)]
+    jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
+    _check_outputs(jobs, config.probabilities)
+    try:
+        jobs[0].mask.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {shown(output)}: {error.strerror}.") from None
+    return jobs
+
+
+def _check_outputs(jobs: list[Job], probabilities: bool) -> None:
+    """UserError if a file that is not ours to write would be replaced."""
+    given = {path.resolve() for job in jobs for path in job[:2] if path}
+    taken = set()
+    for job in jobs:
+        files = job.written(probabilities)
+        # Beside a mask that is there already they are an earlier inference's.
+        foreign = [] if job.mask.exists() else [path for path in files[1:] if path.exists()]
+        lost = [path for path in files if path.resolve() in given | taken] + foreign
+        if lost:
+            raise UserError(f"{shown(lost[0])} would be replaced; choose another --output.")
+        taken |= {path.resolve() for path in files}
 
 
 def volume_files(path: Path) -> list[Path]:
     """The NIfTI file, or those in the folder, sorted. UserError if there is none."""
     if not path.exists():
         raise UserError(f"--volume {shown(path)} does not exist.")
-    inside = [path] if path.is_file() else sorted(path.iterdir())
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
     files = [f for f in inside if f.name.endswith(NIFTI) and not f.name.startswith(".")]
+    files = [f for f in files if f.is_file()]  # no folder, no pipe, no link to nowhere
     if not files:
-        found = [f for f in (inside if path.is_file() else path.rglob("*")) if f.is_file()]
+        found = [f for f in (path.rglob("*") if path.is_dir() else inside) if f.is_file()]
         hint = DICOM if any(map(is_dicom, found)) else ""
         raise UserError(f"{shown(path)} is, or holds, no .nii or .nii.gz. {hint}".strip())
     names = [stem(f) for f in files]
@@ -145,6 +174,7 @@ def _segment_one(model: nn.Module, run: Trained, config: InferenceConfig, job: J
         "shape": volume.stored_shape,
         "spacing_mm": [round(s, 6) for s in volume.spacing],
         **measures(mask, volume.spacing),
+        "doubts": image_doubts(volume) + side_doubts(volume, mask > 0),
         "scores": None if truth is None else volume_scores(mask, truth, volume.spacing),
     }
     write_volume(job.mask, mask, volume)
@@ -208,12 +238,11 @@ def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing: tuple) -> dict:
 
 
 def _read_truth(path: Path, volume: Volume) -> np.ndarray:
-    """A true mask as uint8 0 and 1. UserError if it is not of the volume's shape and affine."""
+    """A true mask, 0 and 1. UserError if it holds anything else or does not fit the volume."""
     truth = read_volume(path)
-    shift = np.abs(truth.stored_affine - volume.stored_affine).max()
-    if truth.stored_shape != volume.stored_shape or shift > 1e-3:
-        raise UserError(f"{shown(path)} has another shape or affine than its volume.")
-    return (truth.voxels > 0).astype(np.uint8)
+    if found := errors(volume, truth):
+        raise UserError(f"{shown(path)}: {'; '.join(found)}.")
+    return truth.voxels.astype(np.uint8)
 
 
 def _draw_sheet(path: Path, volume: Volume, mask, truth, about: dict, panels: int = 12) -> None:
@@ -239,7 +268,7 @@ def in_words(about: dict) -> str:
     )
     if scores := about["scores"]:
         text += f"; Dice {number(scores['dice'])}, HD95 {number(scores['hd95_mm'])} mm"
-    return text
+    return "; ".join([text, *about["doubts"]])
 
 
 def in_a_line(about: dict, job: Job) -> str:

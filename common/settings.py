@@ -163,7 +163,9 @@ class InferenceConfig(Config):
         "best", "of the epoch with the best validation Dice, or of the last", choices=WEIGHTS
     )
     subset: str = option("test", "patients to predict", choices=("test", "val", "train", "all"))
-    probabilities: bool = option(False, "also write the probability maps, 16-bit PNG (65535 = 1)")
+    probabilities: bool = option(
+        False, "also write probability maps: 16-bit PNG (65535 = 1), of volumes NIfTI (0 to 1)"
+    )
     overlays: int = option(24, "how many overlay pictures to write; -1: all", low=-1)
     batch_size: int = option(16, "slices per forward pass", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
@@ -183,8 +185,10 @@ class InferenceConfig(Config):
         """UserError for flags without effect."""
         super().__post_init__()
         of_volumes = ("output", "truth", "largest_component", "hu_low", "hu_high")
-        for name in ("data", "splits", "subset") if self.volume else of_volumes:
-            if getattr(self, name) != getattr(InferenceConfig, name):
+        of_slices = ("data", "splits", "subset", "overlays", "reconstructions")
+        names = [n for n in (of_slices if self.volume else of_volumes) if hasattr(self, n)]
+        for name in names:
+            if getattr(self, name) != getattr(type(self), name):
                 where = "with" if self.volume else "without"
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} has no effect {where} --volume; leave it out.")

@@ -11,6 +11,7 @@ the other:
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 # Each score's title in a table.
 SURFACE_SCORES = {
@@ -41,13 +42,22 @@ def surface_scores(
     # Both surfaces lie in the box of the union: the rest of a 512x512x129 volume is not touched.
     box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]
     surfaces = [_surface(mask[box]) for mask in (prediction, truth)]
-    there, back = (
-        ndimage.distance_transform_edt(~other, sampling=spacing)[own]
-        for own, other in (surfaces, surfaces[::-1])
-    )
+    there, back = (_distances(*pair, spacing) for pair in (surfaces, surfaces[::-1]))
     every = np.concatenate([there, back])
     hd95 = max(np.percentile(way, 95) for way in (there, back))
     return _named(hd95, every.mean(), (every <= 1).mean(), (every <= 2).mean())
+
+
+def _distances(own: np.ndarray, other: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
+    """From each voxel of one surface to the nearest of the other, in mm.
+
+    Few voxels in a large box, as far islands make it, are sought in a tree; else a distance
+    transform of the box is faster. Both are exact.
+    """
+    mine, theirs = np.argwhere(own) * spacing, np.argwhere(other) * spacing
+    if len(mine) + len(theirs) < own.size / 20:
+        return KDTree(theirs).query(mine)[0]
+    return ndimage.distance_transform_edt(~other, sampling=spacing)[own]
 
 
 def _named(*values: float) -> dict[str, float]:

@@ -105,8 +105,8 @@ def _about(runs: dict[str, dict[tuple, dict]]) -> str:
 
 def _distances(results: dict[str, list[dict]]) -> list[dict[str, str]]:
     """Rows of the surface scores; none unless all patients of all models are whole volumes."""
-    cases = [row for found in results.values() for r in found for row in r["cases"].values()]
-    if not all(SURFACE_SCORES.keys() <= row.keys() for row in cases):
+    means = [result.get("per_patient", {}) for found in results.values() for result in found]
+    if not all(SURFACE_SCORES.keys() <= mean.keys() for mean in means):
         return []
     return [
         {

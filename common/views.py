@@ -81,13 +81,15 @@ def from_square(maps: Tensor, shape: tuple[int, int], spacing: tuple[float, floa
     return F.interpolate(maps, shape, mode="bilinear", antialias=True)
 
 
-def square_spacing(geometry: dict, size: int) -> tuple[float, float, float]:
-    """The size in mm of a data set's voxels: between slices, and of a square's pixels, twice.
+def stack(geometry: dict, size: int) -> tuple[int, tuple[float, float, float]]:
+    """How many slices a data set's patient has, and the size in mm of its voxels: between slices,
+    and of a square's pixels, twice.
 
-    `geometry` is a case's entry in dataset.json: `shape`, `affine` and `spacing` as stored.
+    `geometry` is the patient's entry in dataset.json: `shape`, `affine` and `spacing` as stored.
+    KeyError, ValueError or IndexError if it is none.
     """
-    order = nib.io_orientation(np.array(geometry["affine"]))[:, 0].astype(int)
+    order = nib.io_orientation(np.array(geometry["affine"], float))[:, 0].astype(int)
     shape, spacing = np.zeros(3), np.zeros(3)
     shape[order], spacing[order] = geometry["shape"][:3], geometry["spacing"][:3]
     pixel = float((shape * spacing)[:2].max()) / size
-    return float(spacing[2]), pixel, pixel
+    return int(shape[2]), (float(spacing[2]), pixel, pixel)

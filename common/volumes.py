@@ -17,10 +17,11 @@ import numpy as np
 
 from common.files import UserError, shown, write_bytes
 
-# A CT of 1024x1024x1000 int16 voxels is 2 GB; what unpacks to more is a damaged file or a bomb.
+# A CT of 1024x1024x1000 voxels has 4 GB as float32; what claims more is damaged, or a bomb.
 MAX_BYTES = 4 << 30
 HEADER = 352  # bytes before a NIfTI-1 file's voxels, at least
 SLACK = 1 << 20  # bytes after them that do no harm
+SPACING_MM = (1e-3, 1e3)  # what lies outside is no distance between the voxels of a patient
 
 
 @dataclass
@@ -58,18 +59,19 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole content of a .nii or .nii.gz file, unpacked to its end.
+    """The whole content of a NIfTI file, unpacked to its end if it is packed, whatever its name.
 
     `nib.load` stops reading before gzip's checksum and so returns wrong voxels for a bit-flipped
     file without a word; reading the stream to its end checks every bit. No more is unpacked than
     the header claims. UserError if the file is missing, damaged, no NIfTI-1, or of another length.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
+        with path.open("rb") as file:
+            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
         with opener(path, "rb") as file:
-            head = file.read(HEADER)
-            claimed = claimed_bytes(head, path)
-            content = head + file.read(claimed + SLACK + 1 - len(head))
+            claimed = claimed_bytes(file.read(HEADER), path)
+            file.seek(0)
+            content = file.read(claimed + SLACK + 1)
     except FileNotFoundError:
         raise UserError(f"{shown(path)} does not exist.") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -81,74 +83,89 @@ def read_bytes(path: Path) -> bytes:
 
 
 def claimed_bytes(head: bytes, path: Path) -> int:
-    """How long the unpacked file should be. UserError for what is no NIfTI-1, is longer than
-    MAX_BYTES, or has a spacing of 0 or less."""
+    """How long the unpacked file should be, from its first bytes. UserError for what is no NIfTI-1,
+    has too many voxels, or a spacing that is none."""
     if 540 in (int.from_bytes(head[:4], order) for order in ("little", "big")):
         raise UserError(f"{shown(path)} is NIfTI-2; save it as NIfTI-1.")
     try:
-        header = nib.Nifti1Header.from_fileobj(io.BytesIO(head), check=False)
+        # Without what follows the 348 bytes: nibabel would look for extensions there.
+        header = nib.Nifti1Header.from_fileobj(io.BytesIO(head[:348]), check=False)
         shape, start = header.get_data_shape(), int(header["vox_offset"]) or HEADER
-        spacing = header["pixdim"][1:4]  # as it stands there: nibabel mends what is not above 0
-        claimed = start + math.prod(map(int, shape)) * header.get_data_dtype().itemsize
+        spacing = header["pixdim"][1 : 1 + len(shape)][:3]  # nibabel would mend what is 0 or less
+        bytes_each = header.get_data_dtype().itemsize
     except Exception as error:  # nibabel raises many types for a broken header
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{shown(path)} is not a sound NIfTI-1 file ({reason}).") from None
-    if start < HEADER or min(shape, default=0) < 1 or claimed > MAX_BYTES:
-        size = "x".join(map(str, shape))
+    size, voxels = "x".join(map(str, shape)), math.prod(map(int, shape))
+    if start < HEADER or min(shape, default=0) < 1:
         raise UserError(
-            f"{shown(path)} claims {size} voxels, {claimed} bytes from byte {start} on; at most "
-            f"{MAX_BYTES >> 30} GiB are read."
+            f"{shown(path)} claims {size} voxels from byte {start} on: a broken header."
         )
-    if not (spacing > 0).all():
-        raise UserError(f"{shown(path)} has a spacing of {spacing.tolist()} mm.")
-    return claimed
+    if voxels * max(bytes_each, 4) > MAX_BYTES:  # as float32, once its scaling is applied
+        raise UserError(
+            f"{shown(path)} claims {size} voxels, more than {MAX_BYTES >> 30} GiB in memory."
+        )
+    low, high = SPACING_MM
+    if not ((spacing > low) & (spacing < high)).all():
+        raise UserError(f"{shown(path)} has a spacing (pixdim) of {spacing.tolist()} mm.")
+    return start + voxels * bytes_each
 
 
 def read_volume(path: Path) -> Volume:
-    """Read a 3D NIfTI file; voxels keep the stored type where its scaling is 1 and 0.
+    """Read a 3D NIfTI file; voxels keep the stored type where its scaling is 1 and 0, else float32.
 
-    UserError if it is missing, damaged, not NIfTI, not 3D, or holds fewer voxels than it claims.
+    UserError if it is missing, damaged, not NIfTI, not 3D, holds another number of voxels than it
+    claims, or gives two spacings: one in pixdim, one in its affine.
     """
     content = read_bytes(path)
     try:
         image = nib.Nifti1Image.from_bytes(content)
-        shape, header = image.shape, image.header.copy()
-        if len(shape) == 4 and shape[3] == 1:
-            image = nib.Nifti1Image(np.asanyarray(image.dataobj)[..., 0], image.affine)
-        elif len(shape) != 3:
-            raise UserError(f"{shown(path)} has shape {shape}; a 3D volume is expected.")
-        canonical = nib.as_closest_canonical(image)
-        voxels = np.asanyarray(canonical.dataobj)
+        shape = image.shape[:3] if image.shape[3:] == (1,) else image.shape
+        if len(shape) != 3:
+            raise UserError(f"{shown(path)} has shape {image.shape}; a 3D volume is expected.")
+        stored = image.dataobj
+        scaled = (stored.slope, stored.inter) != (1, 0)
+        stored = np.asarray(stored, np.float32) if scaled else stored.get_unscaled()
+        ornt = nib.io_orientation(image.affine)
+        voxels = nib.apply_orientation(stored.reshape(shape, order="A"), ornt)
     except UserError:
         raise
+    except MemoryError:
+        raise UserError(f"{shown(path)} needs more memory than there is.") from None
     except Exception as error:  # nibabel raises many types for a broken header
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{shown(path)} is not a sound NIfTI file ({reason}).") from None
-    if 0 in voxels.shape or voxels.dtype.kind not in "iuf":
+    if voxels.dtype.kind not in "iuf":
         raise UserError(f"{shown(path)} has shape {shape}, type {voxels.dtype}; a CT is expected.")
-    spacing = tuple(float(s) for s in canonical.header.get_zooms()[:3])
-    if not np.isfinite(image.affine).all() or min(spacing) <= 0:
-        raise UserError(f"{shown(path)} has a broken affine or spacing {spacing}.")
+    sizes, claimed = nib.affines.voxel_sizes(image.affine), image.header.get_zooms()[:3]
+    if not np.allclose(sizes, claimed, rtol=0.01):
+        sizes, claimed = ([round(float(s), 4) for s in values] for values in (sizes, claimed))
+        raise UserError(
+            f"{shown(path)} gives two spacings: {claimed} in pixdim, {sizes} in affine."
+        )
+    spacing = np.zeros(3)
+    spacing[ornt[:, 0].astype(int)] = sizes
     return Volume(
         voxels=voxels,
-        spacing=spacing,
-        stored_shape=image.shape,
+        spacing=tuple(spacing.tolist()),
+        stored_shape=shape,
         stored_affine=image.affine,
         stored_orientation="".join(nib.aff2axcodes(image.affine)),
-        header=header,
+        header=image.header.copy(),
         sha256=hashlib.sha256(content).hexdigest(),
     )
 
 
 def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> None:
     """Write canonical voxels `(x, y, z)` as NIfTI in the geometry of the file `like` was read from:
-    its shape, axes, affine and header, with the voxels' own type. The same voxels give the same
-    bytes."""
+    its shape, axes, affine and header, with the voxels' own type, without header extensions, which
+    describe the CT and may name the patient. The same voxels give the same bytes."""
     canonical = nib.orientations.axcodes2ornt("RAS")
     back = nib.orientations.ornt_transform(canonical, nib.io_orientation(like.stored_affine))
     header = like.header.copy()
     header.set_data_dtype(voxels.dtype)
     header.set_slope_inter(1, 0)
+    header.extensions.clear()
     header["cal_min"] = header["cal_max"] = 0  # the CT's display range is not the mask's
     stored = np.ascontiguousarray(nib.apply_orientation(voxels, back))
     content = nib.Nifti1Image(stored, like.stored_affine, header).to_bytes()

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import config as base
-from common.cases import Case, doubts, errors, fingerprint, listing, run_all, twins
+from common.cases import Case, doubts, errors, fingerprint, image_doubts, listing, run_all, twins
 from common.config import launch, option
 from common.files import ROOT, UserError, shown
 from common.volumes import Volume, read_volume
@@ -39,24 +39,24 @@ class Checked(NamedTuple):
     """One case: the line that describes it, its image's fingerprint, errors, warnings."""
 
     line: str | None
-    print: str | None
+    fingerprint: str | None
     errors: list[str]
     warnings: list[str]
 
 
 def check(case: Case) -> Checked:
     """Read a case and look for all that is wrong with it."""
-    try:
-        image, label = read_volume(case.image), read_volume(case.label)
-    except UserError as error:
-        return Checked(None, None, [str(error)], [])
-    found = errors(image, label)
-    return Checked(
-        describe(case.name, image, label),
-        fingerprint(image),
-        found,
-        [] if found else doubts(image, label),
-    )
+    volumes, unread = [], []
+    for path in (case.image, case.label):
+        try:
+            volumes.append(read_volume(path))
+        except UserError as error:
+            unread.append(str(error))
+    if unread:
+        return Checked(None, None, unread, [])
+    found = errors(*volumes)
+    odd = image_doubts(volumes[0]) if found else doubts(*volumes)
+    return Checked(describe(case.name, *volumes), fingerprint(volumes[0]), found, odd)
 
 
 def describe(name: str, image: Volume, label: Volume) -> str:
@@ -70,15 +70,15 @@ def describe(name: str, image: Volume, label: Volume) -> str:
     )
 
 
-def unlisted(cases: list[Case]) -> list[tuple[str, str]]:
-    """Volumes beside the listed ones: the file, and what is odd about it."""
-    known = {path.resolve() for case in cases for path in (case.image, case.label)}
+def unlisted(cases: list[Case], sound: list[Case]) -> list[tuple[str, str]]:
+    """Volumes beside those listed: the file, and what is odd about it."""
+    known = {path for case in cases for path in (case.image, case.label)}
     found = []
-    folders = {path.parent for path in known}
+    folders = {path.parent for case in sound for path in (case.image, case.label)}
     for path in sorted(p for folder in folders for p in folder.glob("*.nii*")):
         if path.name.startswith("._"):
             found.append((path.name, "a shadow file of macOS, no volume: remove it"))
-        elif path.resolve() not in known:
+        elif path not in known:
             found.append((path.name, f"in {shown(path.parent)}, and not in dataset.json"))
     return found
 
@@ -92,13 +92,13 @@ def main(config: Config) -> None:
     there = [case for case in cases if case.name not in bad]
     checked = run_all(check, there, config.workers, "checking")
     checked = {case.name: found for case, found in zip(there, checked, strict=True)}
-    same = twins({name: case.print for name, case in checked.items() if case.print})
+    same = twins({name: case.fingerprint for name, case in checked.items() if case.fingerprint})
     rows = [("error", *problem) for problem in lost]
     rows += [("error", names[0], f"the same image as {', '.join(names[1:])}") for names in same]
     rows += [("error", name, text) for name, case in checked.items() for text in case.errors]
     count = len(rows)
     rows += [("warning", name, text) for name, case in checked.items() for text in case.warnings]
-    rows += [("warning", *found) for found in unlisted(cases)]
+    rows += [("warning", *found) for found in unlisted(cases, there)]
     print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {'HU':>9} {'organ ml':>12}")
     print("\n".join(case.line for case in checked.values() if case.line))
     if rows:
@@ -106,8 +106,8 @@ def main(config: Config) -> None:
         print("\n" + "\n".join(f"{level:<8} {name:<{width}} {text}" for level, name, text in rows))
     if count:
         wrong = len({name for level, name, _ in rows if level == "error"})
-        raise UserError(f"{wrong} of {len(cases)} cases cannot be used: {count} errors, see above.")
-    print(f"{len(cases)} cases are sound" + (f", {len(rows)} warnings" if rows else ""))
+        raise UserError(f"{wrong} of {len(cases)} cases cannot be used; the errors stand above.")
+    print(f"{len(cases)} cases are sound; warnings: {len(rows)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ unpacked; nothing in it can leave its folder; the folder appears only when it is
 import hashlib
 import http.client
 import shutil
+import ssl
 import sys
 import tarfile
 import time
@@ -33,6 +34,7 @@ NAME = "Task09_Spleen"
 CHUNK = 1 << 20
 TRIES = 5  # connections in a row that bring nothing, before the user has to start anew
 PAUSE = 3  # seconds before such a connection is tried again
+BROKEN = (ConnectionError, TimeoutError, ssl.SSLError)  # what ends a connection while it is read
 
 
 @dataclass
@@ -47,39 +49,47 @@ class Config(base.Config):
     keep_archive: bool = option(False, "keep the .tar beside the unpacked folder")
 
 
-def fetch(url: str, path: Path) -> None:
-    """Download `url` to `path`, through `path` + ".part", which a later call continues.
+def fetch(url: str, part: Path) -> None:
+    """Download `url` to `part`, from where an earlier call stopped.
 
     A connection that ends early is taken up again. UserError if it cannot be.
     """
-    part = path.with_name(f"{path.name}.part")
-    idle, reason = 0, ""
+    idle, most, reason = 0, size_of(part), ""
     while idle < TRIES:
-        before = part.stat().st_size if part.exists() else 0
         try:
             if receive(url, part):
-                part.replace(path)
                 return
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
-            if error.code < 500:  # asking again changes nothing
-                raise UserError(f"{url}: the server answers {error.code} {error.reason}.") from None
-            reason = f"{error.code} {error.reason}"
-        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+            reason = f"the server answers {error.code} {error.reason}"
+            if error.code < 500 and error.code not in (408, 429):  # asking again changes nothing
+                raise UserError(f"{url}: {reason}.") from None
+        except ValueError as error:  # no address
+            raise UserError(f"{url}: {error}.") from None
+        except (urllib.error.URLError, http.client.HTTPException, *BROKEN) as error:
             reason = str(getattr(error, "reason", error))
-        now = part.stat().st_size if part.exists() else 0
-        idle = 0 if now > before else idle + 1
+        # More than ever before: a server that always starts anew must not keep this going.
+        idle = 0 if size_of(part) > most else idle + 1
+        most = max(most, size_of(part))
         if idle:
             time.sleep(PAUSE)
-    raise UserError(
-        f"{url}: {reason}; {now / 1e6:.1f} MB are kept in {shown(part)}. Run this again to go on, "
-        f"or fetch the archive by other means and put it at {shown(path)}."
+    kept = (
+        f"{size_of(part) / 1e6:.1f} MB are kept. Run this again to go on" if most else "Try later"
     )
+    raise UserError(
+        f"{url}: {reason}. {kept}, or fetch the archive by other means and put it beside "
+        f"{shown(part)}, without the .part."
+    )
+
+
+def size_of(path: Path) -> int:
+    """A file's length in bytes; 0 if it is not there."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def receive(url: str, part: Path) -> bool:
     """Append what is missing of `url` to `part`; whether it is whole now."""
-    have = part.stat().st_size if part.exists() else 0
+    have = size_of(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         answer = urllib.request.urlopen(request, timeout=30)
@@ -88,18 +98,19 @@ def receive(url: str, part: Path) -> bool:
             return True
         raise
     with answer:
-        goes_on = answer.status == 206
-        have = have if goes_on else 0  # a server that knows no ranges sends everything again
+        # A server, or a proxy, that knows no ranges sends everything again.
+        told = (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-")
+        have = have if answer.status == 206 and told else 0
         rest = answer.headers.get("Content-Length")
         total = have + int(rest) if rest else None
         if total:
             require_space(part.parent, (total - have) / 1e6)
         bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=NAME, disable=None)
-        with part.open("ab" if goes_on else "wb") as file, bar:
+        with part.open("ab" if have else "wb") as file, bar:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-    return total is None or part.stat().st_size == total
+    return total is None or size_of(part) == total
 
 
 def md5_of(path: Path) -> str:
@@ -137,25 +148,29 @@ def unpack(archive: Path, target: Path) -> None:
 def main(config: Config) -> None:
     """Fetch, verify, unpack; what is already there is not done again."""
     target, archive = config.output / NAME, config.output / f"{NAME}.tar"
-    if target.exists():
+    if target.exists() or target.is_symlink():
         raise UserError(f"{shown(target)} is there already; remove it to unpack it again.")
     if not hasattr(tarfile, "data_filter"):
         raise UserError("Safe unpacking needs Python 3.10.12, 3.11.4 or newer.")
     config.output.mkdir(parents=True, exist_ok=True)
-    given = archive.exists()
-    if not given:
-        fetch(config.url, archive)
-    if (found := md5_of(archive)) != config.md5:
-        size = archive.stat().st_size
+    wanted, given = config.md5.lower(), archive.exists()
+    # What is fetched is a .part until the end, so that it is never taken for a given archive.
+    found = archive if given else archive.with_name(f"{archive.name}.part")
+    if not given and (not found.exists() or md5_of(found) != wanted):
+        fetch(config.url, found)
+    if (md5 := md5_of(found)) != wanted:
+        size = size_of(found)
         if not given:
-            archive.unlink()
+            found.unlink()
         raise UserError(
-            f"{shown(archive)} ({size:,} bytes) has MD5 {found}, expected {config.md5}: it is "
-            f"damaged or another file. {'Remove it' if given else 'It is removed'}; run this again."
+            f"{shown(found)} ({size:,} bytes) has MD5 {md5}, expected {wanted}: it is damaged or "
+            f"another file. {'Remove it' if given else 'It is removed'}; run this again."
         )
-    unpack(archive, target)
-    if not (given or config.keep_archive):
-        archive.unlink()
+    unpack(found, target)
+    if config.keep_archive:
+        found.replace(archive)
+    elif not given:
+        found.unlink()
     print(f"{shown(target)} is whole; check it with check_volumes.py, cut it with slice_nifti.py")
 
 

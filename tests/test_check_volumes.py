@@ -86,6 +86,9 @@ def test_every_error_is_in_the_table_and_slice_nifti_refuses_it(folder, capsys):
     plain = bytearray(gzip.decompress(claim.read_bytes()))
     plain[46:48] = (600).to_bytes(2, "little")  # dim[3]
     claim.write_bytes(gzip.compress(bytes(plain)))
+    both = put("both", ct(14), organ())
+    for path in (both, home / "labelsTr/both.nii.gz"):
+        path.write_bytes(path.read_bytes()[:60])
     put("lost", ct(13), organ())
     (home / "labelsTr/lost.nii.gz").unlink()
     found = findings(home, capsys)
@@ -101,6 +104,7 @@ def test_every_error_is_in_the_table_and_slice_nifti_refuses_it(folder, capsys):
         "flipped": "damaged",
         "claim": "holds less than",
         "lost": "listed and missing",
+        "both": "labelsTr/both.nii.gz is damaged",
     }
     assert {name for _, name in found} == {*words}
     for name, text in words.items():
@@ -115,6 +119,28 @@ def test_every_error_is_in_the_table_and_slice_nifti_refuses_it(folder, capsys):
     assert moved.exists()
 
 
+def test_a_listing_that_cannot_be_meant_is_in_the_table_too(folder, capsys):
+    home, put = folder
+    listed = json.loads((home / "dataset.json").read_text())
+    pair = listed["training"][0]
+    odd = ["imagesTr/\0.nii.gz", f"imagesTr/{'x' * 400}.nii.gz", "../p9.nii.gz"]
+    listed["training"] += [{**pair, "image": image} for image in odd]
+    listed["test"] = ["./imagesTr/p1.nii.gz", {"image": "imagesTs/p7.nii.gz"}]
+    (home / "dataset.json").write_text(json.dumps(listed))
+    found = findings(home, capsys)
+    assert "outside its folder" in found["error", "p9"]
+    assert "training and for test" in found["error", "p1"]
+    assert "missing" in found["error", "x" * 400] and len(found) == 4
+
+
+def test_folders_that_are_links_to_another_disk_are_fine(folder, tmp_path_factory, capsys):
+    home, _ = folder
+    disk = tmp_path_factory.mktemp("disk")
+    shutil.move(home / "imagesTr", disk / "imagesTr")
+    (home / "imagesTr").symlink_to(disk / "imagesTr")
+    assert findings(home, capsys, code=0) == {}
+
+
 def test_every_doubt_is_a_warning(folder, capsys):
     home, put = folder
     put("empty", ct(4), organ() * 0)
@@ -122,6 +148,11 @@ def test_every_doubt_is_a_warning(folder, capsys):
     put("hot", np.where(ct(5) > 0, 9000, ct(5)).astype(np.int16), organ())
     put("thick", ct(6), organ(), np.diag([1, 1, 15, 1.0]))
     put("mirrored", ct(7), organ(left=False))
+    put("shifted", ct(9) + 1024, organ())
+    turned = nib.Nifti1Image(ct(10), np.diag([1, 1, 3, 1.0]))
+    put("turned", ct(10), organ())
+    turned.set_qform(np.diag([-1, 1, 3, 1.0]), 1)
+    nib.save(turned, home / "imagesTr/turned.nii.gz")
     shutil.copy(home / "imagesTr/p0.nii.gz", home / "imagesTr/._p0.nii.gz")
     listed = (home / "dataset.json").read_text()
     put("extra", ct(8), organ())
@@ -133,6 +164,8 @@ def test_every_doubt_is_a_warning(folder, capsys):
         "hot": "9000 is no range",
         "thick": "15 mm",
         "mirrored": "patient's right",
+        "shifted": "no air, or not in HU",
+        "turned": "qform and sform",
         "._p0.nii.gz": "shadow file",
         "extra.nii.gz": "not in dataset.json",
     }
@@ -161,5 +194,5 @@ def test_the_script_says_it_in_one_table(repo, phantom, tmp_path):
     bad = shutil.copytree(phantom, tmp_path / "bad")
     sorted((bad / "imagesTr").iterdir())[0].write_bytes(b"")
     output = run(repo, "data_prep/check_volumes.py", "--input", bad, code=1)
-    assert "1 of 8 cases cannot be used: 1 errors" in output
+    assert "1 of 8 cases cannot be used" in output
     assert "does not exist" in run(repo, "data_prep/check_volumes.py", code=1)

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import shutil
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,8 +61,11 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if asked and server.ranges else 200)
         self.send_header("Content-Length", str(len(server.content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/*")
         self.end_headers()
-        self.wfile.write(server.content[start:][: server.most])
+        most = server.most[len(server.asked) % 2] if isinstance(server.most, tuple) else server.most
+        self.wfile.write(server.content[start:][:most])
 
     def log_message(self, *_):
         pass
@@ -130,6 +134,50 @@ def test_a_server_without_ranges_and_a_part_that_is_whole(server, tmp_path):
     assert (other / "Task09_Spleen/dataset.json").exists()
 
 
+def test_a_server_that_always_starts_anew_is_given_up(server, tmp_path):
+    server.ranges, server.most = False, (9000, 4000)
+    with pytest.raises(UserError, match="ended early"):
+        script.main(config(server, tmp_path))
+    assert len(server.asked) <= script.TRIES + 2
+
+
+def test_interrupted_while_unpacking_it_goes_on_without_fetching_again(
+    server, tmp_path, monkeypatch
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "unpack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(config(server, tmp_path))
+    assert left(tmp_path) == ["Task09_Spleen.tar.part"]
+    monkeypatch.undo()
+    script.main(config(server, tmp_path))
+    assert left(tmp_path) == ["Task09_Spleen"] and len(server.asked) == 1
+
+
+def test_a_disk_that_is_too_small_is_said_before(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 100))
+    with pytest.raises(UserError, match="MB are needed, 0 MB are free"):
+        script.main(config(server, tmp_path))
+    monkeypatch.undo()
+    script.fetch(server.url, tmp_path / "data/Task09_Spleen.tar.part")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 100))
+    with pytest.raises(UserError, match="MB are needed"):  # to unpack
+        script.main(config(server, tmp_path))
+
+
+def test_paths_and_addresses_that_are_none(server, tmp_path, repo):
+    (tmp_path / "file").write_text("")
+    flags = ("--url", server.url, "--output")
+    for output, words in ((tmp_path / "file", "File exists"), (tmp_path / "file/x", "Not a dir")):
+        text = run(repo, "data_prep/download_task09.py", *flags, output, code=1)
+        assert text.splitlines()[-1].startswith("error: ") and words in text
+    with pytest.raises(UserError, match="unknown url type"):
+        script.main(config(server, tmp_path, url="nonsense"))
+    script.main(config(server, tmp_path, md5=hashlib.md5(server.content).hexdigest().upper()))
+
+
 def test_another_checksum_removes_what_was_fetched_but_not_what_was_given(server, tmp_path):
     with pytest.raises(UserError, match="expected 0000.*It is removed"):
         script.main(config(server, tmp_path, md5="0" * 32))
@@ -175,7 +223,7 @@ def test_a_server_that_refuses_or_is_not_there(server, tmp_path):
         script.main(config(server, tmp_path))
     assert len(server.asked) == 1
     server.status = 503
-    with pytest.raises(UserError, match="503.*Run this again"):
+    with pytest.raises(UserError, match="503.*Try later"):
         script.main(config(server, tmp_path))
-    with pytest.raises(UserError, match="refused.*by other means"):
+    with pytest.raises(UserError, match="refused. Try later, or fetch.*by other means"):
         script.main(config(server, tmp_path, url="http://127.0.0.1:9/x.tar"))

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from common.figures import save_picture
-from common.files import write_csv, write_json
+from common.files import UserError, read_csv, read_json, write_csv, write_json
 from common.report import write_report
 from common.scores import score_run
 from common.slices import read_set
 
 SIZE = 16
-EVIL = "<script>alert(1)<"  # a case's name is part of a file's, so without a slash
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "headless_shell")
+EVIL = '<script>alert("1")&lt;'  # a case's name is part of a file's, so without a slash
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 
 
 class Page(HTMLParser):
@@ -78,6 +78,34 @@ def test_one_page_holds_it_all_and_asks_for_nothing(scored):
     assert any("<i>spleen" in words for words in page.text)
 
 
+def test_a_run_that_has_lost_its_curves_and_settings_has_a_page_too(scored):
+    for name in ("curves.png", "config.json"):
+        (scored[0] / name).unlink()
+    write_report(*scored)
+    page = Page((scored[0] / "report.html").read_text(encoding="utf-8"))
+    assert "Worst first" in page.text and "Training" not in page.text
+
+
+def test_the_slice_with_the_largest_organ_and_the_one_with_most_errors_are_shown(scored):
+    run, data = scored
+    organ = np.zeros((SIZE, SIZE), np.uint8)
+    organ[2:14, 2:14] = 255
+    save_picture(data.folder / "masks" / "found_001.png", organ)
+    save_picture(run / "predictions" / "found_001.png", organ)
+    rows = [
+        row | {"foreground": 144} if row["slice"] == "1" else row
+        for row in read_csv(data.folder / "manifest.csv")
+    ]
+    write_csv(data.folder / "manifest.csv", rows)
+    save_picture(run / "predictions" / "found_000.png", organ)
+    data = read_set(data.folder)
+    score_run(run, data)
+    write_report(run, data)
+    captions = [t for t in Page((run / "report.html").read_text()).text if t.startswith("found_")]
+    assert "found_001: the largest organ" in captions[0]
+    assert "found_000: the most wrong pixels (119)" in captions[1]
+
+
 def test_the_worst_patient_comes_first_and_one_without_organ_last(scored):
     write_report(*scored)
     page = Page((scored[0] / "report.html").read_text(encoding="utf-8"))
@@ -108,5 +136,19 @@ def test_scores_on_volumes_have_distances_in_mm(scored):
     assert found["hd95_mm"] == 0 and found["nsd_1mm"] == 1
     assert missed["hd95_mm"] == pytest.approx(np.sqrt(16**2 + 16**2 + 8**2))
     assert none["hd95_mm"] is None
+    for name in ("masks", "images"):  # a volume that is not whole has none
+        (scored[1].folder / name / "found_001.png").unlink()
+    (scored[0] / "predictions/found_001.png").unlink()
+    manifest = scored[1].folder / "manifest.csv"
+    write_csv(
+        manifest, [r for r in read_csv(manifest) if (r["case"], r["slice"]) != ("found", "1")]
+    )
+    part = score_run(scored[0], read_set(scored[1].folder))
+    assert part["cases"]["found"]["hd95_mm"] is None and "hd95_mm" not in part["per_patient"]
+    about = read_json(scored[1].folder / "dataset.json")
+    about["cases"]["found"] = {}
+    write_json(scored[1].folder / "dataset.json", about)
+    with pytest.raises(UserError, match="geometry of found is broken"):
+        score_run(scored[0], read_set(scored[1].folder))
     assert result["per_patient"]["hd95_mm"]["n"] == 2
     assert result["per_patient"]["hd95_mm"]["undefined"] == 1

@@ -1,4 +1,6 @@
 import json
+import os
+import time
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +13,7 @@ from common.segment import largest_component, measures, segment, volume_files
 from common.settings import InferenceConfig
 from common.trained import Trained
 from common.unet import Output
-from common.views import from_square, from_views, square_spacing, to_square
+from common.views import from_square, from_views, stack, to_square
 from common.volumes import read_volume
 
 SIZE = 32
@@ -67,10 +69,10 @@ def go(trained, volume, **settings):
     return trained.folder / "volumes"
 
 
-@pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR", "ASL", "oblique"])
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "PIR", "ASL", "oblique", "oblique PIR"])
 def test_the_mask_lies_on_the_bright_voxels_in_the_input_s_own_geometry(trained, tmp_path, codes):
-    affine = oblique() if codes == "oblique" else None
-    path = save(tmp_path / "ct.nii.gz", ct(), "RAS" if affine is not None else codes, affine)
+    affine = oblique() if "oblique" in codes else None
+    path = save(tmp_path / "ct.nii.gz", ct(), codes.split()[-1].replace("oblique", "RAS"), affine)
     folder = go(trained, path, probabilities=True)
     image, mask = nib.load(path), nib.load(folder / "ct.nii.gz")
     assert np.array_equal(np.asarray(mask.dataobj), np.asarray(image.dataobj) > 60)
@@ -143,7 +145,7 @@ def test_nothing_that_was_given_is_replaced(trained, tmp_path):
         {"output": tmp_path / "in/../in", "truth": path},
         {"output": tmp_path / "t.nii.gz", "truth": save(tmp_path / "t.nii.gz", ct())},
     ):
-        with pytest.raises(UserError, match="would replace"):
+        with pytest.raises(UserError, match="would be replaced"):
             go(trained, path, **settings)
     assert path.read_bytes() == whole
 
@@ -166,16 +168,71 @@ def test_what_is_no_volume_gets_one_clear_line(trained, tmp_path):
     path = save(tmp_path / "in/ct.nii.gz", ct())
     save(tmp_path / "in/other.nii.gz", ct())
     small = save(tmp_path / "small.nii.gz", ct((SIZE, SIZE, 8 + 2)))
+    moved = save(tmp_path / "moved.nii.gz", (ct() > 60).astype(np.uint8), affine=oblique(1))
     (tmp_path / "file").write_text("")
     for volume, settings, words in (
-        (path, {"truth": small}, "another shape"),
+        (path, {"truth": small}, "label's shape is .32, 32, 10."),
+        (path, {"truth": path}, "values -100, 100"),
+        (path, {"truth": moved}, "affine differs"),
         (path, {"truth": tmp_path / "empty"}, "1 true masks are missing"),
         (path.parent, {"truth": small}, "must be a folder"),
         (path, {"hu_low": 300.0}, "must be below"),
-        (path, {"output": tmp_path / "file"}, "is a file"),
+        (path, {"output": tmp_path / "file"}, "name a folder"),
+        (path, {"output": tmp_path / "seg.nrrd"}, "name a folder"),
+        (path.parent, {"output": tmp_path / "new.nii.gz"}, "is a folder"),
+        (path, {"output": tmp_path / "file" / "below"}, "Not a directory"),
     ):
         with pytest.raises(UserError, match=words):
             go(trained, volume, **settings)
+
+
+def test_nothing_beside_the_mask_is_replaced_either(trained, tmp_path):
+    path = save(tmp_path / "in/seg_probability.nii.gz", ct())
+    go(trained, path, output=tmp_path / "in/seg.nii.gz")
+    with pytest.raises(UserError, match="seg_probability.nii.gz would be replaced"):
+        go(trained, path, output=tmp_path / "in/seg.nii.gz", probabilities=True)
+    (tmp_path / "in/dataset.json").write_text("{}")
+    with pytest.raises(UserError, match="dataset.json would be replaced"):
+        go(trained, path, output=tmp_path / "in/dataset.nii.gz")
+    save(tmp_path / "two/a.nii.gz", ct())
+    save(tmp_path / "two/a_probability.nii.gz", ct())
+    with pytest.raises(UserError, match="a_probability.nii.gz would be replaced"):
+        go(trained, tmp_path / "two", probabilities=True)
+
+
+def test_odd_names_and_files_do_not_stop_the_others(trained, tmp_path):
+    names = ("a b.nii.gz", "$1_$2.nii.gz", "Müller<b>.nii.gz", f"{'x' * 240}.nii.gz", "z.nii.gz")
+    for name in names:
+        save(tmp_path / "in" / name, ct())
+    os.mkfifo(tmp_path / "in/pipe.nii.gz")
+    (tmp_path / "in/folder.nii.gz").mkdir()
+    (tmp_path / "in/loop.nii.gz").symlink_to(tmp_path / "in/loop.nii.gz")
+    with pytest.raises(UserError, match="1 of 5 volumes were not segmented(.|\n)*xxx"):
+        go(trained, tmp_path / "in")
+    written = {p.name for p in (trained.folder / "volumes").glob("*.nii.gz")}
+    assert written == {*names} - {f"{'x' * 240}.nii.gz"}
+
+
+def test_thin_volumes_have_a_sheet_of_the_usual_size(trained, tmp_path):
+    for shape in ((512, 1, 4), (1, 512, 4), (40, 40, 1)):
+        path = save(tmp_path / "thin.nii.gz", ct((64, 64, 9))[:1, :1, :1] + np.zeros(shape, "i2"))
+        began = time.process_time()
+        sheet = go(trained, path) / "thin.png"
+        assert sheet.stat().st_size < 3e6 and time.process_time() - began < 10
+
+
+def test_what_looks_wrong_is_said(trained, tmp_path, capsys):
+    path = save(tmp_path / "ct.nii.gz", ct() + 1024)
+    folder = go(trained, path)
+    assert "nothing is below 924: no air, or not in HU" in capsys.readouterr().out
+    air = np.full((SIZE, SIZE, 9), -1000, np.int16)
+    air[4:28, 4:28] = -50
+    right, left = air.copy(), air.copy()
+    right[20:26, 10:16, 3:6] = left[6:12, 10:16, 3:6] = 100
+    for voxels, doubt in ((right, True), (left, False)):
+        go(trained, save(path, voxels))
+        assert ("patient's right" in capsys.readouterr().out) == doubt
+        assert len(read_json(folder / "ct.json")["doubts"]) == doubt
 
 
 def test_flags_of_volumes_and_of_slices_exclude_each_other(tmp_path):
@@ -184,6 +241,8 @@ def test_flags_of_volumes_and_of_slices_exclude_each_other(tmp_path):
             InferenceConfig(**settings)
     with pytest.raises(UserError, match="--subset has no effect with --volume"):
         InferenceConfig(volume=tmp_path, subset="val")
+    with pytest.raises(UserError, match="--overlays has no effect with --volume"):
+        InferenceConfig(volume=tmp_path, overlays=3)
 
 
 def test_a_run_whose_window_is_not_known_says_that_it_guesses(trained, tmp_path, capsys):
@@ -218,6 +277,8 @@ def test_views_and_squares_have_their_inverses(tmp_path):
     square = to_square(view, (1.0, 1.0), 40, mask=True)
     back = from_square(torch.from_numpy(square)[None, None].float(), view.shape, (1.0, 1.0))
     assert np.array_equal(back[0, 0].numpy(), view)
+    ramp = torch.linspace(0, 1, 8).expand(1, 1, 8, 8)  # resized linearly, not by the nearest pixel
+    assert len(from_square(ramp, (16, 16), (1.0, 1.0)).unique()) > 12
     path = save(tmp_path / "v.nii.gz", np.zeros((20, 30, 5), np.int16), "PIR")
     geometry = json.loads(json.dumps(read_volume(path).geometry()))
-    assert square_spacing(geometry, 10) == pytest.approx((2.5, 2.4, 2.4))
+    assert stack(geometry, 10) == (5, pytest.approx((2.5, 2.4, 2.4)))

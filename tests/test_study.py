@@ -69,10 +69,11 @@ def test_volumes_have_a_table_of_distances(tmp_path):
     for result, hd95 in ((flat["S1"][None, 0], (4.0, 8.0)), (flat["T1"][None, 0], (2.0, None))):
         for row, value in zip(result["cases"].values(), hd95, strict=True):
             row |= dict.fromkeys(SURFACE_SCORES, 0.5) | {"hd95_mm": value}
+        result["per_patient"] = dict.fromkeys(SURFACE_SCORES)
     write_study(tmp_path, flat, {})
     text = (tmp_path / "table.md").read_text()
     assert "HD95 mm" in text and "6.000 +- 2.828" in text and "2.000 " in text
-    del flat["S1"][None, 0]["cases"]["p0"]["hd95_mm"]  # one patient is no whole volume
+    flat["S1"][None, 0]["per_patient"] = {}  # one patient was no whole volume
     write_study(tmp_path, flat, {})
     assert "HD95" not in (tmp_path / "table.md").read_text()
 

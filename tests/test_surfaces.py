@@ -9,6 +9,7 @@ from monai.metrics import (
     compute_surface_dice,
 )
 
+from common import surfaces
 from common.surfaces import SURFACE_SCORES, surface_scores
 
 
@@ -67,11 +68,29 @@ def test_it_agrees_with_monai(seed):
         assert ours[name] == pytest.approx(value.item(), abs=1e-4), name
 
 
+def test_far_islands_are_sought_in_a_tree_with_the_same_result(monkeypatch):
+    rng = np.random.default_rng(0)
+    masks = [np.zeros((60, 50, 40), bool) for _ in range(2)]
+    for mask in masks:
+        mask[20:30, 20:32, 10:18] = True
+        mask[tuple(rng.integers(0, s, 6) for s in mask.shape)] = True
+    spacing = (0.8, 0.9, 3)
+    fast = surface_scores(*masks, spacing)
+    monkeypatch.setattr(surfaces, "KDTree", None)  # would fail if it were asked
+    with pytest.raises(TypeError):
+        surface_scores(*masks, spacing)
+    monkeypatch.undo()
+    monkeypatch.setattr(np, "argwhere", lambda a: np.zeros((a.size, a.ndim)))  # always the box
+    assert surface_scores(*masks, spacing) == pytest.approx(fast)
+
+
 def test_a_whole_ct_takes_seconds_and_shapes_must_agree():
     organ = np.zeros((512, 512, 129), bool)
     organ[100:300, 150:330, 20:90] = True
-    began = time.process_time()
-    surface_scores(organ, np.roll(organ, 3, axis=0), (0.8, 0.8, 2.5))
-    assert time.process_time() - began < 5
+    islands = np.random.default_rng(0).random(organ.shape) < 1e-4
+    for found in (np.roll(organ, 3, axis=0), organ | islands):
+        began = time.process_time()
+        surface_scores(organ, found, (0.8, 0.8, 2.5))
+        assert time.process_time() - began < 5
     with pytest.raises(ValueError, match="shapes"):
         surface_scores(organ, organ[1:], (1, 1, 1))

@@ -12,7 +12,7 @@ from common.cases import Case, list_cases, read_case
 from common.files import UserError
 from common.slices import read_image, read_mask, read_set
 from common.views import axial_view, to_square, window
-from common.volumes import read_volume
+from common.volumes import read_volume, write_volume
 
 
 def save(path, voxels, affine=None, orientation="RAS"):
@@ -68,7 +68,7 @@ def test_a_gzip_bomb_is_stopped_by_what_its_header_claims(tmp_path, monkeypatch)
     header = nib.load(path).header
     header.set_data_shape((30000, 30000, 30000))
     (tmp_path / "claim.nii").write_bytes(header.binaryblock + small[348:])
-    with pytest.raises(UserError, match="claims 30000x30000x30000 voxels.*at most 4 GiB"):
+    with pytest.raises(UserError, match="claims 30000x30000x30000 voxels, more than 4 GiB"):
         read_volume(tmp_path / "claim.nii")
     header.set_data_shape((900, 900, 100))
     (tmp_path / "claim.nii").write_bytes(header.binaryblock + small[348:])
@@ -77,6 +77,42 @@ def test_a_gzip_bomb_is_stopped_by_what_its_header_claims(tmp_path, monkeypatch)
     (tmp_path / "zeros.nii.gz").write_bytes(gzip.compress(bytes(4 << 20)))
     with pytest.raises(UserError, match="zeros.nii.gz"):
         read_volume(tmp_path / "zeros.nii.gz")
+
+
+def test_extensions_and_packing_do_not_hide_a_volume(tmp_path):
+    voxels = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    image = nib.Nifti1Image(voxels, np.diag([1, 2, 3, 1.0]))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"A. Patient"))
+    nib.save(image, tmp_path / "e.nii.gz")
+    (tmp_path / "packed.nii").write_bytes((tmp_path / "e.nii.gz").read_bytes())
+    (tmp_path / "plain.nii.gz").write_bytes(gzip.decompress((tmp_path / "e.nii.gz").read_bytes()))
+    for name in ("e.nii.gz", "packed.nii", "plain.nii.gz"):
+        volume = read_volume(tmp_path / name)
+        assert np.array_equal(volume.voxels, voxels)
+        write_volume(tmp_path / "m.nii.gz", (voxels > 9).astype(np.uint8), volume)
+        assert b"Patient" not in gzip.decompress((tmp_path / "m.nii.gz").read_bytes())
+        assert np.array_equal(read_volume(tmp_path / "m.nii.gz").voxels, voxels > 9)
+
+
+def test_two_spacings_in_one_header_are_refused(tmp_path):
+    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.diag([1, 1, 5, 1.0]))
+    content = bytearray(image.to_bytes())
+    content[88:92] = np.float32(2.5).tobytes()  # pixdim[3]
+    (tmp_path / "two.nii").write_bytes(content)
+    with pytest.raises(UserError, match=r"two spacings: \[1.0, 1.0, 2.5\] in pixdim, .*5.0"):
+        read_volume(tmp_path / "two.nii")
+
+
+def test_a_mask_forgets_the_scaling_of_its_ct(tmp_path):
+    image = nib.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
+    image.header.set_slope_inter(2, -1000)
+    image.header["cal_max"] = 400
+    nib.save(image, tmp_path / "v.nii")
+    volume = read_volume(tmp_path / "v.nii")
+    assert volume.voxels.dtype == np.float32
+    write_volume(tmp_path / "m.nii", np.ones((2, 2, 2), np.uint8), volume)
+    mask = nib.load(tmp_path / "m.nii")
+    assert (mask.get_fdata() == 1).all() and mask.header["cal_max"] == 0
 
 
 def test_what_is_no_volume_is_refused(tmp_path):
@@ -89,10 +125,10 @@ def test_what_is_no_volume_is_refused(tmp_path):
         with pytest.raises(UserError, match=name):
             read_volume(tmp_path / name)
     header = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)).header
-    for spacing in (0, -1, np.nan):
+    for spacing in (0, -1, np.nan, np.inf, 1e30, 1e-30):
         header["pixdim"][1] = spacing
         (tmp_path / "thin.nii").write_bytes(header.binaryblock + bytes(4 + 128))
-        with pytest.raises(UserError, match="thin.nii has a spacing of"):
+        with pytest.raises(UserError, match="thin.nii has a spacing .pixdim. of"):
             read_volume(tmp_path / "thin.nii")
 
 
@@ -103,9 +139,12 @@ def test_image_and_label_must_belong_together(tmp_path):
     save(label, np.zeros((4, 4, 5), np.uint8))
     with pytest.raises(UserError, match="shape"):
         read_case(case)
-    save(label, np.zeros((4, 4, 4), np.uint8), np.diag([1, 2, 3.1, 1]))
-    with pytest.raises(UserError, match="affine"):
-        read_case(case)
+    for apart in (np.diag([1, 2, 3.1, 1]), np.diag([1, 2, 3.002, 1])):
+        save(label, np.zeros((4, 4, 4), np.uint8), apart)
+        with pytest.raises(UserError, match="affine"):
+            read_case(case)
+    save(label, np.zeros((4, 4, 4), np.uint8), np.diag([1, 2, 3.0005, 1]))
+    read_case(case)
     save(label, np.full((4, 4, 4), 3, np.uint8))
     with pytest.raises(UserError, match="values 3"):
         read_case(case)
