@@ -3,5 +3,5 @@
 files -> config -> settings -> arms -> volumes -> cases -> views -> phantom -> slices -> loading
 -> unet -> transunet -> losses -> contrast -> maps -> surfaces -> scores -> distillation -> device
 -> checkpoint -> statistics -> tables -> errors -> embedding -> figures -> report -> charts
--> study -> runs -> engine -> teachers -> trained -> segment -> predict -> steps
+-> study -> runs -> engine -> teachers -> trained -> segment -> export -> predict -> steps
 """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common import embedding, figures
 from common.device import autocast, layout
+from common.export import export
 from common.files import read_json, shown, write_json
 from common.loading import seeded
 from common.losses import hide_patches
@@ -27,11 +28,15 @@ def predict(
 ) -> None:
     """Write predictions/, overlays/ and features.npz, on request probabilities/, reconstructions/.
 
-    With `--volume` whole CT volumes instead (`common.segment`). What an earlier inference wrote is
-    removed first. inference.json comes last: its presence says that the rest is whole.
+    With `--volume` whole CT volumes instead (`common.segment`), with `--export` ONNX. What an
+    earlier inference wrote is removed first. inference.json comes last: its presence says that the
+    rest is whole.
     """
     if config.volume:
         segment(model, run, config)
+    if config.export:
+        export(model, run, config.export)
+    if not config.of_slices:
         return
     done = run.folder / "inference.json"
     done.unlink(missing_ok=True)

@@ -180,18 +180,28 @@ class InferenceConfig(Config):
     largest_component: bool = option(False, "keep the largest connected part of a volume's mask")
     hu_low: float | None = option(None, "HU shown as 0 (without it: as in the training)")
     hu_high: float | None = option(None, "HU shown as 255 (without it: as in the training)")
+    export: Path | None = option(None, "write the network as ONNX to this file, and nothing else")
+
+    @property
+    def of_slices(self) -> bool:
+        """Whether the slices of the data set are to be predicted."""
+        return not (self.volume or self.export)
 
     def __post_init__(self):
         """UserError for flags without effect."""
         super().__post_init__()
+        if self.volume and self.export:
+            raise UserError("--volume and --export exclude each other.")
         of_volumes = ("output", "truth", "largest_component", "hu_low", "hu_high")
         of_slices = ("data", "splits", "subset", "overlays", "reconstructions")
-        names = [n for n in (of_slices if self.volume else of_volumes) if hasattr(self, n)]
-        for name in names:
+        useless = of_slices if not self.of_slices else ()
+        useless += of_volumes if not self.volume else ()
+        useless += ("probabilities",) if self.export else ()
+        way = "--volume" if self.volume else "--export" if self.export else None
+        for name in (n for n in useless if hasattr(self, n)):
             if getattr(self, name) != getattr(type(self), name):
-                where = "with" if self.volume else "without"
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} has no effect {where} --volume; leave it out.")
+                where = f"with {way}" if way else "without --volume"
+                raise UserError(f"--{name.replace('_', '-')} has no effect {where}; leave it out.")
 
 
 @dataclass

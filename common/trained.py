@@ -43,7 +43,7 @@ class Trained:
 
 
 def open_run(config: InferenceConfig, script: str) -> Trained:
-    """Find the run's best.pt, or last.pt, and, but with `--volume`, the slices of `config.subset`.
+    """Find the run's best.pt, or last.pt, and, but for volumes and exports, its slices.
 
     UserError if either is missing, if the model was trained on slices of another size, or if it
     was trained or chosen on patients that this split calls test patients.
@@ -53,7 +53,7 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     device = pick_device(config.device)
     path = folder / f"{config.weights}.pt"
     content = checkpoint.load(path, stage.name, f"Run {stage.name}/train.py first.")
-    if config.volume:
+    if not config.of_slices:
         return Trained(folder, path, content, device)
     data = read_set(config.data)
     if data.classes != content["classes"] or data.size != content["size"]:
