@@ -7,6 +7,7 @@ its end. Every epoch is seeded by its number, so a resumed run continues bit for
 
 import math
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -49,21 +50,27 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
 def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -> dict[str, float]:
     """One pass; returns the mean of each loss over the slices seen.
 
-    UserError, naming the step's slices, if a loss or a gradient was not finite: the caller has
+    UserError, naming the batch's slices, if a loss or a gradient was not finite: the caller has
     saved nothing of this epoch then.
     """
     objective.train()
     trained = [p for p in objective.parameters() if p.requires_grad]
     values, sizes, names, quiet = [], [], [], True if run.rank else None
-    for batch in tqdm(unbroken(batches), total=len(batches), leave=False, disable=quiet):
+    shares = shares_of_steps(len(batches.sampler), config.batch_size, config.accumulate)
+    seen = tqdm(unbroken(batches), total=len(batches), leave=False, disable=quiet)
+    for batch, (share, ends) in zip(seen, shares, strict=True):
         batch = to_device(batch, run.device, config.channels_last)
-        with autocast(run.device, config.bf16):
-            losses = objective(batch)
-        optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
-        optimizer.step()
-        schedule.step()
+        apart = run.world > 1 and not ends  # processes exchange gradients once a step
+        with objective.no_sync() if apart else nullcontext():
+            with autocast(run.device, config.bf16):
+                losses = objective(batch)
+            (share * sum(losses.values())).backward()
+        norm = torch.zeros((), device=run.device)
+        if ends:
+            norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
         values.append(torch.stack([*(loss.detach() for loss in losses.values()), norm]))
         sizes.append(len(batch["name"]))
         names.append([*batch["name"], *batch.get("unlabelled_name", ())])
@@ -74,12 +81,26 @@ def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -
         columns = [*(f"the loss {name}" for name in losses), "the gradient"]
         bad = [name for name, ok in zip(columns, finite[step], strict=True) if not ok]
         raise UserError(
-            f"step {step + 1}: {', '.join(bad)} is not finite. Slices: {', '.join(names[step])}. "
+            f"batch {step + 1}: {', '.join(bad)} is not finite. Slices: {', '.join(names[step])}. "
             "Lower --lr, or look at these files; last.pt holds the last good epoch."
         )
     weights = torch.tensor(sizes, dtype=torch.float64)
     means = (table[:, :-1] * weights[:, None]).sum(0) / weights.sum()
     return dict(zip(losses, means.tolist(), strict=True))
+
+
+def shares_of_steps(total: int, batch_size: int, accumulate: int) -> list[tuple[float, bool]]:
+    """Of each batch of `total` slices: its share of its step's slices; whether the step ends there.
+
+    A step takes `accumulate` batches. The means over its batches, added with these shares, are the
+    mean over its slices, short as the last batch may be.
+    """
+    sizes = [min(batch_size, total - start) for start in range(0, total, batch_size)]
+    found = []
+    for first in range(0, len(sizes), accumulate):
+        step = sizes[first : first + accumulate]
+        found += [(size / sum(step), place + 1 == len(step)) for place, size in enumerate(step)]
+    return found
 
 
 def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
@@ -99,7 +120,8 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     batches = loader(run.train, config.batch_size, sampler, workers, pin)
     optimizer = adamw(objective, config)
     log = take_up(objective, optimizer, run, config) if config.resume else []
-    schedule = warm_up_and_cosine(optimizer, config, len(batches), done=len(log))
+    steps = -(-len(batches) // config.accumulate)
+    schedule = warm_up_and_cosine(optimizer, config, steps, done=len(log))
     prepare(objective, run, config)
     extra = parameters(objective) - parameters(objective.model)
     more = f", {extra:,} more in the objective's projections" if extra else ""

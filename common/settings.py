@@ -42,7 +42,10 @@ class TrainConfig(Config):
     resume: bool = option(False, "continue the run NAME after its last finished epoch")
     overwrite: bool = option(False, "delete an existing run NAME first")
     epochs: int = option(60, "passes over the training slices", low=1)
-    batch_size: int = option(16, "slices per step", low=1)
+    batch_size: int = option(16, "slices per batch", low=1)
+    accumulate: int = option(
+        1, "batches a step, as if they were one (BatchNorm and contrasts still see each)", low=1
+    )
     lr: float = option(1e-3, "AdamW learning rate after warm-up; then a cosine to 0", low=0.0)
     weight_decay: float = option(1e-2, "AdamW weight decay", low=0.0)
     warmup: float = option(
