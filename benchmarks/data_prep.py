@@ -4,7 +4,7 @@
     python data_prep.py --volumes 2 4 8 16 --workers 1 2 4
 
 Each measurement is a process of its own: the seconds and the largest memory of any one process are
-those that a user has. Writes data_prep.json and data_prep.png.
+those that a user has. Writes data_prep.json and data_prep.png into results/benchmarks/.
 """
 
 import resource
@@ -34,7 +34,9 @@ class Config(base.Config):
     volumes: tuple[int, ...] = option((1, 2, 4, 8), "numbers of volumes")
     workers: tuple[int, ...] = option((1, 2), "numbers of processes")
     thickness: float = option(3.0, "slice thickness in mm: about 100 slices a volume at 3", low=0.1)
-    output: Path = option(Path("data_prep.json"), "JSON file to write; the figure lies beside it")
+    output: Path = option(
+        ROOT / "results/benchmarks/data_prep.json", "JSON file to write; the figure lies beside it"
+    )
 
 
 def script(name: str, *flags) -> float:

@@ -8,7 +8,7 @@ Networks have random weights: their speed does not depend on them. Forms: *plain
 channels first, BatchNorm apart; *default* is what inference.py does (bf16 autocast where the
 hardware computes it, channels last, BatchNorm folded into the convolutions); *compiled* is that
 under torch.compile, with `--compiled`. They take turns, so that a busy machine slows all; medians.
-Writes inference.json.
+Writes results/benchmarks/inference.json.
 """
 
 import resource
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import config as base
 from common.config import launch, option
 from common.device import autocast, fuse, layout, pick_device
-from common.files import shown, write_json
+from common.files import ROOT, shown, write_json
 from common.segment import segment
 from common.settings import InferenceConfig
 from common.tables import markdown
@@ -51,7 +51,7 @@ class Config(base.Config):
     compiled: bool = option(False, "measure torch.compile, too")
     volume: Path | None = option(None, "a CT in NIfTI: seconds from file to file")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    output: Path = option(Path("inference.json"), "JSON file to write")
+    output: Path = option(ROOT / "results/benchmarks/inference.json", "JSON file to write")
 
 
 def forms_of(name: str, compiled: bool, device: torch.device) -> dict[str, nn.Module]:

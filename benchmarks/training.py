@@ -12,7 +12,7 @@ loaded.
 
 The share of the peak is the step's floating-point operations (convolutions and matrix products,
 counted by PyTorch) a second, over those of a large matrix product in bf16 (default) or float32
-(plain), measured in the same run. Writes training.json.
+(plain), measured in the same run. Writes results/benchmarks/training.json.
 """
 
 import sys
@@ -33,7 +33,7 @@ from common.arms import PAIRS, STAGES
 from common.config import launch, option
 from common.device import autocast, has_bf16, layout, pick_device
 from common.distillation import Distiller
-from common.files import shown, write_json
+from common.files import ROOT, shown, write_json
 from common.losses import MultiTaskObjective, SegmentationObjective
 from common.settings import DistillationConfig
 from common.tables import markdown
@@ -57,7 +57,7 @@ class Config(base.Config):
     batch_size: int = option(4, "images a step", low=1)
     rounds: int = option(5, "measured steps of each form, after one to warm up", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    output: Path = option(Path("training.json"), "JSON file to write")
+    output: Path = option(ROOT / "results/benchmarks/training.json", "JSON file to write")
 
 
 class Whole(nn.Module):

@@ -112,6 +112,8 @@ def image_doubts(image: Volume) -> list[str]:
     if max(image.spacing) > MAX_SPACING_MM:
         found.append(f"a spacing of {max(image.spacing):g} mm")
     forms = [form(coded=True)[0] for form in (image.header.get_qform, image.header.get_sform)]
+    if all(form is None for form in forms):
+        found.append(f"the header states no orientation; taken as {image.stored_orientation}")
     if all(form is not None for form in forms) and not _same_axes(*forms):
         found.append("qform and sform turn it differently; sform is followed")
     return found

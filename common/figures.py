@@ -97,7 +97,7 @@ def sheet(path: Path, title: str, rows: list[tuple], aspect: float = 1.0) -> Non
         axis.imshow(picture, aspect=aspect, interpolation="nearest")
         axis.set_title(name, fontsize=8, parse_math=False)
     known = any(truth is not None for *_, truth in rows)
-    legend = "orange: mask" + (", green: truth" if known else "") + "; slices from the feet up"
+    legend = "orange: mask" + (", green: truth" if known else "")
     # Names of files are no formulas, whatever dollars are in them.
     figure.suptitle(f"{title}\n{legend}", fontsize=9, parse_math=False)
     save_figure(path, figure, dpi=150)

@@ -51,6 +51,7 @@ def predict(
     if reconstructions:
         _write_reconstructions(model, run, config)
     about = {
+        "data": str(run.data.folder),
         "subset": config.subset,
         "cases": run.cases,
         "weights": config.weights,

@@ -165,6 +165,8 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         "epoch": len(log),
         "val_dice": float(log[-1]["val_dice"]),
     }
+    for stale in ("inference.json", "summary.json"):  # of weights that were there before
+        (run.folder / stale).unlink(missing_ok=True)
     if is_best:
         checkpoint.save(run.folder / "best.pt", {**about, "model": objective.model.state_dict()})
     if len(log) % config.save_every == 0 or len(log) == config.epochs:
@@ -207,6 +209,8 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
             f"{shown(run.folder)} was made with another configuration ({'; '.join(changed)}). "
             "Resume it with the same flags, or train under another --name."
         )
+    if config.epochs != (before := state["config"]["epochs"]):
+        run.say(f"{before} epochs were planned, now {config.epochs}: the cosine is another one")
     checkpoint.load_weights(objective, state["objective"], path)
     optimizer.load_state_dict(state["optimizer"])
     run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.files import UserError, bullets, read_json, shown, write_csv, write_json
-from common.slices import Slice, SliceSet, read_mask
+from common.settings import DATA
+from common.slices import Slice, SliceSet, read_mask, read_set
 from common.surfaces import SURFACE_SCORES, surface_scores
 from common.views import stack
 
@@ -127,6 +128,12 @@ def ssim(image: Tensor, reference: Tensor, sigma: float = 1.5) -> Tensor:
     return (top / bottom).mean((1, 2, 3))
 
 
+def data_of(folder: Path, given: Path | None) -> SliceSet:
+    """The data set that a run is scored on: the one given, else the one its inference read."""
+    done = read_json(folder / "inference.json", "Run inference.py first.")
+    return read_set(given or Path(done.get("data", DATA)), "Name it with --data.")
+
+
 def score_run(folder: Path, data: SliceSet) -> dict:
     """Score a run's predictions/ against the data set's masks, paired by name.
 
@@ -145,7 +152,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     if problems:
         raise UserError(
             f"{shown(folder / 'predictions')} and {shown(data.folder)} do not hold the same "
-            f"slices; run inference.py again.{bullets(problems)}"
+            f"slices: name another --data, or run inference.py again.{bullets(problems)}"
         )
     counts, surfaces = [], {}
     for case in dict.fromkeys(s.case for s in slices):

@@ -1,10 +1,13 @@
 """Whole CT volumes through a trained model: masks in the files' own geometry, sheets, measures."""
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 import torch
 from scipy import ndimage
@@ -20,13 +23,9 @@ from common.settings import InferenceConfig
 from common.surfaces import surface_scores
 from common.trained import Trained, probabilities
 from common.views import HU_WINDOW, axial_view, from_square, from_views, to_square, window
-from common.volumes import Volume, is_dicom, read_volume, stem, write_volume
+from common.volumes import DICOM, Volume, is_dicom, read_volume, stem, write_volume
 
 NIFTI = (".nii", ".nii.gz")
-DICOM = (
-    "DICOM is not read: convert the series with dcm2niix (https://github.com/rordenlab/dcm2niix) "
-    "and name the .nii.gz."
-)
 
 
 class Job(NamedTuple):
@@ -106,7 +105,7 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     if lost := [shown(path) for path in truths if path and not path.is_file()]:
         raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
     jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
-    _check_outputs(jobs, config.probabilities)
+    _check_outputs(jobs, config)
     try:
         jobs[0].mask.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -114,18 +113,28 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     return jobs
 
 
-def _check_outputs(jobs: list[Job], probabilities: bool) -> None:
+def _check_outputs(jobs: list[Job], config: InferenceConfig) -> None:
     """UserError if a file that is not ours to write would be replaced."""
     given = {path.resolve() for job in jobs for path in job[:2] if path}
     taken = set()
     for job in jobs:
-        files = job.written(probabilities)
-        # Beside a mask that is there already they are an earlier inference's.
-        foreign = [] if job.mask.exists() else [path for path in files[1:] if path.exists()]
+        files = job.written(config.probabilities)
+        # In the run's own folder a mask without its JSON is what an interruption has left.
+        left = config.output is None and not job.beside(".json").exists()
+        foreign = [] if left or _ours(job) else [path for path in files if path.exists()]
         lost = [path for path in files if path.resolve() in given | taken] + foreign
         if lost:
             raise UserError(f"{shown(lost[0])} would be replaced; choose another --output.")
         taken |= {path.resolve() for path in files}
+
+
+def _ours(job: Job) -> bool:
+    """Whether the mask that is there was written by an inference, and not touched since."""
+    try:
+        about = json.loads(job.beside(".json").read_text(encoding="utf-8"))
+        return about["mask_sha256"] == hashlib.sha256(job.mask.read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def volume_files(path: Path) -> list[Path]:
@@ -174,10 +183,11 @@ def _segment_one(model: nn.Module, run: Trained, config: InferenceConfig, job: J
         "shape": volume.stored_shape,
         "spacing_mm": [round(s, 6) for s in volume.spacing],
         **measures(mask, volume.spacing),
-        "doubts": image_doubts(volume) + side_doubts(volume, mask > 0),
+        "doubts": image_doubts(volume)
+        + side_doubts(volume, (mask if truth is None else truth) > 0),
         "scores": None if truth is None else volume_scores(mask, truth, volume.spacing),
     }
-    write_volume(job.mask, mask, volume)
+    about["mask_sha256"] = write_volume(job.mask, mask, volume)
     if maps is not None:
         write_volume(job.beside("_probability.nii.gz"), maps, volume)
     _draw_sheet(job.beside(".png"), volume, mask, truth, about)
@@ -254,9 +264,17 @@ def _draw_sheet(path: Path, volume: Volume, mask, truth, about: dict, panels: in
     for index in sorted({*chosen.tolist()}):
         view = window(axial_view(volume.voxels, index), *about["hu_window"])
         true = None if truth is None else axial_view(truth, index)
-        rows.append((f"slice {index}", view, axial_view(mask, index), true))
+        rows.append((_stored_index(volume, index), view, axial_view(mask, index), true))
     aspect = volume.spacing[1] / volume.spacing[0]
     figures.sheet(path, in_words(about), rows, aspect)
+
+
+def _stored_index(volume: Volume, index: int) -> str:
+    """An axial slice as other programs number it: along the file's own axis i, j or k."""
+    ornt = nib.io_orientation(volume.stored_affine)
+    axis = int(np.flatnonzero(ornt[:, 0] == 2)[0])
+    place = index if ornt[axis, 1] > 0 else volume.stored_shape[axis] - 1 - index
+    return f"{'ijk'[axis]} = {place}"
 
 
 def in_words(about: dict) -> str:

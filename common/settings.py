@@ -67,6 +67,11 @@ class TrainConfig(Config):
     cache_mb: int = option(4096, "decoded slices kept in memory, in MB", low=0)
     save_every: int = option(1, "epochs between two last.pt; the last epoch is always saved", low=1)
 
+    def __post_init__(self):
+        """The data set's whole path is kept: inference finds it from any folder."""
+        super().__post_init__()
+        self.data = self.data.resolve()
+
 
 @dataclass
 class TeacherConfig(TrainConfig):
@@ -159,7 +164,7 @@ class DistillationConfig(StudentConfig):
 class InferenceConfig(Config):
     """What every inference.py has."""
 
-    data: Path = option(DATA, "data set folder, as written by data_prep/")
+    data: Path | None = option(None, "data set folder; without it: the one of the training")
     splits: str | None = option(None, "splits file; without it: the one the run was trained with")
     name: str = option("default", "the run to use: runs/NAME in the stage's folder")
     weights: str = option(
@@ -211,5 +216,5 @@ class InferenceConfig(Config):
 class MetricsConfig(Config):
     """What every metrics.py has."""
 
-    data: Path = option(DATA, "data set folder, as written by data_prep/")
+    data: Path | None = option(None, "data set folder; without it: the one of the inference")
     name: str = option("default", "the run to score: runs/NAME in the stage's folder")

@@ -124,10 +124,11 @@ def in_short(slices: list[Slice], splits: dict, organ: str, folder: Path) -> str
     )
 
 
-def read_set(folder: Path) -> SliceSet:
-    """Read dataset.json and manifest.csv. UserError if they are missing, broken or empty."""
+def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
+    """Read dataset.json and manifest.csv. UserError if they are missing, broken or empty, with
+    `hint` if there is none."""
     if not (folder / "dataset.json").exists():
-        raise UserError(f"No data set in {shown(folder)}. {MAKE_DATA}")
+        raise UserError(f"No data set in {shown(folder)}. {hint}")
     info = read_json(folder / "dataset.json", MAKE_DATA)
     if not isinstance(info, dict) or not info.get("classes") or "size" not in info:
         raise UserError(f"{shown(folder / 'dataset.json')} lacks size or classes. {MAKE_DATA}")

@@ -52,14 +52,16 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     folder = stage / "runs" / config.name
     device = pick_device(config.device)
     path = folder / f"{config.weights}.pt"
-    content = checkpoint.load(path, stage.name, f"Run {stage.name}/train.py first.")
+    there = sorted(p.parent.name for p in folder.parent.glob("*/best.pt"))
+    hint = f"--name one of {', '.join(there)}" if there else f"Run {stage.name}/train.py first"
+    content = checkpoint.load(path, stage.name, f"{hint}.")
     if not config.of_slices:
         return Trained(folder, path, content, device)
-    data = read_set(config.data)
+    data = read_set(config.data or Path(content["config"]["data"]), "Name it with --data.")
     if data.classes != content["classes"] or data.size != content["size"]:
         raise UserError(
             f"{shown(path)} was trained on {content['size']}-pixel slices with "
-            f"{content['classes']} logit channels; those of {shown(config.data)} have {data.size} "
+            f"{content['classes']} logit channels; those of {shown(data.folder)} have {data.size} "
             f"pixels and need {data.classes}."
         )
     if config.subset == "all":

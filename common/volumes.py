@@ -47,6 +47,12 @@ class Volume:
         }
 
 
+DICOM = (
+    "DICOM is not read: convert the series with dcm2niix (https://github.com/rordenlab/dcm2niix) "
+    "and name the .nii.gz."
+)
+
+
 def stem(path: Path) -> str:
     """A file's name without .nii or .nii.gz."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
@@ -85,6 +91,8 @@ def read_bytes(path: Path) -> bytes:
 def claimed_bytes(head: bytes, path: Path) -> int:
     """How long the unpacked file should be, from its first bytes. UserError for what is no NIfTI-1,
     has too many voxels, or a spacing that is none."""
+    if head[128:132] == b"DICM":
+        raise UserError(f"{shown(path)} is DICOM. {DICOM}")
     if 540 in (int.from_bytes(head[:4], order) for order in ("little", "big")):
         raise UserError(f"{shown(path)} is NIfTI-2; save it as NIfTI-1.")
     try:
@@ -156,10 +164,11 @@ def read_volume(path: Path) -> Volume:
     )
 
 
-def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> None:
+def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> str:
     """Write canonical voxels `(x, y, z)` as NIfTI in the geometry of the file `like` was read from:
     its shape, axes, affine and header, with the voxels' own type, without header extensions, which
-    describe the CT and may name the patient. The same voxels give the same bytes."""
+    describe the CT and may name the patient. The same voxels give the same bytes; returns
+    their SHA-256."""
     canonical = nib.orientations.axcodes2ornt("RAS")
     back = nib.orientations.ornt_transform(canonical, nib.io_orientation(like.stored_affine))
     header = like.header.copy()
@@ -170,4 +179,6 @@ def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> None:
     stored = np.ascontiguousarray(nib.apply_orientation(voxels, back))
     content = nib.Nifti1Image(stored, like.stored_affine, header).to_bytes()
     packed = path.suffix == ".gz"
-    write_bytes(path, gzip.compress(content, compresslevel=3, mtime=0) if packed else content)
+    content = gzip.compress(content, compresslevel=3, mtime=0) if packed else content
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()

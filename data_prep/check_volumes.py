@@ -86,7 +86,7 @@ def unlisted(cases: list[Case], sound: list[Case]) -> list[tuple[str, str]]:
 def main(config: Config) -> None:
     """Check all cases, print what they are and what is wrong. UserError if anything is."""
     if not config.input.is_dir():
-        raise UserError(f"{shown(config.input)} does not exist; name a folder with --input.")
+        raise UserError(f"{shown(config.input)} is no folder that is there; name one with --input.")
     cases, lost = listing(config.input)
     bad = {name for name, _ in lost}
     there = [case for case in cases if case.name not in bad]

@@ -77,8 +77,8 @@ def fetch(url: str, part: Path) -> None:
         f"{size_of(part) / 1e6:.1f} MB are kept. Run this again to go on" if most else "Try later"
     )
     raise UserError(
-        f"{url}: {reason}. {kept}, or fetch the archive by other means and put it beside "
-        f"{shown(part)}, without the .part."
+        f"{url}: {reason}. {kept}, or fetch the archive by other means and put it at "
+        f"{shown(part.with_suffix(''))}."
     )
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image
 
 from common import config as base
-from common.cases import Case, fingerprint, list_cases, read_case, run_all, twins
+from common.cases import Case, doubts, fingerprint, list_cases, read_case, run_all, twins
 from common.config import launch, option
 from common.files import (
     ROOT,
@@ -106,7 +106,7 @@ def slice_case(case: Case, config: Config) -> dict:
         for name, pixels in zip(pictures(case.name, rows[-1:]), (grey, mask), strict=True):
             Image.fromarray(pixels).save(home / name, compress_level=4)
     record = {"geometry": image.geometry(), "rows": rows, "made_from": made_from}
-    record["fingerprint"] = fingerprint(image)
+    record |= {"fingerprint": fingerprint(image), "doubts": doubts(image, label)}
     write_json(home / ".done" / f"{case.name}.json", record)
     return record
 
@@ -167,8 +167,9 @@ def main(config: Config) -> None:
     prints = {c.name: r.get("fingerprint", c.name) for c, r in zip(cases, records, strict=True)}
     if same := twins(prints):
         raise UserError(
-            f"The same image under two names, a leak between splits: {same}. Remove all but one "
-            "of each from dataset.json."
+            "The same image under two names, a leak between splits: "
+            f"{'; '.join(' = '.join(names) for names in same)}. Remove all but one of each from "
+            "dataset.json."
         )
     slices = [
         Slice(case.name, index, foreground, case.image.name)
@@ -179,7 +180,12 @@ def main(config: Config) -> None:
     info = {**describe_set(config), "cases": geometry}
     write_set(partial_folder(config), info, slices, splits)
     replace_folder(partial_folder(config), config.output)
+    for case, record in zip(cases, records, strict=True):
+        for doubt in record.get("doubts", ()):
+            print(f"warning: {case.name}: {doubt}")
     print(in_short(slices, splits, config.organ, config.output))
+    if not splits["train"]:
+        print("too few patients to train on: a set to predict")
 
 
 if __name__ == "__main__":

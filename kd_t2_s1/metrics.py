@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.config import launch, option
 from common.files import ROOT
 from common.report import write_report
-from common.scores import score_run, table
+from common.scores import data_of, score_run, table
 from common.settings import MetricsConfig
-from common.slices import read_set
 from common.statistics import compare
 
 
@@ -33,7 +32,8 @@ class Config(MetricsConfig):
 
 def main(config: Config) -> None:
     """Score the run and compare it."""
-    folder, data = Path(__file__).resolve().parent / "runs" / config.name, read_set(config.data)
+    folder = Path(__file__).resolve().parent / "runs" / config.name
+    data = data_of(folder, config.data)
     result = score_run(folder, data)
     compared = (
         compare(result, "gain over plain S1", config.plain),

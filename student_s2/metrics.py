@@ -13,14 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch
 from common.report import write_report
-from common.scores import score_run, table
+from common.scores import data_of, score_run, table
 from common.settings import MetricsConfig
-from common.slices import read_set
 
 
 def main(config: MetricsConfig) -> None:
     """Score the run."""
-    folder, data = Path(__file__).resolve().parent / "runs" / config.name, read_set(config.data)
+    folder = Path(__file__).resolve().parent / "runs" / config.name
+    data = data_of(folder, config.data)
     print(table(score_run(folder, data)))
     write_report(folder, data)
 

@@ -153,6 +153,12 @@ def test_every_doubt_is_a_warning(folder, capsys):
     put("turned", ct(10), organ())
     turned.set_qform(np.diag([-1, 1, 3, 1.0]), 1)
     nib.save(turned, home / "imagesTr/turned.nii.gz")
+    put("lost", ct(12), organ(left=False))
+    for kind in ("images", "labels"):
+        volume = nib.load(home / f"{kind}Tr/lost.nii.gz")
+        volume = nib.Nifti1Image(np.asarray(volume.dataobj), None, volume.header)
+        volume.header["qform_code"] = volume.header["sform_code"] = 0
+        nib.save(volume, home / f"{kind}Tr/lost.nii.gz")
     shutil.copy(home / "imagesTr/p0.nii.gz", home / "imagesTr/._p0.nii.gz")
     listed = (home / "dataset.json").read_text()
     put("extra", ct(8), organ())
@@ -166,6 +172,7 @@ def test_every_doubt_is_a_warning(folder, capsys):
         "mirrored": "patient's right",
         "shifted": "no air, or not in HU",
         "turned": "qform and sform",
+        "lost": "states no orientation; taken as L",
         "._p0.nii.gz": "shadow file",
         "extra.nii.gz": "not in dataset.json",
     }
@@ -195,4 +202,4 @@ def test_the_script_says_it_in_one_table(repo, phantom, tmp_path):
     sorted((bad / "imagesTr").iterdir())[0].write_bytes(b"")
     output = run(repo, "data_prep/check_volumes.py", "--input", bad, code=1)
     assert "1 of 8 cases cannot be used" in output
-    assert "does not exist" in run(repo, "data_prep/check_volumes.py", code=1)
+    assert "is no folder" in run(repo, "data_prep/check_volumes.py", code=1)

@@ -108,6 +108,35 @@ def test_whole_volumes_are_segmented_in_their_own_geometry(trained, phantom):
     assert (repo / "seg.png").exists() and not (repo / "seg_probability.nii.gz").exists()
 
 
+def test_inference_and_scores_find_the_training_s_data(trained, slices, tmp_path):
+    repo, _ = trained
+    elsewhere = Path(shutil.copytree(slices, tmp_path / "elsewhere"))
+    flags = ("--data", os.path.relpath(elsewhere, repo / "student_s1"), "--name", "far")
+    run(repo, "train.py", *flags, "--epochs", 1, "--batch-size", 8, cwd=repo / "student_s1")
+    for script in ("inference", "metrics"):
+        assert "1 epoch" not in run(repo, f"student_s1/{script}.py", "--name", "far")
+    done = repo / "student_s1/runs/far/inference.json"
+    assert json.loads(done.read_text())["data"] == str(elsewhere)
+    # Trained further, the masks are of weights that are gone.
+    run(
+        repo,
+        "student_s1/train.py",
+        *("--data", elsewhere),
+        *flags[2:],
+        "--epochs",
+        2,
+        "--batch-size",
+        8,
+        "--resume",
+    )
+    assert "Run inference.py first" in run(repo, "student_s1/metrics.py", "--name", "far", code=1)
+    text = run(repo, "student_s1/inference.py", "--name", "fra", code=1)
+    assert "fra/best.pt does not exist. --name one of default, far" in text
+    shutil.rmtree(elsewhere)
+    text = run(repo, "student_s1/inference.py", "--name", "far", code=1)
+    assert "elsewhere. Name it with --data." in text
+
+
 def test_what_is_printed(trained):
     _, log = trained
     assert "57,297 parameters\n" in log["student_s1"][0]

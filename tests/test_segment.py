@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.files import UserError, read_json
-from common.segment import largest_component, measures, segment, volume_files
+from common.segment import _stored_index, largest_component, measures, segment, volume_files
 from common.settings import InferenceConfig
 from common.trained import Trained
 from common.unet import Output
@@ -200,6 +200,22 @@ def test_nothing_beside_the_mask_is_replaced_either(trained, tmp_path):
         go(trained, tmp_path / "two", probabilities=True)
 
 
+def test_a_mask_is_replaced_only_if_an_inference_wrote_it(trained, tmp_path):
+    path = save(tmp_path / "in/ct.nii.gz", ct())
+    expert = save(tmp_path / "labels/ct.nii.gz", (ct() > 60).astype(np.uint8))
+    whole = expert.read_bytes()
+    with pytest.raises(UserError, match="labels/ct.nii.gz would be replaced"):
+        go(trained, path.parent, output=expert.parent)
+    assert expert.read_bytes() == whole
+    folder = go(trained, path)
+    go(trained, path)  # again: it is its own
+    (folder / "ct.json").unlink()  # interrupted before the last file
+    go(trained, path)
+    save(folder / "ct.nii.gz", (ct() > 0).astype(np.uint8))  # mended by hand
+    with pytest.raises(UserError, match="volumes/ct.nii.gz would be replaced"):
+        go(trained, path)
+
+
 def test_odd_names_and_files_do_not_stop_the_others(trained, tmp_path):
     names = ("a b.nii.gz", "$1_$2.nii.gz", "Müller<b>.nii.gz", f"{'x' * 240}.nii.gz", "z.nii.gz")
     for name in names:
@@ -250,8 +266,15 @@ def test_a_run_whose_window_is_not_known_says_that_it_guesses(trained, tmp_path,
     trained.checkpoint["window"] = None
     go(trained, path)
     assert "HU -160 to 240 (a guess" in capsys.readouterr().out
+    trained.checkpoint["window"] = None
     go(trained, path, hu_low=-160.0, hu_high=240.0)
     assert "guess" not in capsys.readouterr().out
+
+
+def test_a_sheet_counts_slices_as_the_file_does(tmp_path):
+    for codes, name in (("LPS", "k = 3"), ("RAI", "k = 5"), ("SPL", "i = 3"), ("LIP", "j = 5")):
+        volume = read_volume(save(tmp_path / "v.nii.gz", np.zeros((9, 9, 9), np.int16), codes))
+        assert _stored_index(volume, 3) == name
 
 
 def test_measures_and_parts_have_their_closed_forms():
