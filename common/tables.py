@@ -127,7 +127,8 @@ def _gain_cells(found: dict | None, base: str | None, spread: float | None) -> d
     return {
         "gain": f"{in_words(found)} over {base}",
         "better": f"{found['better']} of {found['n']}",
-        "p": "" if found["p"] is None else f"{found['p']:.2g}",
+        # Of fewer than six patients it could not fall below 0.06, whatever they show.
+        "p": "" if None in (found["p"], found["low"]) else f"{found['p']:.2g}",
         "spread over seeds": "" if spread is None else f"{spread:.1f}",
     }
 
