@@ -133,6 +133,14 @@ def patients_of(found: list[tuple[str, Path, Path]], config: Config) -> list[tup
         rule = f"--patient {config.patient!r}"
     else:
         print("no --patient rule: every image counts as a patient of its own", flush=True)
+        stems = {re.sub(r"[_-]?\d+$", "", name) for name, _, _ in found}
+        if "" not in stems and 1 < len(stems) < len(found):
+            print(
+                f"warning: the names look like {len(stems)} patients with several images each; "
+                "without a rule one patient can be on both sides of the split. Perhaps: "
+                '--patient "^(.+?)[_-]?([0-9]+)$"',
+                flush=True,
+            )
         return [(_plain(name), 0) for name, _, _ in found]
     missed = [shown(f[1]) for f, (patient, _) in zip(found, named, strict=True) if not patient]
     if missed:

@@ -182,3 +182,21 @@ def test_real_slices(tmp_path):
     first = data.slices[1]
     assert read_mask(data.folder / "masks" / f"{first.name}.png", 1).sum() == first.foreground
     assert read_json(data.folder / "dataset.json")["size"] == 128
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (("a_01", "a_02", "b_01", "b_02"), True),
+        (("p1-1", "p1-2", "p2-1"), True),
+        (("one", "two", "three", "four"), False),
+        (("img_1", "img_2", "img_3", "img_4"), False),  # one stem: numbered images
+        (("1", "2", "3", "4"), False),
+    ],
+)
+def test_names_that_look_like_patients_are_pointed_out(tmp_path, capsys, names, warned):
+    for name in names:
+        picture(tmp_path / "images" / f"{name}.png")
+        mask(tmp_path / "masks" / f"{name}.png")
+    make(tmp_path)
+    assert ("warning: the names look like 2 patients" in capsys.readouterr().out) == warned
