@@ -24,7 +24,7 @@ from common.runs import start
 from common.unet import student_s1
 from pathlib import Path
 
-config = StudentConfig(data=Path({data!r}), device="cpu", batch_size=4)
+config = StudentConfig(data=Path({data!r}), device="cpu", batch_size=4, name="two")
 run = start(config, {stage!r}, "student")
 torch.manual_seed(3)
 result = evaluate(student_s1(), run.val, run, config)
