@@ -72,9 +72,10 @@ class Config(base.Config):
     weights: str = option(
         "best",
         "which of a run are scored: those of the epoch with the best validation Dice, or the last "
-        "(with few validation patients the best is luck); a teacher teaches with its best",
+        "(with few validation patients the best is luck)",
         choices=WEIGHTS,
     )
+    teach: str = option("best", "the weights that a teacher teaches with, as above", WEIGHTS)
     share_teachers: bool = option(False, "one teacher a fold, of the first seed, for all seeds")
     input: Path | None = option(None, "CT volumes, a folder in Decathlon layout")
     data: Path | None = option(None, "an existing slice data set, instead of volumes")
@@ -126,17 +127,15 @@ class Config(base.Config):
             if useless:
                 raise UserError(f"--{name} has no effect {where}; leave it out.")
         taken = OWN.union(*(arm.own() for arm in self.arms()))
-        if any(arm.labels for arm in self.arms()):
-            taken.add("--share")
+        taken |= {"--share"} if any(arm.labels for arm in self.arms()) else set()
         for group in ("t1", "t2", "students"):
             check_words(f"--{group}", getattr(self, group), taken)
         # What both arms share is a student's: given to one of them it would end the comparison.
         names = [f.name.replace("_", "-") for f in fields(StudentConfig)]
         shared = {f"--{no}{name}" for name in names for no in ("", "no-")}
         check_words("--distilled", self.distilled, shared, "is for both arms: see --students")
-        # What makes another model of it has a study, where it goes by a name of its own.
-        other = "makes another model of it: see --study"
-        check_words("--distilled", self.distilled, {"--control", "--unlabelled"}, other)
+        why = "makes another model of it: see --study"
+        check_words("--distilled", self.distilled, {"--control", "--unlabelled"}, why)
         check_words("--distilled", self.distilled, taken)
 
     def arms(self) -> list["Arm"]:
@@ -255,7 +254,8 @@ def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
             for other in (arm.teacher, arm.plain)
         ]
         taught, scored = theirs[0][:1], (theirs[0][-1], theirs[1][-1])
-        train += [*shlex.split(config.distilled), *flags(teacher=taught[0].leaves)]
+        tutor = taught[0].leaves.with_name(f"{config.teach}.pt")
+        train += [*shlex.split(config.distilled), *flags(teacher=tutor)]
         against = flags(teacher=scored[0].leaves, plain=scored[1].leaves)
     train += [*arm.flags, *epochs_for(arm, train)]
     fit = Step(tuple(train), folder / "best.pt", record, inputs, tuple(taught), aside)
