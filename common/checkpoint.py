@@ -7,7 +7,6 @@ among it because none is carried from one epoch to the next: `fit` seeds every e
 
 import pickle
 import zipfile
-import zlib
 from pathlib import Path
 
 import torch
@@ -51,10 +50,9 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
             f"{shown(path)} is refused: it is no checkpoint, or holds more than tensors and plain "
             f"values. {hint}".strip()
         ) from None
-    except (
-        *(OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError),
-        *(zipfile.BadZipFile, zlib.error),
-    ) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a broken pickle can raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"{shown(path)} is damaged or not a checkpoint ({reason}).") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -63,6 +61,13 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
         found = content.get("stage")
         raise UserError(f"{shown(path)} was written by {found}; one of {stage} is expected. {hint}")
     return content
+
+
+def check_content(content: dict, path: Path) -> None:
+    """UserError if a loaded checkpoint lacks what a training writes into it."""
+    kinds = {"config": dict, "patients": dict, "classes": int, "size": int, "epoch": int}
+    if bad := [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]:
+        raise UserError(f"{shown(path)} is no whole checkpoint: {', '.join(bad)} missing or odd.")
 
 
 def _check_archive(path: Path) -> None:
@@ -81,7 +86,10 @@ def model_weights(content: dict) -> dict:
     """The network's weights in a loaded best.pt, or in a last.pt: there a part of the objective."""
     if "model" in content:
         return content["model"]
-    objective = content["objective"].items()
+    objective = content.get("objective")
+    if not isinstance(objective, dict):
+        return {}
+    objective = objective.items()
     return {name.removeprefix("model."): v for name, v in objective if name.startswith("model.")}
 
 
@@ -89,7 +97,7 @@ def load_weights(module: nn.Module, weights: dict, path: Path) -> None:
     """Fill `module` with a checkpoint's weights. UserError naming what does not fit."""
     try:
         module.load_state_dict(weights)
-    except (RuntimeError, AttributeError) as error:
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         detail = lines[min(1, len(lines) - 1)][:160]
         raise UserError(f"{shown(path)} does not fit the network: {detail}") from None

@@ -148,4 +148,7 @@ def launch(main, cls) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; this module does without torch
             raise
-        sys.exit("error: the GPU's memory is too small for this: lower --batch-size (or --width).")
+        sys.exit(
+            "error: the GPU's memory is too small for this: lower --batch-size (--accumulate keeps "
+            "the step) or --width."
+        )

@@ -38,6 +38,7 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
             logits = model(batch["image"], reconstruct=False).logits
         counts.append(scores.count(scores.predicted(logits), batch["mask"]).cpu())
         cases += batch["case"]
+        run.interruption.check()
     table = torch.cat(counts).numpy()
     if run.world > 1:
         parts = [None] * run.world
@@ -74,6 +75,7 @@ def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -
         values.append(torch.stack([*(loss.detach() for loss in losses.values()), norm]))
         sizes.append(len(batch["name"]))
         names.append([*batch["name"], *batch.get("unlabelled_name", ())])
+        run.interruption.check()
     table = torch.stack(values).double().cpu()  # the one wait for the device
     finite = table.isfinite()
     if not finite.all():
@@ -126,42 +128,46 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     extra = parameters(objective) - parameters(objective.model)
     more = f", {extra:,} more in the objective's projections" if extra else ""
     run.say(f"{parameters(objective.model):,} parameters{more}")
-    parallel = over_processes(objective, run)
-    best = max((row["val_dice"] for row in log), default=-1.0)
     try:
-        for epoch in range(len(log) + 1, config.epochs + 1):
-            began = time.perf_counter()
-            sampler.epoch = epoch
-            seed_epoch(config.seed, epoch, run.rank)
-            rate = optimizer.param_groups[0]["lr"]
-            try:
-                losses = train_one_epoch(parallel, batches, optimizer, schedule, run, config)
-            except UserError as error:
-                raise UserError(f"epoch {epoch}, {error}") from None
-            seconds = time.perf_counter() - began
-            same_statistics(objective.model, run)
-            val = evaluate(objective.model, run.val, run, config)
-            dice, pooled = val["per_patient"]["dice"]["mean"] or 0.0, val["pooled"]["dice"] or 0.0
-            log.append(
-                {"epoch": epoch, "lr": rate, **losses, "val_dice": dice, "val_pooled": pooled}
-            )
-            if run.rank == 0:
-                save_epoch(objective, optimizer, run, config, log, is_best=dice > best)
-            run.say(
-                f"epoch {epoch:>3}/{config.epochs}  "
-                + "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                + f"  val Dice {dice:.4f}{' *' if dice > best else ''}  {seconds:.1f} s, "
-                f"{len(run.train) / seconds:.0f} slices/s"
-            )
-            best = max(best, dice)
-    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
-        kept = len(log) - len(log) % config.save_every
-        run.say(f"\nstopped; --resume goes on after epoch {kept}")
+        with run.interruption:
+            train_epochs(objective, batches, optimizer, schedule, run, config, log)
+    except (KeyboardInterrupt, SystemExit):
+        run.say(f"\nstopped; --resume goes on after epoch {run.saved}")
         raise
     if run.world > 1:
         dist.barrier()
         dist.destroy_process_group()
     say_the_best(run, log)
+
+
+def train_epochs(objective, batches, optimizer, schedule, run: Run, config, log: list[dict]):
+    """Train, validate and save until `log` has a row for each of `config.epochs`."""
+    parallel = over_processes(objective, run)
+    best = max((row["val_dice"] for row in log), default=-1.0)
+    run.saved = len(log)
+    for epoch in range(len(log) + 1, config.epochs + 1):
+        began = time.perf_counter()
+        batches.sampler.epoch = epoch
+        seed_epoch(config.seed, epoch, run.rank)
+        rate = optimizer.param_groups[0]["lr"]
+        try:
+            losses = train_one_epoch(parallel, batches, optimizer, schedule, run, config)
+        except UserError as error:
+            raise UserError(f"epoch {epoch}, {error}") from None
+        seconds = time.perf_counter() - began
+        same_statistics(objective.model, run)
+        val = evaluate(objective.model, run.val, run, config)
+        dice, pooled = val["per_patient"]["dice"]["mean"] or 0.0, val["pooled"]["dice"] or 0.0
+        log.append({"epoch": epoch, "lr": rate, **losses, "val_dice": dice, "val_pooled": pooled})
+        if run.rank == 0:
+            save_epoch(objective, optimizer, run, config, log, is_best=dice > best)
+        run.say(
+            f"epoch {epoch:>3}/{config.epochs}  "
+            + "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+            + f"  val Dice {dice:.4f}{' *' if dice > best else ''}  {seconds:.1f} s, "
+            f"{len(run.train) / seconds:.0f} slices/s"
+        )
+        best = max(best, dice)
 
 
 def adamw(objective: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

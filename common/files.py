@@ -5,6 +5,7 @@ sees the old file or the new one, never half of one, whenever the process is kil
 """
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -136,11 +137,12 @@ def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-def lock_run(folder: Path):
-    """Claim a run folder for this process; returns what must stay open as long as it is used.
+def lock_folder(folder: Path):
+    """Claim a folder to write for this process; returns what must stay open as long as it is used.
 
     The lock is a file beside the folder, `.NAME.lock`. It falls with the process, however that
-    ends. UserError if another process holds it. Without `fcntl` (Windows) nothing is locked.
+    ends. UserError if another process holds it. Where nothing can be locked (Windows, some network
+    disks) nothing is.
     """
     if fcntl is None:
         return None
@@ -148,11 +150,12 @@ def lock_run(folder: Path):
     lock = (folder.parent / f".{folder.name}.lock").open("w")
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         lock.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return None
         raise UserError(
-            f"{shown(folder)} is being trained by another process; wait for it, or take another "
-            "--name."
+            f"{shown(folder)} is being written by another process; wait for it, or choose another."
         ) from None
     return lock
 

@@ -214,10 +214,12 @@ def unbroken(batches: DataLoader) -> Iterator[dict]:
         yield from batches
     except UserError as error:  # from a process it comes with that process's traceback before it
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # Torch says so itself, or the connection to a process that is gone breaks first.
+        told = str(error).startswith("DataLoader worker (pid")
+        if not told and (isinstance(error, RuntimeError) or not batches.num_workers):
             raise
         raise UserError(
             "a loader process was ended from outside, most likely for want of memory: try fewer "
-            "--workers or a lower --cache-mb."
+            f"--workers or a lower --cache-mb. ({' '.join(str(error).split())[:200]})"
         ) from None

@@ -2,8 +2,10 @@
 
 import os
 import platform
+import signal
 import subprocess
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from common.files import (
     ROOT,
     UserError,
     check_run,
-    lock_run,
+    lock_folder,
     new_run,
     require_space,
     shown,
@@ -39,6 +41,42 @@ FREE_ON_RESUME = {
 }
 
 
+class Interruption:
+    """Ctrl-C and SIGTERM as a wish that is met between two steps; a second one is met at once.
+
+    An exception out of a signal handler can strike anywhere, in a loader's `__del__` too, where
+    Python drops it.
+    """
+
+    def __init__(self):
+        self.number, self.before = None, {}
+
+    def __enter__(self):
+        """From here on signals wait."""
+        if threading.current_thread() is threading.main_thread():
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            self.before = {number: signal.signal(number, self.note) for number in numbers}
+        return self
+
+    def __exit__(self, *_):
+        """From here on they are what they were."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, _) -> None:
+        """A signal has come."""
+        again, self.number = self.number, number
+        if again:
+            self.check()
+
+    def check(self) -> None:
+        """KeyboardInterrupt after Ctrl-C, SystemExit(143) after SIGTERM."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.number:
+            raise SystemExit(143)
+
+
 @dataclass
 class Run:
     """A training about to start: its folder, its stage, its device, its data."""
@@ -54,6 +92,8 @@ class Run:
     rank: int = 0
     world: int = 1
     lock: object = None  # held as long as the run is
+    saved: int = 0  # the epoch that last.pt holds
+    interruption: Interruption = field(default_factory=Interruption)
 
     @property
     def classes(self) -> int:
@@ -81,7 +121,7 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     stage = Path(script).resolve().parent
     folder = stage / "runs" / config.name
     check_run(folder, config.resume, config.overwrite)
-    lock = lock_run(folder) if rank == 0 else None
+    lock = lock_folder(folder) if rank == 0 else None
     device = pick_device(config.device)
     if world > 1 and not dist.is_initialized():
         if device.type == "cuda":
@@ -172,6 +212,7 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
     if len(log) % config.save_every == 0 or len(log) == config.epochs:
         state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
         checkpoint.save(run.folder / "last.pt", {**about, **state, "log": log})
+        run.saved = len(log)
     # Twenty drawings a run: each takes as long as many steps of a small student.
     if len(log) % -(-config.epochs // 20) == 0 or len(log) == config.epochs:
         figures.curves(run.folder / "curves.png", log, f"{run.stage}: {run.folder.name}")

@@ -168,7 +168,10 @@ def _run(command: list[str], out) -> int:
                 _say(line.rstrip("\n"), out)
         except BaseException:  # interrupted or terminated: no script goes on alone
             process.terminate()
-            process.wait()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
             raise
     return process.returncode
 

@@ -30,6 +30,7 @@ def load_teacher(
     control would control nothing.
     """
     known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
+    checkpoint.check_content(known, path)
     check_patients(known["patients"], run.splits, ("val", "test"), path)
     if known["size"] != run.size:
         run.say(f"note: the teacher was trained on {known['size']}-pixel slices, not {run.size}")

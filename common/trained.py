@@ -55,6 +55,7 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     there = sorted(p.parent.name for p in folder.parent.glob("*/best.pt"))
     hint = f"--name one of {', '.join(there)}" if there else f"Run {stage.name}/train.py first"
     content = checkpoint.load(path, stage.name, f"{hint}.")
+    checkpoint.check_content(content, path)
     if not config.of_slices:
         return Trained(folder, path, content, device)
     data = read_set(config.data or Path(content["config"]["data"]), "Name it with --data.")

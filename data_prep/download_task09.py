@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from common import config as base
 from common.config import launch, option
-from common.files import ROOT, UserError, require_space, shown
+from common.files import ROOT, UserError, lock_folder, require_space, shown
 
 NAME = "Task09_Spleen"
 CHUNK = 1 << 20
@@ -153,6 +153,7 @@ def main(config: Config) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise UserError("Safe unpacking needs Python 3.10.12, 3.11.4 or newer.")
     config.output.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(target)
     wanted, given = config.md5.lower(), archive.exists()
     # What is fetched is a .part until the end, so that it is never taken for a given archive.
     found = archive if given else archive.with_name(f"{archive.name}.part")
@@ -171,6 +172,8 @@ def main(config: Config) -> None:
         found.replace(archive)
     elif not given:
         found.unlink()
+    if lock:
+        lock.close()
     print(f"{shown(target)} is whole; check it with check_volumes.py, cut it with slice_nifti.py")
 
 

@@ -32,6 +32,7 @@ from common.config import launch, option
 from common.files import (
     ROOT,
     UserError,
+    lock_folder,
     read_json,
     remove_leftovers,
     replace_folder,
@@ -162,6 +163,7 @@ def main(config: Config) -> None:
     cases = list_cases(config.input)
     names = [case.name for case in cases]
     splits = make_splits(names, config.seed, config.folds, config.fold)
+    lock = lock_folder(config.output)
     prepare(config, cases)
     records = run_all(partial(slice_case, config=config), cases, config.workers, "volumes")
     prints = {c.name: r.get("fingerprint", c.name) for c, r in zip(cases, records, strict=True)}
@@ -180,6 +182,8 @@ def main(config: Config) -> None:
     info = {**describe_set(config), "cases": geometry}
     write_set(partial_folder(config), info, slices, splits)
     replace_folder(partial_folder(config), config.output)
+    if lock:
+        lock.close()
     for case, record in zip(cases, records, strict=True):
         for doubt in record.get("doubts", ()):
             print(f"warning: {case.name}: {doubt}")

@@ -27,45 +27,39 @@ import torch
 from common import checkpoint
 from common.files import read_csv
 
-EPOCHS = 40
 
-
-def train(repo: Path, data: Path, name: str, *flags: str) -> subprocess.Popen:
+def train(repo: Path, data: Path, name: str, epochs: int, *flags: str) -> subprocess.Popen:
     """Start a training of S1."""
     command = [sys.executable, "train.py", "--data", data, "--name", name, "--batch-size", "4"]
-    command += ["--epochs", str(EPOCHS), *flags]
+    command += ["--epochs", str(epochs), *flags]
     return subprocess.Popen(
         list(map(str, command)), cwd=repo / "student_s1", stdout=subprocess.DEVNULL
     )
 
 
-def kill_and_resume(repo: Path, data: Path, kills: int, seed: int = 0) -> int:
-    """Kill a training up to `kills` times, check it after each; returns how often it was killed."""
+def kill_and_resume(repo: Path, data: Path, kills: int, seed: int = 0) -> None:
+    """Kill a training `kills` times, check it after each and in the end."""
+    epochs = 12 * kills  # enough for all of them, a kill comes within some epochs
     moments, folder = random.Random(seed), repo / "student_s1" / "runs" / "killed"
-    assert train(repo, data, "alone").wait() == 0
-    done = 0
-    while done < kills:
+    assert train(repo, data, "alone", epochs).wait() == 0
+    for kill in range(1, kills + 1):
         flags = ("--resume",) if (folder / "config.json").exists() else ()
-        process = train(repo, data, "killed", *flags)
+        process = train(repo, data, "killed", epochs, *flags)
         # Not before there is something to lose, and after that at any moment.
         before = len(read_csv(folder / "log.csv")) if (folder / "log.csv").exists() else 0
         while process.poll() is None and rows(folder) == before:
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.3))
-        if process.poll() is not None:
-            assert process.returncode == 0
-            break
+        assert process.poll() is None, "it ended before it could be killed"
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        done += 1
         for weights in ("last", "best"):
             path = folder / f"{weights}.pt"
             if path.exists():
                 checkpoint.load(path, "student_s1")
-        print(f"kill {done}: after epoch {rows(folder)}", flush=True)
-    assert train(repo, data, "killed", "--resume").wait() == 0
-    compare(folder, folder.with_name("alone"))
-    return done
+        print(f"kill {kill}: after epoch {rows(folder)}", flush=True)
+    assert train(repo, data, "killed", epochs, "--resume").wait() == 0
+    compare(folder, folder.with_name("alone"), epochs)
 
 
 def rows(folder: Path) -> int:
@@ -74,10 +68,10 @@ def rows(folder: Path) -> int:
     return len(read_csv(path)) if path.exists() else 0
 
 
-def compare(killed: Path, alone: Path) -> None:
+def compare(killed: Path, alone: Path, epochs: int) -> None:
     """The killed run is the other one, in its log and its weights, and has left nothing behind."""
     log = read_csv(killed / "log.csv")
-    assert [int(row["epoch"]) for row in log] == list(range(1, EPOCHS + 1))
+    assert [int(row["epoch"]) for row in log] == list(range(1, epochs + 1))
     assert log == read_csv(alone / "log.csv")
     for name, part in (("last", "objective"), ("best", "model")):
         mine, other = (checkpoint.load(r / f"{name}.pt", "student_s1") for r in (killed, alone))
@@ -101,8 +95,8 @@ def main() -> None:
         )
         for step in steps:
             subprocess.run([sys.executable, *step], cwd=repo / "data_prep", check=True)
-        done = kill_and_resume(repo, repo / "data" / "spleen2d", kills)
-    print(f"{done} kills: every epoch once, every checkpoint loads, weights equal to the bit")
+        kill_and_resume(repo, repo / "data" / "spleen2d", kills)
+    print(f"{kills} kills: every epoch once, every checkpoint loads, weights equal to the bit")
 
 
 if __name__ == "__main__":

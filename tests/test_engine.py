@@ -239,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(s
 
     objective.forward = poisoned
     with pytest.raises(
-        UserError, match=r"epoch 2, step 2.*the loss segmentation.*not finite.*phantom_"
+        UserError, match=r"epoch 2, batch 2.*the loss segmentation.*not finite.*phantom_"
     ):
         fit(objective, run, config)
     last = checkpoint.load(run.folder / "last.pt", "stage")
