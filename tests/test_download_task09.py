@@ -96,7 +96,7 @@ def test_a_good_archive_is_unpacked_without_shadow_files(server, tmp_path, repo)
     flags += ("--md5", hashlib.md5(server.content).hexdigest())
     run(repo, "data_prep/download_task09.py", *flags)
     assert left(tmp_path) == ["Task09_Spleen"]
-    files = sorted(p.name for p in (tmp_path / "data").rglob("*") if p.is_file())
+    files = sorted(p.name for p in (tmp_path / "data/Task09_Spleen").rglob("*") if p.is_file())
     assert files == ["dataset.json", "spleen_1.nii.gz"]
     again = run(repo, "data_prep/download_task09.py", *flags, code=1)
     assert "is there already" in again and len(server.asked) == 1
