@@ -50,7 +50,7 @@ def test_a_signal_ends_a_training_in_order_and_meanwhile_a_second_one_is_refused
 
 
 def test_an_interrupted_slicing_ends_in_order_and_goes_on(repo, phantom, tmp_path):
-    flags = ("--input", phantom, "--output", tmp_path / "out", "--size", 512, "--workers", 2)
+    flags = ("--input", phantom, "--output", tmp_path / "out", "--size", 1024, "--workers", 1)
     command = [sys.executable, "data_prep/slice_nifti.py", *map(str, flags)]
     process = subprocess.Popen(
         command, cwd=repo, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
