@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 try:
@@ -138,14 +138,14 @@ def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def lock_folder(folder: Path):
-    """Claim a folder to write for this process; returns what must stay open as long as it is used.
+    """Claim a folder to write for this process: `with lock_folder(...)`, or keep what it returns.
 
     The lock is a file beside the folder, `.NAME.lock`. It falls with the process, however that
     ends. UserError if another process holds it. Where nothing can be locked (Windows, some network
     disks) nothing is.
     """
     if fcntl is None:
-        return None
+        return nullcontext()
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = (folder.parent / f".{folder.name}.lock").open("w")
     try:
@@ -153,7 +153,7 @@ def lock_folder(folder: Path):
     except OSError as error:
         lock.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            return None
+            return nullcontext()
         raise UserError(
             f"{shown(folder)} is being written by another process; wait for it, or choose another."
         ) from None

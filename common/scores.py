@@ -154,7 +154,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
             f"{shown(folder / 'predictions')} and {shown(data.folder)} do not hold the same "
             f"slices: name another --data, or run inference.py again.{bullets(problems)}"
         )
-    counts, surfaces = [], {}
+    cases, counts, surfaces = [], [], {}
     for case in dict.fromkeys(s.case for s in slices):
         mine = [s for s in slices if s.case == case]
         prediction, truth = (
@@ -165,9 +165,10 @@ def score_run(folder: Path, data: SliceSet) -> dict:
             if pair[0].shape != pair[1].shape:
                 raise UserError(f"{s.name}.png: prediction and truth differ in size; predict again")
             counts.append(count(*(torch.from_numpy(m)[None] for m in pair)))
+        cases += [case] * len(mine)
         if spacing := spacing_of(case, mine, data):
             surfaces[case] = surface_scores(np.stack(prediction), np.stack(truth), spacing)
-    cases, table = [s.case for s in slices], torch.cat(counts).numpy()
+    table = torch.cat(counts).numpy()
     each, whole = per_case(cases, table), summary(cases, table)
     for case, row in each.items() if surfaces else ():
         row |= surfaces.get(case, dict.fromkeys(SURFACE_SCORES))

@@ -50,13 +50,14 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
 
     A file that cannot be used does not stop the others: UserError names all of them at the end.
     """
-    low, high = hu_window(run, config)
-    guess = "" if known_window(run, config) else " (a guess: see --hu-low, --hu-high)"
+    low, high = bounds = hu_window(run, config)
+    known = run.checkpoint.get("window") or None not in (config.hu_low, config.hu_high)
+    guess = "" if known else " (a guess: see --hu-low, --hu-high)"
     jobs, problems = list_jobs(run, config), []
     print(f"epoch {run.checkpoint['epoch']}, HU {low:g} to {high:g}{guess}, on {run.device}")
     for job in jobs:
         try:
-            print(_segment_one(model, run, config, job), flush=True)
+            print(_segment_one(model, run, config, job, bounds), flush=True)
         except UserError as error:
             problems.append(str(error))
         except (OSError, ValueError, MemoryError) as error:  # a name or a file like no other
@@ -65,11 +66,6 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
         raise UserError(
             f"{len(problems)} of {len(jobs)} volumes were not segmented:{bullets(problems, 200)}"
         )
-
-
-def known_window(run: Trained, config: InferenceConfig) -> bool:
-    """Whether flags or training say which HU are shown as 0 and 255."""
-    return bool(run.checkpoint.get("window")) or None not in (config.hu_low, config.hu_high)
 
 
 def hu_window(run: Trained, config: InferenceConfig) -> tuple[float, float]:
@@ -154,7 +150,7 @@ def volume_files(path: Path) -> list[Path]:
     return files
 
 
-def _segment_one(model: nn.Module, run: Trained, config: InferenceConfig, job: Job) -> str:
+def _segment_one(model: nn.Module, run: Trained, config, job: Job, bounds: tuple) -> str:
     """Segment one volume and write what belongs to it; a line that says what was found."""
     began = time.perf_counter()
     volume = read_volume(job.volume)
@@ -163,7 +159,7 @@ def _segment_one(model: nn.Module, run: Trained, config: InferenceConfig, job: J
     truth = _read_truth(job.truth, volume) if job.truth else None
     mask = np.empty(volume.voxels.shape, np.uint8)
     maps = np.empty(volume.voxels.shape, np.float32) if config.probabilities else None
-    for first, found in organ_maps(model, run, volume, config):
+    for first, found in organ_maps(model, run, volume, config, bounds):
         part = slice(first, first + len(found))
         mask[..., part] = from_views((found > 0.5).to(torch.uint8).cpu().numpy())
         if maps is not None:
@@ -176,7 +172,7 @@ def _segment_one(model: nn.Module, run: Trained, config: InferenceConfig, job: J
         "run": run.folder.name,
         "weights": config.weights,
         "epoch": run.checkpoint["epoch"],
-        "hu_window": hu_window(run, config),
+        "hu_window": bounds,
         "largest_component": config.largest_component,
         "organ": run.checkpoint.get("organs", ["organ"])[0],
         "orientation": volume.stored_orientation,
@@ -197,20 +193,19 @@ def _segment_one(model: nn.Module, run: Trained, config: InferenceConfig, job: J
 
 
 def organ_maps(
-    model: nn.Module, run: Trained, volume: Volume, config: InferenceConfig
+    model: nn.Module, run: Trained, volume: Volume, config: InferenceConfig, bounds: tuple
 ) -> Iterator[tuple[int, Tensor]]:
     """The organ's probability in batches of axial views: first slice, float32 `(n, row, column)`.
 
     Every slice goes the way of `data_prep/slice_nifti.py` into its square, and its map the way back
     to the CT's own pixels, before anything is thresholded.
     """
-    low, high = hu_window(run, config)
     spacing, shape = (volume.spacing[1], volume.spacing[0]), volume.voxels.shape[1::-1]
     count, size = volume.voxels.shape[2], run.checkpoint["size"]
     starts = range(0, count, config.batch_size)
     for first in tqdm(starts, desc="slices", disable=None, leave=False):
         views = (
-            window(axial_view(volume.voxels, index), low, high)
+            window(axial_view(volume.voxels, index), *bounds)
             for index in range(first, min(first + config.batch_size, count))
         )
         squares = np.stack([to_square(view, spacing, size, mask=False) for view in views])

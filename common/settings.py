@@ -200,10 +200,10 @@ class InferenceConfig(Config):
         super().__post_init__()
         if self.volume and self.export:
             raise UserError("--volume and --export exclude each other.")
-        of_volumes = ("output", "truth", "largest_component", "hu_low", "hu_high")
-        of_slices = ("data", "splits", "subset", "overlays", "reconstructions")
-        useless = of_slices if not self.of_slices else ()
-        useless += of_volumes if not self.volume else ()
+        for_volumes = ("output", "truth", "largest_component", "hu_low", "hu_high")
+        for_slices = ("data", "splits", "subset", "overlays", "reconstructions")
+        useless = for_slices if not self.of_slices else ()
+        useless += for_volumes if not self.volume else ()
         useless += ("probabilities",) if self.export else ()
         way = "--volume" if self.volume else "--export" if self.export else None
         for name in (n for n in useless if hasattr(self, n)):

@@ -153,27 +153,26 @@ def main(config: Config) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise UserError("Safe unpacking needs Python 3.10.12, 3.11.4 or newer.")
     config.output.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(target)
-    wanted, given = config.md5.lower(), archive.exists()
-    # What is fetched is a .part until the end, so that it is never taken for a given archive.
-    found = archive if given else archive.with_name(f"{archive.name}.part")
-    if not given and (not found.exists() or md5_of(found) != wanted):
-        fetch(config.url, found)
-    if (md5 := md5_of(found)) != wanted:
-        size = size_of(found)
-        if not given:
+    with lock_folder(target):
+        wanted, given = config.md5.lower(), archive.exists()
+        # What is fetched is a .part until the end, so that it is never taken for a given archive.
+        found = archive if given else archive.with_name(f"{archive.name}.part")
+        if not given and (not found.exists() or md5_of(found) != wanted):
+            fetch(config.url, found)
+        if (md5 := md5_of(found)) != wanted:
+            size = size_of(found)
+            if not given:
+                found.unlink()
+            raise UserError(
+                f"{shown(found)} ({size:,} bytes) has MD5 {md5}, expected {wanted}: it is "
+                f"damaged or another file. {'Remove it' if given else 'It is removed'}; run this "
+                "again."
+            )
+        unpack(found, target)
+        if config.keep_archive:
+            found.replace(archive)
+        elif not given:
             found.unlink()
-        raise UserError(
-            f"{shown(found)} ({size:,} bytes) has MD5 {md5}, expected {wanted}: it is damaged or "
-            f"another file. {'Remove it' if given else 'It is removed'}; run this again."
-        )
-    unpack(found, target)
-    if config.keep_archive:
-        found.replace(archive)
-    elif not given:
-        found.unlink()
-    if lock:
-        lock.close()
     print(f"{shown(target)} is whole; check it with check_volumes.py, cut it with slice_nifti.py")
 
 

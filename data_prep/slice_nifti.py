@@ -163,27 +163,25 @@ def main(config: Config) -> None:
     cases = list_cases(config.input)
     names = [case.name for case in cases]
     splits = make_splits(names, config.seed, config.folds, config.fold)
-    lock = lock_folder(config.output)
-    prepare(config, cases)
-    records = run_all(partial(slice_case, config=config), cases, config.workers, "volumes")
-    prints = {c.name: r.get("fingerprint", c.name) for c, r in zip(cases, records, strict=True)}
-    if same := twins(prints):
-        raise UserError(
-            "The same image under two names, a leak between splits: "
-            f"{'; '.join(' = '.join(names) for names in same)}. Remove all but one of each from "
-            "dataset.json."
-        )
-    slices = [
-        Slice(case.name, index, foreground, case.image.name)
-        for case, record in zip(cases, records, strict=True)
-        for index, foreground in record["rows"]
-    ]
-    geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
-    info = {**describe_set(config), "cases": geometry}
-    write_set(partial_folder(config), info, slices, splits)
-    replace_folder(partial_folder(config), config.output)
-    if lock:
-        lock.close()
+    with lock_folder(config.output):
+        prepare(config, cases)
+        records = run_all(partial(slice_case, config=config), cases, config.workers, "volumes")
+        prints = {c.name: r.get("fingerprint", c.name) for c, r in zip(cases, records, strict=True)}
+        if same := twins(prints):
+            raise UserError(
+                "The same image under two names, a leak between splits: "
+                f"{'; '.join(' = '.join(names) for names in same)}. Remove all but one of each "
+                "from dataset.json."
+            )
+        slices = [
+            Slice(case.name, index, foreground, case.image.name)
+            for case, record in zip(cases, records, strict=True)
+            for index, foreground in record["rows"]
+        ]
+        geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
+        info = {**describe_set(config), "cases": geometry}
+        write_set(partial_folder(config), info, slices, splits)
+        replace_folder(partial_folder(config), config.output)
     for case, record in zip(cases, records, strict=True):
         for doubt in record.get("doubts", ()):
             print(f"warning: {case.name}: {doubt}")

@@ -1,6 +1,7 @@
 import gzip
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -203,3 +204,23 @@ def test_the_script_says_it_in_one_table(repo, phantom, tmp_path):
     output = run(repo, "data_prep/check_volumes.py", "--input", bad, code=1)
     assert "1 of 8 cases cannot be used" in output
     assert "is no folder" in run(repo, "data_prep/check_volumes.py", code=1)
+
+
+def test_check_volumes_names_every_bad_case(repo, phantom, tmp_path):
+    folder = Path(shutil.copytree(phantom, tmp_path / "task"))
+    assert "8 cases are sound" in run(repo, "data_prep/check_volumes.py", "--input", folder)
+    for number, cut in ((1, 500), (4, 900)):
+        path = folder / "imagesTr" / f"phantom_{number:03d}.nii.gz"
+        path.write_bytes(path.read_bytes()[:cut])
+    for script in ("check_volumes.py", "slice_nifti.py"):
+        output = () if script == "check_volumes.py" else ("--output", tmp_path / "out")
+        text = run(repo, f"data_prep/{script}", "--input", folder, *output, code=1)
+        assert "2 of 8" in text and "phantom_001" in text and "phantom_004" in text
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    for number in (1, 4):
+        name = f"imagesTr/phantom_{number:03d}.nii.gz"
+        (folder / name).write_bytes((phantom / name).read_bytes())
+    for kind in ("imagesTr", "labelsTr"):
+        shutil.copy(folder / kind / "phantom_000.nii.gz", folder / kind / "phantom_002.nii.gz")
+    text = run(repo, "data_prep/check_volumes.py", "--input", folder, code=1)
+    assert "phantom_000 the same image as phantom_002" in text

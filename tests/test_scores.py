@@ -5,7 +5,7 @@ from monai.metrics import DiceMetric, MeanIoU
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from common.figures import save_picture
-from common.files import UserError, write_csv, write_json
+from common.files import UserError, read_json, write_csv, write_json
 from common.scores import (
     count,
     mean_and_spread,
@@ -115,6 +115,25 @@ def test_a_run_is_scored_by_name(small_run):
     assert row["slices"] == 3 and row["overlap_pixels"] == row["true_pixels"] > 0
     assert "1.000" in table(result)
     assert (run / "metrics_per_case.csv").exists() and (run / "summary.json").exists()
+
+
+def test_patients_whose_slices_take_turns_are_not_mixed_up(small_run):
+    run, data = small_run
+    rows = []
+    for index, case in enumerate(("p", "q", "p", "q")):
+        mask = np.zeros((8, 8), np.uint8)
+        mask[: 2 + 2 * (case == "q")] = 255
+        for folder in (data / "images", data / "masks", run / "predictions"):
+            found = mask * 0 if (folder.name, case) == ("predictions", "q") else mask
+            save_picture(folder / f"{case}_{index:03d}.png", found)
+        rows.append({"case": case, "slice": index, "foreground": 16, "source": ""})
+    for name in ("p_009", "p_010", "p_100"):
+        (run / "predictions" / f"{name}.png").unlink()
+    write_csv(data / "manifest.csv", rows)
+    write_json(run / "inference.json", read_json(run / "inference.json") | {"cases": ["p", "q"]})
+    cases = score_run(run, read_set(data))["cases"]
+    assert (cases["p"]["dice"], cases["q"]["dice"]) == (1, 0)
+    assert (cases["p"]["true_pixels"], cases["q"]["true_pixels"]) == (32, 64)
 
 
 def test_missing_and_superfluous_partners_are_named(small_run):

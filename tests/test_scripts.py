@@ -213,26 +213,6 @@ def test_killed_slicing_is_no_data_set_and_goes_on(repo, phantom, slices, tmp_pa
     assert files_of(slices) == files_of(tmp_path / "out")
 
 
-def test_check_volumes_names_every_bad_case(repo, phantom, tmp_path):
-    folder = Path(shutil.copytree(phantom, tmp_path / "task"))
-    assert "8 cases are sound" in run(repo, "data_prep/check_volumes.py", "--input", folder)
-    for number, cut in ((1, 500), (4, 900)):
-        path = folder / "imagesTr" / f"phantom_{number:03d}.nii.gz"
-        path.write_bytes(path.read_bytes()[:cut])
-    for script in ("check_volumes.py", "slice_nifti.py"):
-        output = () if script == "check_volumes.py" else ("--output", tmp_path / "out")
-        text = run(repo, f"data_prep/{script}", "--input", folder, *output, code=1)
-        assert "2 of 8" in text and "phantom_001" in text and "phantom_004" in text
-    assert not (tmp_path / "out" / "dataset.json").exists()
-    for number in (1, 4):
-        name = f"imagesTr/phantom_{number:03d}.nii.gz"
-        (folder / name).write_bytes((phantom / name).read_bytes())
-    for kind in ("imagesTr", "labelsTr"):
-        shutil.copy(folder / kind / "phantom_000.nii.gz", folder / kind / "phantom_002.nii.gz")
-    text = run(repo, "data_prep/check_volumes.py", "--input", folder, code=1)
-    assert "phantom_000 the same image as phantom_002" in text
-
-
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
