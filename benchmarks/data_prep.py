@@ -99,7 +99,8 @@ def main(config: Config) -> None:
     ]
     print(f"\n{markdown(cells)}\nlargest process {memory:.0f} MB")
     for workers, fit in slopes.items():
-        print(f"{workers} processes: {1000 * fit['seconds_a_slice']:.1f} ms a slice and a start")
+        slope, begin = 1000 * fit["seconds_a_slice"], fit["start_seconds"]
+        print(f"{workers} processes: {slope:.1f} ms a slice beside {begin:.1f} s to start")
     print(f"-> {shown(config.output.resolve())}")
 
 

@@ -3,18 +3,21 @@
     python training.py                                   all stages, 256 pixels, batch 4
     python training.py --models teacher_t1_unet kd_t1_s1 --rounds 9
     python training.py --size 128 --batch-size 16 --device cuda
+    python training.py --no-bf16                         as on hardware without bf16
 
 *Plain* is what one would write first: float32, channels first, and in a distillation the whole
 teacher, reconstruction decoder and all. *Default* is what train.py does: bf16 autocast where the
-hardware computes it, channels last, a teacher without the decoder that nobody asks for. The two
-take turns, so that a busy machine slows both; medians over the rounds. Random images: nothing is
-loaded.
+hardware computes it, channels last, a teacher without the decoder that nobody asks for, its
+BatchNorm folded into its convolutions. The two take turns, so that a busy machine slows both;
+medians over the rounds. Random images: nothing is loaded.
 
 The share of the peak is the step's floating-point operations (convolutions and matrix products,
-counted by PyTorch) a second, over those of a large matrix product in bf16 (default) or float32
-(plain), measured in the same run. Writes results/benchmarks/training.json.
+counted by PyTorch) a second, over those of a large matrix product or a wide convolution, whichever
+is faster, in bf16 (default) or float32 (plain), measured in the same run. Writes
+results/benchmarks/training.json.
 """
 
+import copy
 import sys
 import time
 from contextlib import nullcontext
@@ -57,6 +60,7 @@ class Config(base.Config):
     batch_size: int = option(4, "images a step", low=1)
     rounds: int = option(5, "measured steps of each form, after one to warm up", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    bf16: bool = option(True, "bf16 autocast in the default form, where the hardware has it")
     output: Path = option(ROOT / "results/benchmarks/training.json", "JSON file to write")
 
 
@@ -76,7 +80,7 @@ class Step:
     """A stage's training step in one of the two forms."""
 
     def __init__(self, stage: str, plain: bool, config: Config, device: torch.device):
-        self.device, self.plain = device, plain
+        self.device, self.bf16 = device, config.bf16 and not plain
         torch.manual_seed(0)
         order = layout(not plain)
         self.objective = objective_of(stage, plain, config.size, device, order)
@@ -93,7 +97,7 @@ class Step:
 
     def __call__(self) -> None:
         """Forward, backward, update."""
-        with nullcontext() if self.plain else autocast(self.device, wanted=True):
+        with autocast(self.device, self.bf16):
             losses = self.objective(self.batch)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
@@ -114,8 +118,11 @@ def objective_of(stage: str, plain: bool, size: int, device, order) -> nn.Module
         return MultiTaskObjective(network) if teaches else SegmentationObjective(network)
     teacher, student = (NETWORKS[name]() for name in PAIRS[stage])
     teacher.to(device, memory_format=order)
-    teacher = Whole(teacher) if plain else teacher
-    return Distiller(student.to(device), teacher, size, DistillationConfig())
+    whole = Whole(copy.deepcopy(teacher).eval().requires_grad_(False))
+    objective = Distiller(student.to(device), teacher, size, DistillationConfig())
+    if plain:
+        objective._teacher = (whole,)  # the Distiller has folded its own
+    return objective
 
 
 def seconds(work, device: torch.device) -> float:
@@ -129,10 +136,22 @@ def seconds(work, device: torch.device) -> float:
 
 
 def peak(dtype: torch.dtype, device: torch.device, tries: int = 7) -> float:
-    """Floating-point operations a second of a large matrix product, the best of some tries."""
-    n = 8192 if device.type == "cuda" else 2048
+    """Floating-point operations a second that the device reaches at its best, over some tries.
+
+    Of a large matrix product and of a 3x3 convolution of 256 channels: neither is the faster one
+    on every processor.
+    """
+    n, side = (8192, 128) if device.type == "cuda" else (2048, 32)
     a, b = (torch.rand(n, n, dtype=dtype, device=device) for _ in range(2))
-    return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(tries))
+    order = {"dtype": dtype, "device": device}
+    convolution = nn.Conv2d(256, 256, 3, padding=1, bias=False, **order)
+    images = torch.rand(4, 256, side, side, **order)
+    convolution.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        product = min(seconds(lambda: a @ b, device) for _ in range(tries))
+        convolved = min(seconds(lambda: convolution(images), device) for _ in range(tries))
+    return max(2 * n**3 / product, 2 * 9 * 256**2 * images[:, 0].numel() / convolved)
 
 
 def measure(stage: str, config: Config, device: torch.device) -> dict:
@@ -160,12 +179,12 @@ def measure(stage: str, config: Config, device: torch.device) -> dict:
 def main(config: Config) -> None:
     """Measure all stages, print a table, write the JSON."""
     device = pick_device(config.device)
-    bf16 = has_bf16(device)
+    bf16 = config.bf16 and has_bf16(device)
     peaks = {"plain": peak(torch.float32, device)}
     peaks["default"] = peak(torch.bfloat16, device) if bf16 else peaks["plain"]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(
-        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; matrix product "
+        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; at best "
         f"{peaks['plain'] / 1e12:.2f} TFLOP/s float32, "
         + (f"{peaks['default'] / 1e12:.2f} bf16" if bf16 else "no bf16")
     )

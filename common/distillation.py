@@ -19,6 +19,7 @@ from common.contrast import (
     pixel_classes,
     sample_pixels,
 )
+from common.device import fuse
 from common.files import UserError
 from common.losses import DiceBCELoss
 from common.maps import ChannelwiseLoss, PredictionMapLoss, shown_channels
@@ -35,9 +36,10 @@ class Distiller(nn.Module):
 
     By default w = 1, as in the student alone: the arms differ in the teacher's terms only. The
     teacher is frozen by construction: it runs in eval mode without gradients, and it is not a
-    sub-module, so that neither `.train()`, nor an optimizer, nor a checkpoint can reach it. Move
-    it to its device before. Terms of weight 0 are left out. Projections are sized by one forward
-    pass over an empty `size` x `size` image.
+    sub-module, so that neither `.train()`, nor an optimizer, nor a checkpoint can reach it. Its
+    BatchNorm is folded into its convolutions, in place. Move it to its device before. Terms of
+    weight 0 are left out. Projections are sized by one forward pass over an empty `size` x `size`
+    image.
 
     Images under `unlabelled` in the batch take part in the teacher's terms alone; where a term
     asks for classes, theirs are those that the teacher predicts. In the student they pass with the
@@ -52,6 +54,7 @@ class Distiller(nn.Module):
         self.model = student
         self._teacher = (teacher.eval().requires_grad_(False),)
         self.fingerprint = fingerprint(teacher)
+        fuse(teacher)
         self.config = config
         self.weights = {s: getattr(config, s) for s in config.scales if getattr(config, s)}
         self.segmentation = DiceBCELoss()

@@ -41,8 +41,12 @@ def augmented(image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """An image `(1, H, W)` in 0..1 and its mask `(1, H, W)`, augmented together with that seed."""
     from torchvision import tv_tensors
 
+    image, transform = tv_tensors.Image(image), augmentation()
     with seeded(seed):
-        image, mask = augmentation()(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        if mask.any():
+            image, mask = transform(image, tv_tensors.Mask(mask))
+        else:  # an empty mask stays empty: half of the slices, a quarter of the time
+            image = transform(image)
     return image.as_subclass(Tensor).clamp(0, 1), mask.as_subclass(Tensor)
 
 
@@ -197,14 +201,22 @@ class TrainSampler(Sampler):
 
 
 def loader(dataset: Dataset, batch_size: int, sampler=None, workers: int = 0, pin: bool = False):
-    """A DataLoader in the dataset's order or the sampler's. The last batch may be short."""
+    """A DataLoader in the dataset's order or the sampler's. The last batch may be short.
+
+    Loader processes live as long as the loader: starting them in every epoch would cost more than
+    an epoch of a student. It draws nothing from torch's generator, so that a resumed training,
+    whose processes are new, draws what an uninterrupted one does.
+    """
+    if workers:
+        augmentation()  # imported once, before the processes are forked, not in each of them
     return DataLoader(
         dataset,
         batch_size,
         sampler=sampler,
         num_workers=workers,
         pin_memory=pin,
-        persistent_workers=False,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),
     )
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from common.config import parse
-from common.distillation import Distiller
+from common.distillation import Distiller, fingerprint
 from common.files import UserError
 from common.losses import SegmentationObjective
 from common.settings import RECIPES, SCALES, DistillationConfig
@@ -80,6 +80,22 @@ def test_the_teacher_does_not_compute_its_reconstruction():
     objective.teacher.reconstruction.register_forward_hook(lambda *_: calls.append(1))
     objective(batch_of(2))
     assert not calls
+
+
+def test_a_folded_teacher_says_what_it_said():
+    torch.manual_seed(0)
+    teacher, images = teacher_t1(width=4), torch.rand(2, 3, 32, 32)
+    for module in teacher.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # of a trained network, not 0 and 1
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.2, 2)
+    before, name = teacher.eval()(images), fingerprint(teacher)
+    objective = Distiller(student_s1(), teacher, 32, DistillationConfig())
+    after = objective.teacher(images)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert objective.fingerprint == name  # its own, not that of a sum that rounds differently
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in objective.teacher.modules())
 
 
 def test_a_dummy_forward_leaves_no_trace():

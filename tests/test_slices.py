@@ -9,7 +9,7 @@ from conftest import refused_or_right
 from PIL import Image
 
 from common.files import UserError, read_csv, write_json
-from common.loading import SliceDataset, TrainSampler, loader
+from common.loading import SliceDataset, TrainSampler, augmented, loader
 from common.slices import (
     Slice,
     check_patients,
@@ -180,11 +180,25 @@ def test_processes_share_an_epoch_and_epochs_differ():
 def test_worker_processes_change_nothing(slices):
     data = read_set(slices)
     dataset = SliceDataset(data, data.slices[:20])
-    runs = []
+    runs, before = [], torch.get_rng_state()
     for workers in (0, 2):
         sampler = TrainSampler(dataset.slices, 0.5, True, seed=0)
-        runs.append([b["image"] for b in loader(dataset, 8, sampler, workers)])
+        batches, images = loader(dataset, 8, sampler, workers), []
+        for sampler.epoch in (1, 2):  # the processes of the first serve the second
+            images += [b["image"] for b in batches]
+        runs.append(images)
+    assert len(runs[0]) == 6 and not torch.equal(runs[0][0], runs[0][3])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    assert torch.equal(before, torch.get_rng_state())  # what a model draws depends on no loader
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_empty_mask_does_not_change_how_its_image_is_augmented(seed):
+    image, full = torch.rand(1, 32, 32), torch.ones(1, 32, 32, dtype=torch.uint8)
+    alone, empty = augmented(image, torch.zeros_like(full), seed)
+    beside, _ = augmented(image, full, seed)
+    assert torch.equal(alone, beside) and not torch.equal(alone, image)
+    assert not empty.any()
 
 
 def damage(folder, kind):
