@@ -132,11 +132,6 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
     info = read_json(folder / "dataset.json", MAKE_DATA)
     if not isinstance(info, dict) or not info.get("classes") or "size" not in info:
         raise UserError(f"{shown(folder / 'dataset.json')} lacks size or classes. {MAKE_DATA}")
-    if len(info["classes"]) > 1:
-        raise UserError(
-            f"{shown(folder / 'dataset.json')} lists {len(info['classes'])} classes; the stages "
-            "segment one organ. Import it with one class."
-        )
     rows = read_csv(folder / "manifest.csv", ("case", "slice", "foreground"), MAKE_DATA)
     if not rows:
         raise UserError(f"{shown(folder / 'manifest.csv')} lists no slices. {MAKE_DATA}")

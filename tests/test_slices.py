@@ -248,7 +248,6 @@ def test_all_bad_files_are_named_at_once(own_slices):
     [
         ("dataset.json", None),
         ("dataset.json", "[]"),
-        ("dataset.json", '{"size": 32, "classes": ["liver", "spleen"]}'),
         ("manifest.csv", "case,slice,foreground\n"),
         ("manifest.csv", "case,slice\na,1\n"),
         ("manifest.csv", "case,slice,foreground\na,x,1\n"),
