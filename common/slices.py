@@ -115,12 +115,12 @@ def write_set(folder: Path, info: dict, slices: list[Slice], splits: dict) -> No
     write_json(folder / "dataset.json", info)
 
 
-def in_short(slices: list[Slice], splits: dict, organ: str, folder: Path) -> str:
-    """One line on a data set that was just written."""
+def in_short(slices: list[Slice], splits: dict, organ: str, folder: Path, kind="patients") -> str:
+    """One line on a data set that was just written, whose cases are of this kind."""
     parts = ", ".join(f"{len(splits[part])} {part}" for part in ("train", "val", "test"))
     return (
         f"{len(slices)} slices ({sum(s.foreground > 0 for s in slices)} with {organ}) of "
-        f"{len({s.case for s in slices})} patients: {parts} -> {shown(folder)}"
+        f"{len({s.case for s in slices})} {kind}: {parts} -> {shown(folder)}"
     )
 
 

@@ -119,15 +119,16 @@ def describe(name: str, image: Volume, label: Volume) -> str:
     )
 
 
-def unlisted(cases: list[Case], sound: list[Case]) -> list[tuple[str, str]]:
-    """Volumes beside those listed: the file, and what is odd about it."""
+def unlisted(cases: list[Case], sound: list[Case], index: bool) -> list[tuple[str, str]]:
+    """Volumes beside those listed: the file, and what is odd about it. Where patterns chose the
+    files, there being no `index`, it is not odd that they left some."""
     known = {path for case in cases for path in (case.image, case.label)}
     found = []
     folders = {path.parent for case in sound for path in (case.image, case.label)}
     for path in sorted(p for folder in folders for p in folder.glob("*.nii*")):
         if path.name.startswith("._"):
             found.append((path.name, "a shadow file of macOS, no volume: remove it"))
-        elif path not in known:
+        elif index and path not in known:
             found.append((path.name, f"in {shown(path.parent)}, and not in dataset.json"))
     return found
 
@@ -145,10 +146,10 @@ def main(config: Config) -> None:
     rows = [("error", *problem) for problem in lost]
     rows += [("error", names[0], f"the same image as {', '.join(names[1:])}") for names in same]
     rows += [("error", name, text) for name, case in checked.items() for text in case.errors]
-    count = len(rows)
+    count, unit = len(rows), "HU" if rules.hu else "values"
     rows += [("warning", name, text) for name, case in checked.items() for text in case.warnings]
-    rows += [("warning", *found) for found in unlisted(cases, there)]
-    print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {'HU':>9} {'organ ml':>12}")
+    rows += [("warning", *found) for found in unlisted(cases, there, config.images is None)]
+    print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {unit:>9} {'organ ml':>12}")
     print("\n".join(case.line for case in checked.values() if case.line))
     if rules.labels:
         print("\n" + "\n".join(per_organ([*checked.values()], rules.labels)))

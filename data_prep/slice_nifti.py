@@ -247,8 +247,7 @@ def main(config: Config) -> None:
         if same := twins(prints):
             raise UserError(
                 "The same image under two names, a leak between splits: "
-                f"{'; '.join(' = '.join(names) for names in same)}. Remove all but one of each "
-                "from dataset.json."
+                f"{'; '.join(' = '.join(names) for names in same)}. Leave all but one of each out."
             )
         slices = [
             Slice(case.name, index, foreground, case.image.name)
@@ -263,9 +262,9 @@ def main(config: Config) -> None:
     warn(config, cases, records)
     organs = describe_set(config)["classes"]
     organ = organs[0] if len(organs) == 1 else f"any of {len(organs)} organs"
-    print(in_short(slices, splits, organ, config.output))
-    if config.patient:
-        print(f"{len(cases)} volumes of {len({*patients.values()})} patients, split by patient")
+    count = len({*patients.values()})
+    kind = "patients" if count == len(cases) else f"volumes of {count} patients"
+    print(in_short(slices, splits, organ, config.output, kind))
     if not splits["train"]:
         print("too few patients to train on: a set to predict")
 
