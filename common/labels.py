@@ -21,14 +21,16 @@ def plain_name(name: str) -> str:
 
 
 def parse_labels(
-    words: Sequence[str], known: Mapping[str, tuple[int, ...]] = (), flag: str = "--labels"
+    words: Sequence[str],
+    known: Mapping[str, tuple[int, ...]] | None = None,
+    flag: str = "--labels",
 ) -> dict[str, tuple[int, ...]]:
     """`NAME=VALUE[,VALUE]` words as values by name, in the order given.
 
     A bare NAME has the values that are `known` for it; `all`, alone, is everything known.
     UserError for anything else, for a name given twice and for a value under two names.
     """
-    known = dict(known)
+    known = known or {}
     if [*words] == ["all"]:
         if not known:
             raise UserError(f"{flag} all: no dataset.json names the labels; give NAME=VALUE.")

@@ -173,9 +173,8 @@ def organs_of(config: Config) -> dict[str, tuple[int, ...]]:
         if given:
             raise UserError(f"--{name} has no effect with --classes; leave it out.")
     in_order = all("=" not in word for word in words)
-    return parse_labels(
-        [f"{word}={k}" for k, word in enumerate(words, 1)] if in_order else words, {}, "--classes"
-    )
+    words = [f"{word}={k}" for k, word in enumerate(words, 1)] if in_order else words
+    return parse_labels(words, flag="--classes")
 
 
 def convert(pair: Pair, config: Config, folder: Path, values: set[int]) -> Slice | str:
