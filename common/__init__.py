@@ -1,7 +1,8 @@
 """What the stages share. Modules import only from those before them.
 
 files -> config -> settings -> arms -> volumes -> cases -> views -> phantom -> slices -> loading
--> device -> unet -> transunet -> losses -> contrast -> maps -> surfaces -> scores -> distillation
--> checkpoint -> statistics -> tables -> errors -> embedding -> figures -> report -> charts
--> study -> runs -> engine -> teachers -> trained -> segment -> export -> predict -> steps
+-> device -> unet -> transunet -> losses -> contrast -> maps -> surfaces -> scores -> measures ->
+distillation -> checkpoint -> statistics -> tables -> errors -> embedding -> figures -> report ->
+charts -> study -> runs -> engine -> teachers -> trained -> reconstruction -> segment -> export ->
+predict -> steps
 """

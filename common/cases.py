@@ -82,7 +82,7 @@ def list_cases(folder: Path) -> list[Case]:
     return cases
 
 
-def errors(image: Volume, label: Volume) -> list[str]:
+def errors(image: Volume, label: Volume, allowed: Sequence[int] = (0, 1)) -> list[str]:
     """Why an image and its label cannot be used together; empty if they can."""
     found = []
     if image.stored_shape != label.stored_shape:
@@ -92,7 +92,7 @@ def errors(image: Volume, label: Volume) -> list[str]:
         found.append(f"the label's affine differs from its image's by {shift:g} (mm)")
     if not np.isfinite(image.voxels).all():
         found.append("the image holds NaN or infinite voxels")
-    odd = label.voxels[(label.voxels != 0) & (label.voxels != 1)]
+    odd = label.voxels[~np.isin(label.voxels, allowed)]
     if odd.size:
         listed = ", ".join(f"{v:g}" for v in np.unique(odd)[:8])
         found.append(f"the label holds the values {listed} beside 0 and 1")

@@ -31,12 +31,14 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
     """`scores.summary` of a model on a data set, at probability 0.5; processes share the work."""
     model.eval()
     mine = Subset(dataset, range(run.rank, len(dataset), run.world))
-    cases, counts = [], [torch.zeros(0, 3, dtype=torch.long)]
+    cases, counts = [], [torch.zeros(0, len(run.data.organs), 3, dtype=torch.long)]
     for batch in loader(mine, config.batch_size):
         batch = to_device(batch, run.device, config.channels_last)
         with autocast(run.device, config.bf16):
             logits = model(batch["image"], reconstruct=False).logits
-        counts.append(scores.count(scores.predicted(logits), batch["mask"]).cpu())
+        counts.append(
+            scores.count(scores.predicted(logits), batch["mask"], len(run.data.organs)).cpu()
+        )
         cases += batch["case"]
         run.interruption.check()
     table = torch.cat(counts).numpy()
@@ -45,7 +47,7 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
         dist.all_gather_object(parts, (cases, table))
         cases = [case for part, _ in parts for case in part]
         table = np.concatenate([part for _, part in parts])
-    return scores.summary(cases, table)
+    return scores.summary(cases, table, run.data.organs)
 
 
 def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -> dict[str, float]:

@@ -177,7 +177,7 @@ def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:
         "parameters": parameters(objective.model),
         "objective_parameters": extra,
         "size": run.size,
-        "classes": run.data.info["classes"],
+        "classes": run.data.organs,
         "patients": run.patients,
         "environment": {
             "python": platform.python_version(),
@@ -197,7 +197,8 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         "stage": run.stage,
         "config": to_json(config),
         "classes": run.classes,
-        "organs": run.data.info["classes"],
+        "organs": run.data.organs,
+        "colours": run.data.colours,
         "size": run.size,
         "window": run.data.info.get("window"),
         "parameters": parameters(objective.model),

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,9 +17,8 @@ from common import figures
 from common.cases import errors, image_doubts, side_doubts
 from common.device import autocast, to_device
 from common.files import UserError, bullets, shown, write_json
-from common.scores import number, overlap_scores
+from common.measures import findings, in_words, largest_components, on_the_left
 from common.settings import InferenceConfig
-from common.surfaces import surface_scores
 from common.trained import Trained, probabilities
 from common.views import HU_WINDOW, axial_view, from_square, from_views, to_square, window
 from common.volumes import DICOM, Volume, is_dicom, read_volume, stem, write_volume
@@ -39,10 +37,9 @@ class Job(NamedTuple):
         """A file beside the mask, of the same name but for the ending."""
         return self.mask.with_name(stem(self.mask) + ending)
 
-    def written(self, probabilities: bool) -> list[Path]:
-        """All files that it will leave."""
-        endings = (".png", ".json", *(["_probability.nii.gz"] if probabilities else []))
-        return [self.mask, *map(self.beside, endings)]
+    def written(self, maps: list[str]) -> list[Path]:
+        """All files that it will leave; `maps` are the endings of its probability maps."""
+        return [self.mask, *map(self.beside, (".png", ".json", *maps))]
 
 
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
@@ -101,7 +98,7 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     if lost := [shown(path) for path in truths if path and not path.is_file()]:
         raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
     jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
-    _check_outputs(jobs, config)
+    _check_outputs(jobs, config, map_endings(run, config))
     try:
         jobs[0].mask.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,12 +106,17 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     return jobs
 
 
-def _check_outputs(jobs: list[Job], config: InferenceConfig) -> None:
+def map_endings(run: Trained, config: InferenceConfig) -> list[str]:
+    """How the files of the organs' probability maps end; none if they are not wanted."""
+    return [f"_probability{s}.nii.gz" for s in run.suffixes if config.probabilities]
+
+
+def _check_outputs(jobs: list[Job], config: InferenceConfig, maps: list[str]) -> None:
     """UserError if a file that is not ours to write would be replaced."""
     given = {path.resolve() for job in jobs for path in job[:2] if path}
     taken = set()
     for job in jobs:
-        files = job.written(config.probabilities)
+        files = job.written(maps)
         # In the run's own folder a mask without its JSON is what an interruption has left.
         left = config.output is None and not job.beside(".json").exists()
         foreign = [] if left or _ours(job) else [path for path in files if path.exists()]
@@ -156,16 +158,18 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, bounds: tuple
     volume = read_volume(job.volume)
     if not np.isfinite(volume.voxels).all():
         raise UserError(f"{shown(job.volume)} holds NaN or infinite voxels.")
-    truth = _read_truth(job.truth, volume) if job.truth else None
+    organs, endings = run.organs, map_endings(run, config)
+    truth = _read_truth(job.truth, volume, len(organs)) if job.truth else None
     mask = np.empty(volume.voxels.shape, np.uint8)
-    maps = np.empty(volume.voxels.shape, np.float32) if config.probabilities else None
+    maps = [np.empty(volume.voxels.shape, np.float32) for _ in endings]
     for first, found in organ_maps(model, run, volume, config, bounds):
         part = slice(first, first + len(found))
-        mask[..., part] = from_views((found > 0.5).to(torch.uint8).cpu().numpy())
-        if maps is not None:
-            maps[..., part] = from_views(found.cpu().numpy())
+        mask[..., part] = from_views(decided(found).cpu().numpy())
+        for k, kept in enumerate(maps):
+            kept[..., part] = from_views(found[:, k].cpu().numpy())
     if config.largest_component:
-        mask = largest_component(mask)
+        mask = largest_components(mask, len(organs))
+    true = mask if truth is None else truth
     about = {
         "volume": job.volume.name,
         "stage": run.checkpoint["stage"],
@@ -174,19 +178,17 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, bounds: tuple
         "epoch": run.checkpoint["epoch"],
         "hu_window": bounds,
         "largest_component": config.largest_component,
-        "organ": run.checkpoint.get("organs", ["organ"])[0],
         "orientation": volume.stored_orientation,
         "shape": volume.stored_shape,
         "spacing_mm": [round(s, 6) for s in volume.spacing],
-        **measures(mask, volume.spacing),
-        "doubts": image_doubts(volume)
-        + side_doubts(volume, (mask if truth is None else truth) > 0),
-        "scores": None if truth is None else volume_scores(mask, truth, volume.spacing),
+        "doubts": image_doubts(volume) + side_doubts(volume, true == on_the_left(organs)),
+        **findings(mask, truth, volume.spacing, organs),
     }
     about["mask_sha256"] = write_volume(job.mask, mask, volume)
-    if maps is not None:
-        write_volume(job.beside("_probability.nii.gz"), maps, volume)
-    _draw_sheet(job.beside(".png"), volume, mask, truth, about)
+    for kept, ending in zip(maps, endings, strict=True):
+        write_volume(job.beside(ending), kept, volume)
+    colours = figures.legend(organs, run.checkpoint.get("colours"))
+    _draw_sheet(job.beside(".png"), volume, mask, truth, about, colours)
     about["seconds"] = round(time.perf_counter() - began, 3)
     write_json(job.beside(".json"), about)
     return in_a_line(about, job)
@@ -195,7 +197,7 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, bounds: tuple
 def organ_maps(
     model: nn.Module, run: Trained, volume: Volume, config: InferenceConfig, bounds: tuple
 ) -> Iterator[tuple[int, Tensor]]:
-    """The organ's probability in batches of axial views: first slice, float32 `(n, row, column)`.
+    """Probabilities in batches of axial views: first slice, float32 `(n, organs, row, column)`.
 
     Every slice goes the way of `data_prep/slice_nifti.py` into its square, and its map the way back
     to the CT's own pixels, before anything is thresholded.
@@ -213,46 +215,29 @@ def organ_maps(
         batch = to_device(batch, run.device, config.channels_last)
         with torch.inference_mode(), autocast(run.device, config.bf16):
             logits = model(batch["image"], reconstruct=False).logits
-        yield first, from_square(probabilities(logits), shape, spacing)[:, 0]
+        yield first, from_square(probabilities(logits), shape, spacing)
 
 
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest part of a mask whose voxels touch, by a face, an edge or a corner."""
-    parts, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
-    if count < 2:
-        return mask
-    return (parts == np.bincount(parts.flat)[1:].argmax() + 1).astype(mask.dtype)
+def decided(maps: Tensor) -> Tensor:
+    """Probabilities `(n, organs, H, W)` -> class indices, uint8 `(n, H, W)`: the likeliest organ,
+    where it is likelier than the background. Of one organ: above 0.5."""
+    best, organ = maps.max(1)
+    return ((organ + 1) * (best > 1 - maps.sum(1))).to(torch.uint8)
 
 
-def measures(mask: np.ndarray, spacing: tuple[float, float, float]) -> dict:
-    """Of a mask in canonical orientation, spacing in mm: slices, those with the organ, its volume
-    in ml, and its craniocaudal length in mm, from its lowest slice to its highest."""
-    present = np.flatnonzero(mask.any((0, 1)))
-    return {
-        "slices": mask.shape[2],
-        "slices_with_organ": len(present),
-        "volume_ml": float(np.count_nonzero(mask) * np.prod(spacing) / 1000),
-        "length_mm": float((present[-1] - present[0] + 1) * spacing[2]) if len(present) else 0.0,
-    }
-
-
-def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing: tuple) -> dict:
-    """Overlap and surface scores of a mask in the CT's own voxels."""
-    counts = (np.count_nonzero(a) for a in (mask * truth, mask, truth))
-    return {**overlap_scores(*counts), **surface_scores(mask, truth, spacing)}
-
-
-def _read_truth(path: Path, volume: Volume) -> np.ndarray:
-    """A true mask, 0 and 1. UserError if it holds anything else or does not fit the volume."""
+def _read_truth(path: Path, volume: Volume, organs: int) -> np.ndarray:
+    """A true mask, 0 to `organs`. UserError if it holds more or does not fit the volume."""
     truth = read_volume(path)
-    if found := errors(volume, truth):
+    if found := errors(volume, truth, range(organs + 1)):
         raise UserError(f"{shown(path)}: {'; '.join(found)}.")
     return truth.voxels.astype(np.uint8)
 
 
-def _draw_sheet(path: Path, volume: Volume, mask, truth, about: dict, panels: int = 12) -> None:
+def _draw_sheet(
+    path: Path, volume: Volume, mask, truth, about: dict, colours: dict | None, panels: int = 12
+) -> None:
     """Evenly spaced slices from the organ's lowest to its highest, over all if there is none."""
-    seen = mask if truth is None else mask | truth
+    seen = mask > 0 if truth is None else (mask > 0) | (truth > 0)
     present = np.flatnonzero(seen.any((0, 1))) if seen.any() else np.arange(mask.shape[2])
     chosen = np.linspace(present[0], present[-1], min(panels, len(present))).round().astype(int)
     rows = []
@@ -261,7 +246,7 @@ def _draw_sheet(path: Path, volume: Volume, mask, truth, about: dict, panels: in
         true = None if truth is None else axial_view(truth, index)
         rows.append((_stored_index(volume, index), view, axial_view(mask, index), true))
     aspect = volume.spacing[1] / volume.spacing[0]
-    figures.sheet(path, in_words(about), rows, aspect)
+    figures.sheet(path, in_words(about), rows, aspect, colours)
 
 
 def _stored_index(volume: Volume, index: int) -> str:
@@ -270,18 +255,6 @@ def _stored_index(volume: Volume, index: int) -> str:
     axis = int(np.flatnonzero(ornt[:, 0] == 2)[0])
     place = index if ornt[axis, 1] > 0 else volume.stored_shape[axis] - 1 - index
     return f"{'ijk'[axis]} = {place}"
-
-
-def in_words(about: dict) -> str:
-    """`spleen_8: spleen 115.8 ml, 98 mm long, in 12 of 32 slices`, and the scores if there are."""
-    text = (
-        f"{about['volume']}: {about['organ']} {about['volume_ml']:.1f} ml, "
-        f"{about['length_mm']:.0f} mm long, in {about['slices_with_organ']} of {about['slices']} "
-        "slices"
-    )
-    if scores := about["scores"]:
-        text += f"; Dice {number(scores['dice'])}, HD95 {number(scores['hd95_mm'])} mm"
-    return "; ".join([text, *about["doubts"]])
 
 
 def in_a_line(about: dict, job: Job) -> str:

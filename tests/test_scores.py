@@ -6,16 +6,14 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from common.figures import save_picture
 from common.files import UserError, read_json, write_csv, write_json
+from common.reconstruction import mse, psnr, ssim
 from common.scores import (
     count,
     mean_and_spread,
-    mse,
     overlap_scores,
     per_case,
     predicted,
-    psnr,
     score_run,
-    ssim,
     summary,
     table,
 )
@@ -25,7 +23,7 @@ from common.slices import read_set
 def test_counts_give_the_scores_of_monai():
     torch.manual_seed(0)
     prediction, truth = (torch.rand(6, 20, 20) > 0.6).long(), (torch.rand(6, 20, 20) > 0.5).long()
-    counts = count(prediction, truth).tolist()
+    counts = count(prediction, truth)[:, 0].tolist()
     ours = [overlap_scores(*c) for c in counts]
     pair = prediction[:, None].float(), truth[:, None].float()
     dice, iou = DiceMetric(reduction="none")(*pair), MeanIoU(reduction="none")(*pair)
@@ -54,9 +52,10 @@ def test_a_missed_organ_is_zero_and_nothing_against_nothing_is_undefined():
 def test_patients_first_then_pooled():
     cases = ["b", "a", "b", "c"]
     counts = np.array([[10, 10, 10], [1, 2, 2], [0, 10, 30], [0, 0, 0]])
-    each = per_case(cases, counts)
+    counts = counts[:, None]  # one organ
+    each = per_case(cases, counts, ["spleen"])
     assert {c: r["dice"] for c, r in each.items()} == {"a": 0.5, "b": 20 / 60, "c": None}
-    both = summary(cases, counts)
+    both = summary(cases, counts, ["spleen"])
     assert both["per_patient"]["dice"]["mean"] == pytest.approx((0.5 + 20 / 60) / 2)
     assert both["per_patient"]["dice"]["undefined"] == 1
     assert both["pooled"]["dice"] == pytest.approx(22 / 64)
@@ -70,8 +69,7 @@ def test_prediction_is_probability_above_one_half():
 
 def test_counts_of_several_organs_do_not_mix():
     prediction, truth = torch.tensor([[[1, 2, 2, 0]]]), torch.tensor([[[1, 1, 2, 2]]])
-    assert count(prediction, truth, organ=1).tolist() == [[1, 1, 2]]
-    assert count(prediction, truth, organ=2).tolist() == [[1, 2, 2]]
+    assert count(prediction, truth, organs=2).tolist() == [[[1, 1, 2], [1, 2, 2]]]
 
 
 def test_reconstruction_scores_equal_scikit_image():
