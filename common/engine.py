@@ -21,7 +21,7 @@ from common import scores
 from common.device import autocast, layout, loader_workers, to_device
 from common.files import UserError, shown
 from common.loading import SliceDataset, TrainSampler, loader, unbroken
-from common.runs import Run, prepare, save_epoch, take_up
+from common.runs import Run, prepare, save_epoch, save_the_rest, take_up
 from common.settings import TrainConfig
 from common.unet import parameters
 
@@ -145,10 +145,20 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     run.say(f"{parameters(objective.model):,} parameters{more}")
     try:
         with run.interruption:
-            train_epochs(objective, batches, optimizer, schedule, run, config, log)
+            try:
+                train_epochs(objective, batches, optimizer, schedule, run, config, log)
+            except Exception:
+                run.interruption.check()  # the other processes of the run may have met it first
+                raise
+            finally:
+                save_the_rest(run)
     except (KeyboardInterrupt, SystemExit):
         run.say(f"\nstopped; --resume goes on after epoch {run.saved}")
         raise
+    except RuntimeError as error:
+        if run.world == 1 or "gloo" not in str(error):
+            raise
+        raise UserError("another process of this run has ended; --resume goes on.") from None
     if run.world > 1:
         dist.barrier()
         dist.destroy_process_group()
