@@ -210,6 +210,7 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         "window": run.data.info.get("window"),
         "parameters": parameters(objective.model),
         "patients": run.patients,
+        "processes": run.world,
         "epoch": len(log),
         "val_dice": float(log[-1]["val_dice"]),
     }
@@ -278,6 +279,8 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         )
     if config.epochs != (before := state["config"]["epochs"]):
         run.say(f"{before} epochs were planned, now {config.epochs}: the cosine is another one")
+    if run.world != (before := state.get("processes", run.world)):
+        run.say(f"note: {before} processes before, {run.world} now, each with --batch-size slices")
     checkpoint.load_weights(objective, state["objective"], path)
     optimizer.load_state_dict(state["optimizer"])
     run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")

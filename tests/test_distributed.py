@@ -73,7 +73,7 @@ def torchrun(*command, cwd, within=300):
     return output
 
 
-def test_two_processes_train_one_distilled_model(repo, slices):
+def test_two_processes_train_one_distilled_model_and_one_goes_on(repo, slices, capsys):
     teacher = load_script(repo / "teacher_t1_unet/train.py")
     teacher.main(teacher.Config(data=slices, width=4, epochs=1, device="cpu", name="two"))
     weights = repo / "teacher_t1_unet/runs/two/best.pt"
@@ -85,6 +85,11 @@ def test_two_processes_train_one_distilled_model(repo, slices):
     assert [row["epoch"] for row in read_csv(folder / "log.csv")] == ["1", "2"]
     best = checkpoint.load(folder / "best.pt", "kd_t1_s1")
     checkpoint.load_weights(student_s1(), best["model"], folder / "best.pt")
+    alone = load_script(repo / "kd_t1_s1/train.py")
+    again = {"data": slices, "batch_size": 4, "device": "cpu", "name": "two", "resume": True}
+    alone.main(alone.Config(teacher=weights, epochs=3, **again))
+    assert "2 processes before, 1 now" in capsys.readouterr().out
+    assert [row["epoch"] for row in read_csv(folder / "log.csv")] == ["1", "2", "3"]
 
 
 def test_two_processes_validate_as_one(stage, slices, tmp_path):
