@@ -56,9 +56,10 @@ def legend(organs: list[str], given: list[str] | None = None) -> dict[str, RGB] 
         return None
     if given:
         colours = [tuple(bytes.fromhex(text[1:])) for text in given]
-    else:  # tab20 holds pairs of a dark and a light tone: first all dark ones
+    else:  # tab20 holds pairs of a dark and a light tone: first the dark ones; no grey on a CT
         many = colormaps["hsv"](np.linspace(0, 1, len(organs), endpoint=False))
-        tones = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]
+        pairs = [c for c in colormaps["tab20"].colors if max(c) > min(c)]
+        tones = [*pairs[::2], *pairs[1::2]]
         tones = tones if len(organs) <= len(tones) else many
         colours = [tuple(round(255 * float(part)) for part in tone[:3]) for tone in tones]
     return dict(zip(organs, colours, strict=False))

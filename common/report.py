@@ -44,7 +44,7 @@ def write_report(folder: Path, data: SliceSet, compared: tuple[str, ...] = (), w
     parts = [
         f"<h1>{_text(result['stage'])}: {_text(result['run'])}</h1>",
         f'<p class="about">{_text(_about(result, data))}</p>',
-        "<h2>Scores</h2>",
+        "<h2>Scores</h2>" + ("<p>Means over the organs.</p>" if "organs" in result else ""),
         _scores(result),
         *_organs(result),
         "".join(f"<p>{_text(line)}</p>" for line in compared),
@@ -97,7 +97,7 @@ def _about(result: dict, data: SliceSet) -> str:
             (
                 f"{len(result['cases'])} {result['subset']} patients",
                 f"{result['slices']} slices of {data.size}x{data.size} pixels",
-                ", ".join(data.organs),
+                ", ".join(data.organs) if len(data.organs) < 4 else f"{len(data.organs)} organs",
                 f"{result['weights']} epoch ({result['epoch']})",
                 f"{result['parameters']:,} parameters",
                 speed,
