@@ -33,13 +33,15 @@ from common.arms import PAIRS, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
 from common.config import launch, option, to_json
 from common.files import ROOT, UserError, shown, write_json
 from common.settings import WEIGHTS, StudentConfig, TrainConfig
-from common.slices import make_splits, read_set, read_splits, with_labels
+from common.slices import read_set
+from common.splits import split_name, write_splits
 from common.steps import Step, check_flags, check_settings, check_words, flags, run_steps
 from common.study import add_up
 
 TASK09 = ROOT / "data" / "Task09_Spleen"
 # What reproduce.py itself passes to every train.py.
 OWN = {"--data", "--splits", "--name", "--seed", "--device", "--teacher", "--resume", "--overwrite"}
+ORGANS = ("spleen", "all")
 # What --quick adds to the flags given: small networks, about ten minutes on two CPU cores.
 QUICK = {
     "patients": 16,
@@ -80,6 +82,9 @@ class Config(base.Config):
     input: Path | None = option(None, "CT volumes, a folder in Decathlon layout")
     data: Path | None = option(None, "an existing slice data set, instead of volumes")
     name: str | None = option(None, "start of the runs' names, and the folder in results/")
+    classes: str = option(
+        "spleen", "organs: the spleen, or all that the volumes' dataset.json names", ORGANS
+    )
     patients: int | None = option(None, "patients of the phantom (--quick: 16)", low=1)
     thickness: float | None = option(None, "slice thickness of the phantom in mm")
     size: int | None = option(None, "height and width of the slices", low=1)
@@ -103,7 +108,8 @@ class Config(base.Config):
                     setattr(self, name, value)
                 elif isinstance(value, str):  # of two equal flags the last one counts
                     setattr(self, name, f"{value} {given}".strip())
-        self.name = self.name or ("quick" if self.quick else "study")
+        several = "" if self.classes == Config.classes else f"-{self.classes}"
+        self.name = self.name or ("quick" if self.quick else "study") + several
 
     def _check(self) -> None:
         """UserError for what cannot be meant."""
@@ -121,6 +127,7 @@ class Config(base.Config):
             ("pair", not ablation and self.pair != Config.pair, "without --study"),
             ("of", not self.folds and self.of != Config.of, "without --folds"),
             ("size", self.data and self.size, "with --data"),
+            ("classes", self.data and self.classes != Config.classes, "with --data"),
             ("patients", volumes and self.patients, "with --data or --input"),
             ("thickness", volumes and self.thickness, "with --data or --input"),
         ):
@@ -155,50 +162,21 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
     if config.data:
         return config.data, []
     record, steps = ROOT / "results" / config.name / "data.json", ()
+    several = None if config.classes == Config.classes else config.classes
     volumes = config.input or (TASK09 if TASK09.exists() and not config.quick else None)
     if volumes is None:
         volumes = ROOT / "data" / f"phantom_{config.name}"
         made = flags(output=volumes, patients=config.patients, thickness=config.thickness)
+        made += flags(classes=several)
         steps += (Step(("data_prep/make_phantom.py", *made), volumes / "dataset.json", record),)
     index = (volumes / "dataset.json",)
     check = ("data_prep/check_volumes.py", *flags(input=volumes))
     steps += (Step(check, *index, record, index, steps),)
     data = ROOT / "data" / f"slices_{config.name}"
-    cut = ("data_prep/slice_nifti.py", *flags(input=volumes, output=data, size=config.size))
+    made = flags(input=volumes, output=data, size=config.size, labels=several)
+    cut = ("data_prep/slice_nifti.py", *made)
     steps += (Step(cut, data / "dataset.json", record, index, steps),)
     return data, list(steps)
-
-
-def split_name(fold: int | None, labels: int | None, config: Config) -> str:
-    """The splits file of a fold and a share of labels, in the data set's folder."""
-    parts = ["splits"]
-    if fold is not None:
-        parts.append(f"fold{fold}of{config.of}")
-    if labels is not None:
-        parts.append(f"labels{labels}")
-    return "_".join(parts) + ".json"
-
-
-def write_splits(arms: list[Arm], config: Config, data: Path) -> None:
-    """The splits files of all folds and shares of labels.
-
-    UserError if the smallest share would be less than one patient.
-    """
-    cases = [s.case for s in read_set(data).slices]
-    shares = {arm.labels for arm in arms if arm.labels}
-    for fold in config.folds or (None,):
-        if fold is None:
-            splits = read_splits(read_set(data), "splits.json", ("train",))
-        else:
-            splits = make_splits(cases, 0, config.of, fold)
-            write_json(data / split_name(fold, None, config), splits)
-        if shares and len(splits["train"]) * min(shares) < 100:
-            raise UserError(
-                f"{min(shares)} % of {len(splits['train'])} training patients is less than one: "
-                f"this study needs {100 // min(shares)} of them (of the phantom: --patients 30)."
-            )
-        for share in shares:
-            write_json(data / split_name(fold, share, config), with_labels(splits, share))
 
 
 def epochs_for(arm: Arm, words: list[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from common.volumes import Volume, read_volume, stem
 AIR_HU = -300  # below it is air, in the lungs or around the patient
 PLAUSIBLE_HU = (-2000, 5000)
 MAX_SPACING_MM = 10
+PAIR = {"image", "label"}
+ONE_ORGAN = (0, 1)  # what a label holds where no organs are named
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,11 @@ class Case:
 
 
 def listing(folder: Path) -> tuple[list[Case], list[tuple[str, str]]]:
-    """The training cases of a folder's dataset.json, sorted by name, and what is wrong with it.
+    """The labelled cases of a folder's dataset.json, sorted by name, and what is wrong with it.
 
-    A problem is the case's name and a text: a file that is listed and missing, listed outside the
-    folder, listed twice. UserError if there is no such list.
+    They are those of the list "training" and, where there is one, those of the list "validation"
+    that have a label. A problem is the case's name and a text: a file that is listed and missing,
+    listed outside the folder, listed twice. UserError if there is no such list.
     """
     index = folder / "dataset.json"
     hint = (
@@ -46,6 +49,10 @@ def listing(folder: Path) -> tuple[list[Case], list[tuple[str, str]]]:
     listed = read_json(index, hint)
     try:
         pairs = [(str(entry["image"]), str(entry["label"])) for entry in listed["training"]]
+        more = listed.get("validation")
+        more = more if isinstance(more, list) else ()
+        more = [entry for entry in more if isinstance(entry, dict) and entry.keys() >= PAIR]
+        pairs += [(str(entry["image"]), str(entry["label"])) for entry in more]
     except (KeyError, TypeError):
         raise UserError(f'{shown(index)} has no list "training" of image and label.') from None
     if not pairs:
@@ -84,8 +91,11 @@ def list_cases(folder: Path) -> list[Case]:
     return cases
 
 
-def errors(image: Volume, label: Volume, allowed: Sequence[int] = (0, 1)) -> list[str]:
-    """Why an image and its label cannot be used together; empty if they can."""
+def errors(image: Volume, label: Volume, allowed: Iterable[int] | None = ONE_ORGAN) -> list[str]:
+    """Why an image and its label cannot be used together; empty if they can.
+
+    `allowed` are the values that the label may hold; None: any whole number from 0 on.
+    """
     found = []
     if image.stored_shape != label.stored_shape:
         found.append(f"the label's shape is {label.stored_shape}, its image's {image.stored_shape}")
@@ -94,22 +104,34 @@ def errors(image: Volume, label: Volume, allowed: Sequence[int] = (0, 1)) -> lis
         found.append(f"the label's affine differs from its image's by {shift:g} (mm)")
     if not np.isfinite(image.voxels).all():
         found.append("the image holds NaN or infinite voxels")
-    odd = label.voxels[~np.isin(label.voxels, allowed)]
-    if odd.size:
-        listed = ", ".join(f"{v:g}" for v in np.unique(odd)[:8])
-        found.append(f"the label holds the values {listed} beside 0 and 1")
-    return found
+    return found + _odd_values(label.voxels, allowed)
 
 
-def image_doubts(image: Volume) -> list[str]:
-    """What is odd about a CT, and may be meant."""
+def _odd_values(label: np.ndarray, allowed: Iterable[int] | None) -> list[str]:
+    """Whether a label holds values that are not `allowed` (see `errors`)."""
+    if allowed is None:
+        good, usual = (label >= 0) & (label % 1 == 0), "whole numbers from 0 on"
+    else:
+        values = np.array(sorted(allowed))
+        good = np.isin(label, values)
+        gaps = len(values) < 3 or (np.diff(values) != 1).any()
+        usual = " and ".join(map(str, values)) if gaps else f"{values[0]} to {values[-1]}"
+    if good.all():
+        return []
+    listed = ", ".join(f"{v:g}" for v in np.unique(label[~good])[:8])
+    hint = " (several organs: see --labels)" if allowed is ONE_ORGAN else ""
+    return [f"the label holds the values {listed} beside {usual}{hint}"]
+
+
+def image_doubts(image: Volume, hu: bool = True) -> list[str]:
+    """What is odd about an image, and may be meant; without `hu` it is no CT."""
     found = []
     low, high = float(image.voxels.min()), float(image.voxels.max())
     if low == high:
         found.append("the image is constant")
-    elif low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1]:
+    elif hu and (low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1]):
         found.append(f"{low:g}..{high:g} is no range of a CT in HU")
-    elif low > AIR_HU:
+    elif hu and low > AIR_HU:
         found.append(f"nothing is below {low:g}: no air, or not in HU")
     if max(image.spacing) > MAX_SPACING_MM:
         found.append(f"a spacing of {max(image.spacing):g} mm")
@@ -137,16 +159,34 @@ def side_doubts(image: Volume, organ: np.ndarray) -> list[str]:
     return []
 
 
-def doubts(image: Volume, label: Volume) -> list[str]:
-    """What is odd about an image with its label, and may be meant."""
-    empty = [] if (label.voxels > 0).any() else ["the label is empty"]
-    return empty + image_doubts(image) + side_doubts(image, label.voxels > 0)
+def doubts(
+    image: Volume,
+    label: Volume,
+    labels: Mapping[str, tuple[int, ...]] | None = None,
+    hu: bool = True,
+) -> list[str]:
+    """What is odd about an image with its label, and may be meant.
+
+    `labels` are the values of each organ, where they are named: then the spleen's side alone is
+    looked at. Without `hu` the image is no CT.
+    """
+    named = np.isin(label.voxels, sum(labels.values(), ())) if labels else label.voxels > 0
+    found = [] if named.any() else ["the label is empty"]
+    found += image_doubts(image, hu)
+    if labels:
+        named = np.isin(label.voxels, labels.get("spleen", ()))
+    return found + (side_doubts(image, named) if hu else [])
 
 
-def read_case(case: Case) -> tuple[Volume, Volume]:
-    """Image and label of one case, checked against each other. UserError says what is wrong."""
-    image, label = read_volume(case.image), read_volume(case.label)
-    if found := errors(image, label):
+def read_case(
+    case: Case, allowed: Iterable[int] | None = ONE_ORGAN, channel: int | None = None
+) -> tuple[Volume, Volume]:
+    """Image and label of one case, checked against each other. UserError says what is wrong.
+
+    `allowed` are the values of the label (see `errors`), `channel` that of a 4D image.
+    """
+    image, label = read_volume(case.image, channel), read_volume(case.label)
+    if found := errors(image, label, allowed):
         raise UserError(f"{shown(case.label)}: {'; '.join(found)}.")
     return image, label
 

@@ -1,4 +1,4 @@
-"""A schematic abdomen in HU with a labelled spleen, painted from a seed.
+"""A schematic abdomen in HU with labelled organs, painted from a seed.
 
 Organs are ellipsoids and tubes in a common frame in mm, bent by a smooth random field, painted one
 over the other. Size, position, body fat, contrast phase, noise and slice thickness are drawn.
@@ -17,10 +17,15 @@ PHASES = {
     "muscle": (54, 56, 62, 60),
     "bowel": (30, 60, 70, 62),
 }
+# The k-th is label value k.
+ORGANS = (
+    *("spleen", "kidney_right", "kidney_left", "gallbladder", "liver", "stomach", "aorta"),
+    "inferior_vena_cava",
+)
 
 
 class Canvas:
-    """A patient being painted: HU and the spleen's mask over coordinates in mm.
+    """A patient being painted: HU and organ labels over coordinates in mm.
 
     `x` grows to the patient's left, `y` to the back, `z` to the head; all are bent by a smooth
     random field, so that whatever is painted as an ellipsoid comes out as an organ.
@@ -36,6 +41,7 @@ class Canvas:
         self.flat = np.meshgrid(-across, -across, along, indexing="ij")
         self.x, self.y, self.z = (axis + self._bend() for axis in self.flat)
         self.hu = np.full(self.x.shape, -1000, np.float32)
+        self.labels = np.zeros(self.x.shape, np.uint8)
 
     def _bend(self) -> np.ndarray:
         """A smooth displacement in mm: three plane waves of 110 to 300 mm."""
@@ -62,9 +68,10 @@ class Canvas:
         dx, dy = (self.x - centre[0]) / radii[0], (self.y - centre[1]) / radii[1]
         return dx**2 + dy**2 < 1
 
-    def paint(self, mask: np.ndarray, hu: float) -> None:
-        """Set the HU of a mask."""
+    def paint(self, mask: np.ndarray, hu: float, organ: str = "") -> None:
+        """Set the HU of a mask, and the organ that it is: what is painted last hides the rest."""
         self.hu[mask] = hu
+        self.labels[mask] = ORGANS.index(organ) + 1 if organ else 0
 
 
 def phase_values(rng: np.random.Generator) -> dict[str, float]:
@@ -166,10 +173,12 @@ def paint_organs(canvas: Canvas, values: dict, cavity, under, inner) -> np.ndarr
     shape = (rng.uniform(0.30, 0.42) * a, rng.uniform(0.36, 0.5) * b, rng.uniform(45, 60))
     turn = rng.uniform(-0.5, 0.3)
     stomach = room & canvas.ellipsoid(centre, shape, turn)
-    canvas.paint(stomach, values["bowel"])
+    canvas.paint(stomach, values["bowel"], "stomach")
     lumen = room & canvas.ellipsoid(centre, tuple(s - 4.5 for s in shape), turn)
-    canvas.paint(lumen, rng.choice([15, 35, values["spleen"] - 8], p=[0.4, 0.3, 0.3]))
-    canvas.paint(lumen & (canvas.y < centre[1] - rng.uniform(-0.1, 0.6) * shape[1]), -900)
+    content = rng.choice([15, 35, values["spleen"] - 8], p=[0.4, 0.3, 0.3])
+    canvas.paint(lumen, content, "stomach")
+    air = lumen & (canvas.y < centre[1] - rng.uniform(-0.1, 0.6) * shape[1])
+    canvas.paint(air, -900, "stomach")
     liver = canvas.ellipsoid(
         (-0.50 * a, 0.02 * b, -8 + lift),
         (rng.uniform(0.60, 0.70) * a, rng.uniform(0.82, 0.95) * b, rng.uniform(80, 100)),
@@ -178,10 +187,11 @@ def paint_organs(canvas: Canvas, values: dict, cavity, under, inner) -> np.ndarr
         (0.0, -0.52 * b, 12 + lift), (rng.uniform(0.38, 0.6) * a, 0.36 * b, 45), turn=-0.1
     )
     liver &= room & ~stomach
-    canvas.paint(liver, values["liver"])
+    canvas.paint(liver, values["liver"], "liver")
     paint_vessels(canvas, liver, values["liver"] + 0.4 * abs(values["cava"] - values["liver"]))
     gall = (-0.30 * a, -0.42 * b, -42 + lift)
-    canvas.paint(room & canvas.ellipsoid(gall, (15, 20, 24)), rng.uniform(2, 18))
+    bile = room & canvas.ellipsoid(gall, (15, 20, 24))
+    canvas.paint(bile, rng.uniform(2, 18), "gallbladder")
     kidneys = np.zeros_like(room)
     for side in (-1, 1):
         middle = (side * rng.uniform(0.42, 0.5) * a, 0.52 * b, -62 + 6 * side + rng.normal(0, 6))
@@ -190,17 +200,18 @@ def paint_organs(canvas: Canvas, values: dict, cavity, under, inner) -> np.ndarr
         canvas.paint(bed, -100)
         kidney = room & canvas.ellipsoid(middle, (25, 31, 54), turn)
         kidneys |= kidney
-        canvas.paint(kidney, values["kidney"])
+        canvas.paint(kidney, values["kidney"], "kidney_left" if side > 0 else "kidney_right")
         hilum = (middle[0] - side * 12, middle[1] - 6, middle[2])
         canvas.paint(kidney & canvas.ellipsoid(hilum, (13, 11, 26)), rng.uniform(-60, 10))
     spleen = make_spleen(canvas, room, inner, lift) & ~kidneys
-    canvas.paint(spleen, values["spleen"])
+    canvas.paint(spleen, values["spleen"], "spleen")
     if values["aorta"] > 250:  # arterial phase: the spleen enhances in waves
         wave = np.sin(canvas.x / 5) * np.sin(canvas.y / 6 + canvas.z / 9)
         canvas.hu[spleen] += (22 * wave)[spleen]
     back = 0.60 * b
-    canvas.paint(canvas.tube((9, back - 31), (11, 11)), values["aorta"])
-    canvas.paint(canvas.tube((-19, back - 29), (12, 9)) & under, values["cava"])
+    canvas.paint(canvas.tube((9, back - 31), (11, 11)), values["aorta"], "aorta")
+    cava = canvas.tube((-19, back - 29), (12, 9)) & under
+    canvas.paint(cava, values["cava"], "inferior_vena_cava")
     return spleen
 
 
@@ -245,10 +256,11 @@ def smooth(volume: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return volume
 
 
-def make_patient(seed: int, number: int, size: int, thickness: float):
-    """One patient: `(HU int16, mask uint8, affine)`, both `(x, y, z)` in RAS+, affine in mm.
+def make_patient(seed: int, number: int, size: int, thickness: float, every_organ: bool = False):
+    """One patient: `(HU int16, label uint8, affine)`, both `(x, y, z)` in RAS+, affine in mm.
 
-    `size` voxels across in plane, `thickness` in mm (0: drawn). A function of its arguments.
+    `size` voxels across in plane, `thickness` in mm (0: drawn). The label is the spleen, 1, or
+    every one of ORGANS. A function of its arguments.
     """
     rng = np.random.default_rng([seed, number])
     canvas = Canvas(rng, size, thickness or float(rng.choice([3.0, 4.0, 5.0, 6.0])))
@@ -260,4 +272,5 @@ def make_patient(seed: int, number: int, size: int, thickness: float):
     hu += np.float32(rng.uniform(14, 38)) * grain
     affine = np.diag([*canvas.spacing, 1.0])
     affine[:3, 3] = [-FIELD_OF_VIEW / 2, -FIELD_OF_VIEW / 2 + rng.uniform(-30, 30), -600]
-    return np.clip(np.rint(hu), -1024, 3071).astype(np.int16), spleen.astype(np.uint8), affine
+    label = canvas.labels if every_organ else spleen.astype(np.uint8)
+    return np.clip(np.rint(hu), -1024, 3071).astype(np.int16), label, affine

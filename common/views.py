@@ -1,8 +1,10 @@
 """Between CT volumes and the square slices that the networks see: there and back.
 
-Voxel arrays are `(x, y, z)` in canonical orientation (see `common.volumes`). Axial views are
-`(row, column)` as a radiologist looks at them: the front on top, the patient's right side on the
-left. Squares are views with pixels of equal height and width, padded and resized.
+Voxel arrays are `(x, y, z)` in canonical orientation (see `common.volumes`). Views are
+`(row, column)` as a radiologist looks at them: axial with the front on top and the patient's right
+side on the left, coronal with the head on top and the right side on the left, sagittal with the
+head on top and the front on the left. Squares are views with pixels of equal height and width,
+padded and resized.
 """
 
 from typing import NamedTuple
@@ -13,14 +15,55 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from common.files import UserError
+
 # The abdominal soft-tissue window (centre 40, width 400): fat is -100, organs 30..200 HU.
 HU_WINDOW = (-160, 240)
+# Of each slice plane the voxel axes: across the slices, down the rows, along the columns.
+PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
 
 def window(hu: np.ndarray, low: float = HU_WINDOW[0], high: float = HU_WINDOW[1]) -> np.ndarray:
     """HU to uint8: `low` and below become 0, `high` and above 255, linear between, rounded."""
     scaled = (np.asarray(hu, np.float32) - low) * (255.0 / (high - low))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def bounds_of(voxels: np.ndarray, window) -> tuple[float, float]:
+    """The values of a volume that are shown as 0 and 255, by a data set's "window": two numbers, or
+    `{"percentiles": [low, high]}`. UserError if it is neither.
+
+    Percentiles are those of the voxels above the volume's minimum. The minimum is what lies outside
+    the patient wherever that was set to one value (skull-stripped heads, padded volumes): counted
+    in, the bounds would say how much of the volume is empty, not how bright the patient is.
+    """
+    try:
+        if not isinstance(window, dict):
+            low, high = map(float, window)
+            return low, high
+        shares = [float(share) for share in window["percentiles"]]
+        inside = voxels[voxels > voxels.min()]
+        low, high = np.percentile(inside if inside.size else voxels, shares).tolist()
+    except (TypeError, ValueError, KeyError):
+        raise UserError(
+            f'The window {window!r} is neither two numbers nor {{"percentiles": [low, high]}}.'
+        ) from None
+    return low, high if high > low else low + 1  # nearly constant: one step from black to white
+
+
+def view_of(voxels: np.ndarray, index: int, plane: str) -> np.ndarray:
+    """Slice `index` of canonical voxels in a plane, in radiological view `(row, column)`.
+
+    Slices count from the feet (axial), the back (coronal), the patient's left (sagittal).
+    """
+    across, rows, columns = PLANES[plane]
+    return voxels.transpose(rows, columns, across)[::-1, ::-1, index]
+
+
+def pixel_spacing(spacing: tuple[float, float, float], plane: str) -> tuple[float, float]:
+    """The (row, column) spacing in mm of a plane's views, from that of the voxels `(x, y, z)`."""
+    _, rows, columns = PLANES[plane]
+    return spacing[rows], spacing[columns]
 
 
 def axial_view(voxels: np.ndarray, index: int) -> np.ndarray:
@@ -85,11 +128,13 @@ def stack(geometry: dict, size: int) -> tuple[int, tuple[float, float, float]]:
     """How many slices a data set's patient has, and the size in mm of its voxels: between slices,
     and of a square's pixels, twice.
 
-    `geometry` is the patient's entry in dataset.json: `shape`, `affine` and `spacing` as stored.
-    KeyError, ValueError or IndexError if it is none.
+    `geometry` is the patient's entry in dataset.json: `shape`, `affine` and `spacing` as stored,
+    and `axis`, the slices' plane, where it is not axial. KeyError, ValueError or IndexError if it
+    is none.
     """
     order = nib.io_orientation(np.array(geometry["affine"], float))[:, 0].astype(int)
     shape, spacing = np.zeros(3), np.zeros(3)
     shape[order], spacing[order] = geometry["shape"][:3], geometry["spacing"][:3]
-    pixel = float((shape * spacing)[:2].max()) / size
-    return int(shape[2]), (float(spacing[2]), pixel, pixel)
+    across, *inside = PLANES[geometry.get("axis", "axial")]
+    pixel = float((shape * spacing)[inside].max()) / size
+    return int(shape[across]), (float(spacing[across]), pixel, pixel)

@@ -119,22 +119,23 @@ def claimed_bytes(head: bytes, path: Path) -> int:
     return start + voxels * bytes_each
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, channel: int | None = None) -> Volume:
     """Read a 3D NIfTI file; voxels keep the stored type where its scaling is 1 and 0, else float32.
 
-    UserError if it is missing, damaged, not NIfTI, not 3D, holds another number of voxels than it
-    claims, or gives two spacings: one in pixdim, one in its affine.
+    Of a 4D file (several contrasts of one patient) `channel` is read, counted from 0. UserError if
+    it is missing, damaged, not NIfTI, not 3D (or 4D without `channel`), holds another number of
+    voxels than it claims, or gives two spacings: one in pixdim, one in its affine.
     """
     content = read_bytes(path)
     try:
         image = nib.Nifti1Image.from_bytes(content)
-        shape = image.shape[:3] if image.shape[3:] == (1,) else image.shape
-        if len(shape) != 3:
-            raise UserError(f"{shown(path)} has shape {image.shape}; a 3D volume is expected.")
+        shape, number = image.shape[:3], _channel(path, image.shape, channel)
         stored = image.dataobj
         scaled = (stored.slope, stored.inter) != (1, 0)
         stored = np.asarray(stored, np.float32) if scaled else stored.get_unscaled()
         ornt = nib.io_orientation(image.affine)
+        if stored.size > np.prod(shape):
+            stored = stored[..., number].copy(order="K")  # the other channels need no memory
         voxels = nib.apply_orientation(stored.reshape(shape, order="A"), ornt)
     except UserError:
         raise
@@ -162,6 +163,19 @@ def read_volume(path: Path) -> Volume:
         header=image.header.copy(),
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _channel(path: Path, shape: tuple[int, ...], channel: int | None) -> int:
+    """Which channel of a file of this shape is to be read. UserError if that is not clear."""
+    count = shape[3] if len(shape) == 4 else 1
+    if len(shape) not in (3, 4) or count > 1 and channel is None:
+        some = f" Choose one of its {count} channels with --channel." if count > 1 else ""
+        raise UserError(f"{shown(path)} has shape {shape}; a 3D volume is expected.{some}")
+    if (channel or 0) >= count:
+        raise UserError(
+            f"{shown(path)} has shape {shape}, and no channel {channel}: they count from 0."
+        )
+    return channel or 0
 
 
 def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> str:

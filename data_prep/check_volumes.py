@@ -1,18 +1,23 @@
-"""Check a folder of labelled CT in Decathlon layout: every finding in one table, exit 1 on errors.
+"""Check a folder of labelled volumes: every finding in one table, exit 1 on errors.
 
     python check_volumes.py                              data/Task09_Spleen
     python check_volumes.py --input ../data/phantom
+    python check_volumes.py --input BTCV --images "img/img*.nii.gz" --masks "label/label*.nii.gz" \\
+        --labels spleen=1 kidneys=2,3
 
 Reads every volume to its checksum and prints a line a case: shape, spacing in mm, stored
-orientation, HU range, organ volume in ml; then the findings. Errors, which slice_nifti.py refuses
-too: files that are listed and missing, damaged, shorter than their header claims, not 3D; image and
-label of different shape or affine; NaN; label values beside 0 and 1; an image under two names.
+orientation, range of values, organ volume in ml; then the findings. Errors, which slice_nifti.py
+refuses too: files that are listed and missing, damaged, shorter than their header claims, not 3D;
+image and label of different shape or affine; NaN; an image under two names; label values beside
+0 and those that dataset.json names (0 and 1 if it names none; any, with --labels).
 Warnings, which may be meant: an empty label, a constant image, HU or spacing out of all proportion,
-the organ on the patient's right, files that dataset.json does not list, macOS's `._` files.
+the spleen on the patient's right, an organ that no label shows, files that dataset.json does not
+list, macOS's `._` files. Images whose "modality" in dataset.json is no CT need not be in HU.
 """
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,43 +25,87 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import config as base
-from common.cases import Case, doubts, errors, fingerprint, image_doubts, listing, run_all, twins
+from common.cases import ONE_ORGAN, Case, doubts, errors, fingerprint, image_doubts, run_all, twins
 from common.config import launch, option
-from common.files import ROOT, UserError, shown
+from common.files import UserError, read_json, shown
+from common.labels import count_values, parse_labels, remarks
+from common.layouts import VolumesConfig, find_cases, named_labels
 from common.volumes import Volume, read_volume
 
 
 @dataclass
-class Config(base.Config):
+class Config(VolumesConfig):
     """What to check."""
 
-    input: Path = option(ROOT / "data" / "Task09_Spleen", "folder in Decathlon layout")
     workers: int = option(2, "processes; each holds one volume in memory", low=1)
 
 
+class Rules(NamedTuple):
+    """What is asked of a case: its organs' values, if they are named; those that its label may
+    hold (None: any); the channel of a 4D image; whether it is CT."""
+
+    labels: dict[str, tuple[int, ...]]
+    allowed: tuple[int, ...] | None
+    channel: int | None
+    hu: bool
+
+
 class Checked(NamedTuple):
-    """One case: the line that describes it, its image's fingerprint, errors, warnings."""
+    """One case: the line that describes it, its image's fingerprint, errors, warnings, and the ml
+    of each label value."""
 
     line: str | None
     fingerprint: str | None
     errors: list[str]
     warnings: list[str]
+    ml: dict[int, float]
 
 
-def check(case: Case) -> Checked:
+def rules_of(config: Config) -> Rules:
+    """What the flags and the folder's dataset.json ask for."""
+    known = named_labels(config.input)
+    labels = parse_labels(config.labels, known) if config.labels else known
+    allowed = (0, *(v for values in known.values() for v in values)) if known else ONE_ORGAN
+    index = config.input / "dataset.json"
+    listed = read_json(index) if index.exists() else {}
+    kind = str(listed.get("modality") or "CT") if isinstance(listed, dict) else "CT"
+    several = {v for values in labels.values() for v in values} != {1}
+    return Rules(
+        labels if several else {},
+        None if config.labels else allowed,
+        config.channel,
+        "CT" in kind.upper(),
+    )
+
+
+def check(case: Case, rules: Rules) -> Checked:
     """Read a case and look for all that is wrong with it."""
     volumes, unread = [], []
-    for path in (case.image, case.label):
+    for path, channel in ((case.image, rules.channel), (case.label, None)):
         try:
-            volumes.append(read_volume(path))
+            volumes.append(read_volume(path, channel))
         except UserError as error:
             unread.append(str(error))
     if unread:
-        return Checked(None, None, unread, [])
-    found = errors(*volumes)
-    odd = image_doubts(volumes[0]) if found else doubts(*volumes)
-    return Checked(describe(case.name, *volumes), fingerprint(volumes[0]), found, odd)
+        return Checked(None, None, unread, [], {})
+    image, label = volumes
+    found = errors(image, label, rules.allowed)
+    odd = image_doubts(image, rules.hu) if found else doubts(*volumes, rules.labels, rules.hu)
+    each = float(np.prod(label.spacing)) / 1000
+    ml = {} if found else {v: n * each for v, n in count_values(label.voxels).items()}
+    return Checked(describe(case.name, *volumes), fingerprint(image), found, odd, ml)
+
+
+def per_organ(cases: list[Checked], labels: dict[str, tuple[int, ...]]) -> list[str]:
+    """A line for each of several organs: its values, how many volumes show it, its ml."""
+    lines = []
+    for name, values in labels.items():
+        sums = [sum(case.ml.get(v, 0) for v in values) for case in cases]
+        sums = [ml for ml in sums if ml]
+        span = f"{min(sums):.1f} to {max(sums):.1f} ml" if sums else ""
+        number = ",".join(map(str, values))
+        lines.append(f"{name:<24} {number:>8}  in {len(sums)} of {len(cases)} volumes  {span}")
+    return [line.rstrip() for line in lines]
 
 
 def describe(name: str, image: Volume, label: Volume) -> str:
@@ -87,10 +136,10 @@ def main(config: Config) -> None:
     """Check all cases, print what they are and what is wrong. UserError if anything is."""
     if not config.input.is_dir():
         raise UserError(f"{shown(config.input)} is no folder that is there; name one with --input.")
-    cases, lost = listing(config.input)
-    bad = {name for name, _ in lost}
+    cases, lost = find_cases(config)
+    bad, rules = {name for name, _ in lost}, rules_of(config)
     there = [case for case in cases if case.name not in bad]
-    checked = run_all(check, there, config.workers, "checking")
+    checked = run_all(partial(check, rules=rules), there, config.workers, "checking")
     checked = {case.name: found for case, found in zip(there, checked, strict=True)}
     same = twins({name: case.fingerprint for name, case in checked.items() if case.fingerprint})
     rows = [("error", *problem) for problem in lost]
@@ -101,13 +150,21 @@ def main(config: Config) -> None:
     rows += [("warning", *found) for found in unlisted(cases, there)]
     print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {'HU':>9} {'organ ml':>12}")
     print("\n".join(case.line for case in checked.values() if case.line))
+    if rules.labels:
+        print("\n" + "\n".join(per_organ([*checked.values()], rules.labels)))
+        found = {value for case in checked.values() for value in case.ml}
+        texts = [line.partition(": ") for line in remarks(rules.labels, found, "--labels")]
+        rows += [(level, "labels", text) for level, _, text in texts]
     if rows:
         width = max(len(name) for _, name, _ in rows)
         print("\n" + "\n".join(f"{level:<8} {name:<{width}} {text}" for level, name, text in rows))
     if count:
         wrong = len({name for level, name, _ in rows if level == "error"})
-        raise UserError(f"{wrong} of {len(cases)} cases cannot be used; the errors stand above.")
-    print(f"{len(cases)} cases are sound; warnings: {len(rows)}")
+        total = len({*bad, *(case.name for case in cases)})
+        raise UserError(f"{wrong} of {total} cases cannot be used; the errors stand above.")
+    print(f"{len(cases)} cases are sound; warnings: {sum(row[0] == 'warning' for row in rows)}")
+    if rules.labels and not config.labels:
+        print("several organs: say which with slice_nifti.py --labels, all or by their names")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,16 @@
     python import_pairs.py --images DRIVE/images --image-suffix _training \\
         --masks DRIVE/1st_manual --mask-suffix _manual1
     python import_pairs.py --images ct/images --masks ct/masks --patient "^(.+)_([0-9]+)$"
+    python import_pairs.py --images ct/images --masks ct/organs --classes spleen kidneys=2,3
 
 png, jpg, tif, gif and bmp are read, grey or colour (colour becomes grey). An image and its mask
 share the name before its ending, less --image-suffix and --mask-suffix; with both kinds in one
 folder leave --masks out. Masks hold 0 and 1, or 0 and 255; JPEG masks are cut at 128, others at
 --threshold if it is given.
+
+Masks of several organs hold an index a pixel, grey or as a palette's, and --classes names them:
+names alone are the values 1, 2, 3 ... in order, NAME=VALUE[,VALUE] selects and merges. The k-th
+organ becomes mask value k; what is not named becomes background.
 
 Images of one patient must not fall on both sides of a split: say how the patient is found,
 with --patient (a regular expression on the name; its first group is the patient, a second one,
@@ -28,19 +33,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from common import config as base
 from common.config import launch, option
 from common.files import UserError, bullets, read_csv, replace_folder, shown
+from common.labels import count_values, parse_labels, remarks, to_mask
+from common.layouts import looks_grouped, patient_rule
+from common.pictures import binary, read_picture
 from common.settings import DATA
-from common.slices import MAX_PIXELS, Slice, check_output, in_short, make_splits, write_set
+from common.slices import Slice, check_output, in_short, make_splits, write_set
 from common.views import to_square
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
-JPEG_THRESHOLD = 128
 
 
 @dataclass
@@ -55,7 +61,10 @@ class Config(base.Config):
     patient_csv: Path | None = option(None, "CSV with the columns file and patient")
     threshold: int | None = option(None, "mask pixels at or above this value are organ")
     output: Path = option(DATA, "data set folder to write")
-    organ: str = option("spleen", "name of what the masks show")
+    organ: str = option("spleen", "name of what the masks show, without --classes")
+    classes: tuple[str, ...] = option(
+        (), "organs of index masks: names of the values 1, 2, ..., or NAME=VALUE[,VALUE]"
+    )
     size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
     seed: int = option(0, "seed of the splits", low=0)
     folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split", low=0)
@@ -122,21 +131,15 @@ def patients_of(found: list[tuple[str, Path, Path]], config: Config) -> list[tup
         named = [(table.get(image.stem) or table.get(name), None) for name, image, _ in found]
         rule = shown(config.patient_csv)
     elif config.patient:
-        try:
-            pattern = re.compile(config.patient)
-        except re.error as error:
-            raise UserError(f"--patient {config.patient!r}: {error}.") from None
-        if not pattern.groups:
-            raise UserError(f"--patient {config.patient!r} has no group in parentheses.")
+        pattern = patient_rule(config.patient)
         matches = [pattern.search(name) for name, _, _ in found]
         named = [(m and m[1], m[2] if m and pattern.groups > 1 else None) for m in matches]
         rule = f"--patient {config.patient!r}"
     else:
         print("no --patient rule: every image counts as a patient of its own", flush=True)
-        stems = {re.sub(r"[_-]?\d+$", "", name) for name, _, _ in found}
-        if "" not in stems and 1 < len(stems) < len(found):
+        if count := looks_grouped(name for name, _, _ in found):
             print(
-                f"warning: the names look like {len(stems)} patients with several images each; "
+                f"warning: the names look like {count} patients with several images each; "
                 "without a rule one patient can be on both sides of the split. Perhaps: "
                 '--patient "^(.+?)[_-]?([0-9]+)$"',
                 flush=True,
@@ -161,43 +164,34 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._") or "case"
 
 
-def read_picture(path: Path) -> tuple[np.ndarray, bool]:
-    """A picture as grey uint8 `(H, W)`, and whether it is a JPEG. UserError if it is not 8-bit."""
+def organs_of(config: Config) -> dict[str, tuple[int, ...]]:
+    """The organs of index masks and their values; none without --classes."""
+    words = config.classes
+    if not words:
+        return {}
+    for name, given in (("organ", config.organ != Config.organ), ("threshold", config.threshold)):
+        if given:
+            raise UserError(f"--{name} has no effect with --classes; leave it out.")
+    in_order = all("=" not in word for word in words)
+    return parse_labels(
+        [f"{word}={k}" for k, word in enumerate(words, 1)] if in_order else words, {}, "--classes"
+    )
+
+
+def convert(pair: Pair, config: Config, folder: Path, values: set[int]) -> Slice | str:
+    """Write one pair as square PNGs; its manifest row, or what is wrong with it.
+
+    The values of an index mask are added to `values`.
+    """
+    labels = organs_of(config)
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(f"{shown(path)} claims {picture.width}x{picture.height} pixels.")
-            if picture.mode.startswith(("I", "F")):
-                raise UserError(
-                    f"{shown(path)} has mode {picture.mode}; convert it to 8 bits a channel."
-                )
-            return np.asarray(picture.convert("L")), picture.format == "JPEG"
-    except UserError:
-        raise
-    except Exception as error:  # Pillow's readers raise many types for a damaged file
-        raise UserError(f"{shown(path)} is damaged or not a picture ({error}).") from None
-
-
-def binary(path: Path, threshold: int | None) -> np.ndarray:
-    """A mask as {0, 255}. UserError if it holds other values and there is no threshold for them."""
-    values, jpeg = read_picture(path)
-    if threshold is None and jpeg:
-        threshold = JPEG_THRESHOLD
-    if threshold is None:
-        found = np.unique(values)
-        if not (np.isin(found, (0, 1)).all() or np.isin(found, (0, 255)).all()):
-            raise UserError(
-                f"{shown(path)} holds {len(found)} values ({found[:5].tolist()} ...); a mask "
-                "holds 0 and 1, or 0 and 255. Cut it with --threshold."
-            )
-        threshold = 1
-    return np.where(values >= threshold, 255, 0).astype(np.uint8)
-
-
-def convert(pair: Pair, config: Config, folder: Path) -> Slice | str:
-    """Write one pair as square PNGs; its manifest row, or what is wrong with it."""
-    try:
-        image, mask = read_picture(pair.image)[0], binary(pair.mask, config.threshold)
+        image = read_picture(pair.image)[0]
+        if labels:
+            mask = read_picture(pair.mask, indices=True)[0]
+            values.update(count_values(mask))
+            mask = to_mask(mask, labels)
+        else:
+            mask = binary(pair.mask, config.threshold)
     except UserError as error:
         return str(error)
     if image.shape != mask.shape:
@@ -215,6 +209,7 @@ def convert(pair: Pair, config: Config, folder: Path) -> Slice | str:
 
 def main(config: Config) -> None:
     """Pair, check, convert into a folder beside the output, and move it there when it is whole."""
+    labels, values = organs_of(config), set()
     found = find_pairs(config)
     pairs = [
         Pair(image, mask, case, index)
@@ -234,7 +229,7 @@ def main(config: Config) -> None:
         (partial / kind).mkdir(parents=True)
     try:
         with ThreadPoolExecutor() as pool:
-            work = pool.map(lambda pair: convert(pair, config, partial), pairs)
+            work = pool.map(lambda pair: convert(pair, config, partial, values), pairs)
             rows = list(tqdm(work, total=len(pairs), disable=None, leave=False))
         if problems := [row for row in rows if isinstance(row, str)]:
             raise UserError(
@@ -244,7 +239,8 @@ def main(config: Config) -> None:
             "name": config.images.resolve().name,
             "source": f"2D pairs from {config.images.resolve().name}",
             "size": config.size,
-            "classes": [config.organ],
+            "classes": list(labels) or [config.organ],
+            **({"labels": {name: list(of) for name, of in labels.items()}} if labels else {}),
             "cases": {},
         }
         rows.sort(key=lambda row: (row.case, row.index))
@@ -252,7 +248,9 @@ def main(config: Config) -> None:
         replace_folder(partial, config.output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(in_short(rows, splits, config.organ, config.output))
+    print("".join(f"{line}\n" for line in remarks(labels, values, "--classes")), end="")
+    organ = f"any of {len(labels)} organs" if len(labels) > 1 else info["classes"][0]
+    print(in_short(rows, splits, organ, config.output))
 
 
 if __name__ == "__main__":

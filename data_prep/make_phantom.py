@@ -1,6 +1,7 @@
-"""Synthetic abdominal CT with a labelled spleen, in the folder layout of Task09_Spleen.
+"""Synthetic abdominal CT with labelled organs, in the folder layout of Task09_Spleen.
 
     python make_phantom.py                            24 patients -> data/phantom
+    python make_phantom.py --classes all              eight organs in place of the spleen alone
     python make_phantom.py --patients 200 --seed 1 --output ../data/phantom200
 
 The data of a machine that has none: every stage, the tests and the demo run on it. Organs are
@@ -38,7 +39,7 @@ from common.files import (
     write_bytes,
     write_json,
 )
-from common.phantom import make_patient
+from common.phantom import ORGANS, make_patient
 
 ORIENTATIONS = ("LAS", "RAS", "LPS", "RPS", "LAI")
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
@@ -51,6 +52,7 @@ class Config(base.Config):
     output: Path = option(ROOT / "data" / "phantom", "folder to write")
     patients: int = option(24, "labelled patients (imagesTr, labelsTr)", low=1)
     unlabelled: int = option(2, "patients without label (imagesTs)", low=0)
+    classes: str = option("spleen", "organs to label", choices=("spleen", "all"))
     size: int = option(192, "voxels across, in both in-plane directions", low=32, high=1024)
     thickness: float = option(
         0.0, "slice thickness in mm; 0: drawn from 3 to 6 for each patient", low=0.0, high=50.0
@@ -72,7 +74,8 @@ def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, orientation:
 
 def write_patient(number: int, config: Config) -> None:
     """Make and write patient `number`; those past `config.patients` get no label."""
-    hu, mask, affine = make_patient(config.seed, number, config.size, config.thickness)
+    shape = (config.size, config.thickness, config.classes == "all")
+    hu, mask, affine = make_patient(config.seed, number, *shape)
     orientation = ORIENTATIONS[number % len(ORIENTATIONS)]
     labelled = number < config.patients
     folder = "imagesTr" if labelled else "imagesTs"
@@ -89,13 +92,14 @@ def file_name(number: int) -> str:
 def main(config: Config) -> None:
     """Write the folder; dataset.json comes last and vouches for the rest."""
     numbers = range(config.patients + config.unlabelled)
+    organs = ORGANS if config.classes == "all" else ORGANS[:1]
     listing = {
         "name": "Spleen phantom",
         "description": "Synthetic abdominal CT, made by data_prep/make_phantom.py",
         "settings": {n: getattr(config, n) for n in ("patients", "size", "thickness", "seed")},
         "tensorImageSize": "3D",
         "modality": {"0": "CT"},
-        "labels": {"0": "background", "1": "spleen"},
+        "labels": {str(k): name for k, name in enumerate(("background", *organs))},
         "numTraining": config.patients,
         "numTest": config.unlabelled,
         "training": [

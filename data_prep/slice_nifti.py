@@ -1,13 +1,27 @@
-"""CT volumes in Decathlon layout -> 2D PNG slices, a manifest, and splits by patient.
+"""Volumes -> 2D PNG slices, a manifest, and splits by patient.
 
     python slice_nifti.py                                       data/Task09_Spleen -> data/spleen2d
     python slice_nifti.py --input ../data/phantom --size 128
     python slice_nifti.py --folds 5 --fold 2                    another split, same slices
+    python slice_nifti.py --input amos --labels spleen kidneys=2,3 liver=6
+    python slice_nifti.py --input BTCV --labels all --images "img/img*.nii.gz" \\
+        --masks "label/label*.nii.gz"
 
 Every axial slice of every labelled volume becomes an 8-bit PNG: HU window -160..240, resized to
 --size, seen as a radiologist sees it (the patient's right on the left), whatever orientation the
 file is stored in. Patients, not slices, are split 70/10/20 into train, val and test; `student`
-is a fixed half of train. With --folds every patient is tested in exactly one fold.
+is a fixed half of train. With --folds every patient is tested in exactly one fold. Where a patient
+has several volumes, say how their names give the patient: --patient "^(patient[0-9]+)".
+
+Labels hold 0 and 1, and 1 is --organ. Of others --labels selects, merges and names: the k-th organ
+named becomes mask value k, what is not named background. A name alone is looked up in the "labels"
+of the folder's dataset.json; `all` is all of them.
+
+Volumes are those of dataset.json (Decathlon), or those that --images and --masks find: patterns
+below --input, whose stars stand for the same texts. MR has no HU: --percentiles 0.5 99.5 takes the
+bounds from each volume's voxels above its minimum, which is what lies outside the patient. Of 4D
+images (several contrasts) --channel takes one. --axis cuts in another plane; inference.py --volume
+then does not take the model.
 
 Files are read to their checksum; bad volumes are all named in one go. The set is made in
 OUTPUT.partial and moved when it is whole, so an earlier one is there until then. Interrupted, it
@@ -18,7 +32,7 @@ the same bytes.
 import hashlib
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,11 +40,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 
-from common import config as base
-from common.cases import Case, doubts, fingerprint, list_cases, read_case, run_all, twins
+from common.cases import ONE_ORGAN, Case, doubts, fingerprint, read_case, run_all, twins
 from common.config import launch, option
 from common.files import (
-    ROOT,
     UserError,
     lock_folder,
     read_json,
@@ -39,21 +51,39 @@ from common.files import (
     shown,
     write_json,
 )
+from common.labels import as_words, count_values, parse_labels, remarks, to_mask
+from common.layouts import VolumesConfig, list_all, looks_grouped, named_labels, patients_of
 from common.settings import DATA
-from common.slices import Slice, check_output, in_short, make_splits, write_set
-from common.views import HU_WINDOW, axial_view, to_square, window
+from common.slices import Slice, check_output, in_short, write_set
+from common.splits import split_patients
+from common.views import (
+    HU_WINDOW,
+    PLANES,
+    bounds_of,
+    pixel_spacing,
+    to_square,
+    view_of,
+    window,
+)
+
+# What dataset.json says of a set that is made otherwise than by default.
+SPECIAL = ("labels", "axis", "channel")
 
 
 @dataclass
-class Config(base.Config):
+class Config(VolumesConfig):
     """What to slice and how."""
 
-    input: Path = option(ROOT / "data" / "Task09_Spleen", "folder in Decathlon layout")
+    patient: str | None = option(None, "regular expression on a volume's name: group 1 patient")
     output: Path = option(DATA, "data set folder to write")
     size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
     hu_low: float = option(HU_WINDOW[0], "HU shown as 0")
     hu_high: float = option(HU_WINDOW[1], "HU shown as 255")
-    organ: str = option("spleen", "name of what label 1 is")
+    percentiles: tuple[float, ...] = option(
+        (), "two, instead of HU: of each volume's voxels above its minimum, as 0.5 99.5"
+    )
+    axis: str = option("axial", "plane of the slices", choices=tuple(PLANES))
+    organ: str = option("spleen", "name of what label 1 is, without --labels")
     seed: int = option(0, "seed of the splits", low=0)
     folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split", low=0)
     fold: int = option(0, "the fold to test on, 0 to folds - 1", low=0)
@@ -61,15 +91,45 @@ class Config(base.Config):
     overwrite: bool = option(False, "slice everything anew, whatever data set is there")
 
 
+def check_config(config: Config) -> Config:
+    """The config with its labels spelt out. UserError for what cannot be meant."""
+    if not config.hu_low < config.hu_high:
+        raise UserError(f"--hu-low {config.hu_low} must be below --hu-high {config.hu_high}.")
+    if config.percentiles:
+        if len(config.percentiles) != 2 or not 0 <= config.percentiles[0] < config.percentiles[1]:
+            raise UserError("--percentiles takes two numbers from 0 to 100, the lower one first.")
+        if config.percentiles[1] > 100:
+            raise UserError(f"--percentiles {config.percentiles[1]:g} is more than 100.")
+        if (config.hu_low, config.hu_high) != HU_WINDOW:
+            raise UserError("--percentiles and --hu-low, --hu-high exclude each other.")
+    if config.labels and config.organ != Config.organ:
+        raise UserError("--organ has no effect with --labels, which names the organs.")
+    if not config.input.is_dir():
+        raise UserError(
+            f"{shown(config.input)} does not exist. Fetch Task09_Spleen with download_task09.py, "
+            "name another folder with --input, or make a synthetic one with make_phantom.py."
+        )
+    labels = parse_labels(config.labels, named_labels(config.input)) if config.labels else {}
+    return replace(config, labels=as_words(labels))
+
+
 def describe_set(config: Config) -> dict:
     """What dataset.json says of the whole set."""
-    return {
+    labels = parse_labels(config.labels)
+    shares = {"percentiles": list(config.percentiles)}
+    about = {
         "name": config.input.resolve().name,
-        "source": f"axial slices of {config.input.resolve().name}",
+        "source": f"{config.axis} slices of {config.input.resolve().name}",
         "size": config.size,
-        "window": [config.hu_low, config.hu_high],
-        "classes": [config.organ],
+        "window": shares if config.percentiles else [config.hu_low, config.hu_high],
+        "classes": list(labels) or [config.organ],
     }
+    special = {
+        "labels": {name: list(values) for name, values in labels.items()} or None,
+        "axis": None if config.axis == "axial" else config.axis,
+        "channel": config.channel,
+    }
+    return about | {key: value for key, value in special.items() if value is not None}
 
 
 def partial_folder(config: Config) -> Path:
@@ -95,19 +155,25 @@ def slice_case(case: Case, config: Config) -> dict:
                     shutil.copy2(folder / name, home / name)
                 write_json(home / ".done" / f"{case.name}.json", record)
             return record
-    image, label = read_case(case)
-    spacing = (image.spacing[1], image.spacing[0])  # rows run along y, columns along x
+    labels = parse_labels(config.labels)
+    image, label = read_case(case, None if labels else ONE_ORGAN, config.channel)
+    spacing = pixel_spacing(image.spacing, config.axis)
+    bounds = bounds_of(image.voxels, made_from["set"]["window"])
     rows = []
-    for index in range(image.voxels.shape[2]):
-        grey = window(axial_view(image.voxels, index), config.hu_low, config.hu_high)
-        mask = (axial_view(label.voxels, index) > 0).astype("uint8") * 255
+    for index in range(image.voxels.shape[PLANES[config.axis][0]]):
+        grey = window(view_of(image.voxels, index, config.axis), *bounds)
+        mask = to_mask(view_of(label.voxels, index, config.axis), labels or {config.organ: (1,)})
         grey = to_square(grey, spacing, config.size, mask=False)
         mask = to_square(mask, spacing, config.size, mask=True)
         rows.append([index, int((mask > 0).sum())])
         for name, pixels in zip(pictures(case.name, rows[-1:]), (grey, mask), strict=True):
             Image.fromarray(pixels).save(home / name, compress_level=4)
-    record = {"geometry": image.geometry(), "rows": rows, "made_from": made_from}
-    record |= {"fingerprint": fingerprint(image), "doubts": doubts(image, label)}
+    axis = {} if config.axis == "axial" else {"axis": config.axis}
+    record = {"geometry": image.geometry() | axis, "rows": rows, "made_from": made_from}
+    hu = not config.percentiles
+    record |= {"fingerprint": fingerprint(image), "doubts": doubts(image, label, labels, hu)}
+    if labels:
+        record["values"] = [*count_values(label.voxels)]
     write_json(home / ".done" / f"{case.name}.json", record)
     return record
 
@@ -135,7 +201,9 @@ def prepare(config: Config, cases: list[Case]) -> None:
     ours = False
     if index.exists():
         found = read_json(index)
-        ours = isinstance(found, dict) and describe_set(config).items() <= found.items()
+        made = describe_set(config)
+        ours = isinstance(found, dict) and made.items() <= found.items()
+        ours = ours and not any(key in found and key not in made for key in SPECIAL)
     check_output(config.output, config.overwrite or ours)
     if config.overwrite:
         shutil.rmtree(home, ignore_errors=True)
@@ -151,18 +219,27 @@ def prepare(config: Config, cases: list[Case]) -> None:
                 path.unlink()
 
 
+def warn(config: Config, cases: list[Case], records: list[dict]) -> None:
+    """Print what is odd and may be meant."""
+    for case, record in zip(cases, records, strict=True):
+        for doubt in record.get("doubts", ()):
+            print(f"warning: {case.name}: {doubt}")
+    if labels := parse_labels(config.labels):
+        found = {value for record in records for value in record["values"]}
+        print("".join(f"{line}\n" for line in remarks(labels, found, "--labels")), end="")
+    if config.patient is None and (count := looks_grouped([case.name for case in cases])):
+        print(
+            f"warning: the names look like {count} patients with several volumes each; one of them "
+            'can be on both sides of the split. Say what a patient is: --patient "^(.+?)_[^_]+$"'
+        )
+
+
 def main(config: Config) -> None:
     """Slice all cases, write manifest, splits and dataset.json, move the set to its place."""
-    if not config.hu_low < config.hu_high:
-        raise UserError(f"--hu-low {config.hu_low} must be below --hu-high {config.hu_high}.")
-    if not config.input.is_dir():
-        raise UserError(
-            f"{shown(config.input)} does not exist. Fetch Task09_Spleen with download_task09.py, "
-            "name another folder with --input, or make a synthetic one with make_phantom.py."
-        )
-    cases = list_cases(config.input)
-    names = [case.name for case in cases]
-    splits = make_splits(names, config.seed, config.folds, config.fold)
+    config = check_config(config)
+    cases = list_all(config)
+    patients = patients_of([case.name for case in cases], config.patient)
+    splits = split_patients(patients, config.seed, config.folds, config.fold)
     with lock_folder(config.output):
         prepare(config, cases)
         records = run_all(partial(slice_case, config=config), cases, config.workers, "volumes")
@@ -179,13 +256,16 @@ def main(config: Config) -> None:
             for index, foreground in record["rows"]
         ]
         geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
-        info = {**describe_set(config), "cases": geometry}
+        several = {"patients": patients} if config.patient else {}
+        info = {**describe_set(config), **several, "cases": geometry}
         write_set(partial_folder(config), info, slices, splits)
         replace_folder(partial_folder(config), config.output)
-    for case, record in zip(cases, records, strict=True):
-        for doubt in record.get("doubts", ()):
-            print(f"warning: {case.name}: {doubt}")
-    print(in_short(slices, splits, config.organ, config.output))
+    warn(config, cases, records)
+    organs = describe_set(config)["classes"]
+    organ = organs[0] if len(organs) == 1 else f"any of {len(organs)} organs"
+    print(in_short(slices, splits, organ, config.output))
+    if config.patient:
+        print(f"{len(cases)} volumes of {len({*patients.values()})} patients, split by patient")
     if not splits["train"]:
         print("too few patients to train on: a set to predict")
 

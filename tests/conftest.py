@@ -53,8 +53,14 @@ def run(repo: Path, *command, cwd: Path | None = None, code: int = 0, **environm
 
 
 def load_script(path: Path):
-    """Import a script as a module, to call its main without a new process."""
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    """Import a script as a module, to call its main without a new process.
+
+    Once: its worker processes are sent functions by name, which must be those of the module known.
+    """
+    name = f"{path.parent.name}_{path.stem}"
+    if name in sys.modules and Path(sys.modules[name].__file__) == path:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and processes look modules up by name
     spec.loader.exec_module(module)

@@ -163,6 +163,74 @@ def test_an_absent_or_empty_folder_is_named(tmp_path):
         make(tmp_path)
 
 
+def indexed(path, mode="L"):
+    """A mask with the values 1, 2, 3 and 7 in columns, grey or as a palette's numbers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((32, 32), np.uint8)
+    for value, column in ((1, 0), (2, 8), (3, 16), (7, 24)):
+        pixels[8:24, column : column + 4] = value
+    picture = Image.fromarray(pixels)
+    if mode == "P":
+        picture.putpalette([*range(255, -1, -1)] * 3)  # colours that tell nothing of the number
+    picture.save(path)
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("classes", "mode", "names", "values"),
+    [
+        (("a", "b", "c"), "L", ["a", "b", "c"], [1, 2, 3]),
+        (("a", "b", "c"), "P", ["a", "b", "c"], [1, 2, 3]),
+        (("x=7", "y=1,3"), "P", ["x", "y"], [2, 0, 2, 1]),
+        (("x=2,3",), "L", ["x"], [0, 255, 255]),
+    ],
+)
+def test_index_masks_of_several_organs(tmp_path, capsys, classes, mode, names, values):
+    some(tmp_path, ["p1", "p2", "p3"])
+    for name in ("p1", "p2", "p3"):
+        (tmp_path / "images" / f"{name}.png").unlink()
+        picture(tmp_path / "images" / f"{name}.png", size=(32, 32))
+        pixels = indexed(tmp_path / "masks" / f"{name}.png", mode)
+    data = make(tmp_path, classes=classes)
+    assert data.info["classes"] == names and data.organs == len(names)
+    expected = np.zeros((32, 32), np.uint8)
+    for value, becomes in zip((1, 2, 3, 7), values, strict=False):
+        expected[pixels == value] = becomes
+    found = np.asarray(Image.open(tmp_path / "out/masks/p1_000.png"))
+    assert np.array_equal(found, expected)
+    assert data.slices[0].foreground == np.count_nonzero(expected)
+    item = SliceDataset(data, data.slices)[0]
+    assert set(item["mask"].unique().tolist()) == {*range(len(names) + 1)}
+    assert "note: --classes does not name the values" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"classes": ("a", "b=2")}, "--classes a: give its values too"),
+        ({"classes": ("a", "a")}, "names a twice"),
+        ({"classes": ("a", "b"), "threshold": 3}, "--threshold has no effect with --classes"),
+        ({"classes": ("a", "b"), "organ": "polyp"}, "--organ has no effect with --classes"),
+        ({}, "or name the organs that its values are with --classes"),
+        ({"classes": ("a",), "mask_suffix": "_rgb"}, "mode RGB; with --classes a mask holds an"),
+        ({"classes": ("a",), "mask_suffix": "_jpg"}, "is a JPEG: it does not keep values exactly"),
+    ],
+)
+def test_what_classes_exclude(tmp_path, settings, words):
+    for name in ("p1", "p2", "p3"):
+        picture(tmp_path / "images" / f"{name}.png", size=(32, 32))
+        indexed(tmp_path / "masks" / f"{name}.png")
+        suffix = settings.get("mask_suffix", "")
+        if suffix:
+            (tmp_path / "masks" / f"{name}.png").unlink()
+            end = "jpg" if suffix == "_jpg" else "png"
+            mode = "L" if end == "jpg" else "RGB"
+            picture(tmp_path / "masks" / f"{name}{suffix}.{end}", mode, (32, 32))
+    with pytest.raises(UserError, match=words):
+        make(tmp_path, **settings)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(
     "SPLEEN_REAL_DATA" not in os.environ, reason="SPLEEN_REAL_DATA names no folder of real CT"
 )
@@ -182,6 +250,30 @@ def test_real_slices(tmp_path):
     first = data.slices[1]
     assert read_mask(data.folder / "masks" / f"{first.name}.png", 1).sum() == first.foreground
     assert read_json(data.folder / "dataset.json")["size"] == 128
+
+
+@pytest.mark.skipif(
+    "SPLEEN_REAL_DATA" not in os.environ, reason="SPLEEN_REAL_DATA names no folder of real CT"
+)
+def test_real_slices_of_thirteen_organs(tmp_path):
+    folder = Path(os.environ["SPLEEN_REAL_DATA"]) / "real_ct_multi"
+    names = list(read_json(folder / "labels.json").values())[1:]
+    config = script.Config(
+        images=folder / "images",
+        masks=folder / "masks",
+        classes=tuple(names),
+        patient=r"^(.+)_(\d+)$",
+        output=tmp_path / "out",
+        size=512,
+    )
+    script.main(config)
+    data = read_set(tmp_path / "out")
+    assert len(data.slices) == 134 and data.info["classes"] == names and data.classes == 14
+    for slice_ in data.slices[::20]:
+        given = np.asarray(Image.open(folder / "masks" / slice_.source))
+        found = read_mask(data.folder / "masks" / f"{slice_.name}.png", data.classes)
+        if given.shape == found.shape:
+            assert np.array_equal(found, given)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""Which values of a label are which organ: `--labels spleen=1 kidneys=2,3`, and what it does.
+
+The k-th organ named becomes mask value k; one organ alone becomes 255. What is not named becomes
+background.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from common.files import UserError
+
+MOST = 254  # organs in an 8-bit mask, whose 0 is background
+FAR = 1 << 16  # label values below it are counted through a table
+
+
+def plain_name(name: str) -> str:
+    """An organ's name as it is used in tables and file names: `right kidney` -> `right_kidney`."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_")
+
+
+def parse_labels(
+    words: Sequence[str], known: Mapping[str, tuple[int, ...]] = (), flag: str = "--labels"
+) -> dict[str, tuple[int, ...]]:
+    """`NAME=VALUE[,VALUE]` words as values by name, in the order given.
+
+    A bare NAME has the values that are `known` for it; `all`, alone, is everything known.
+    UserError for anything else, for a name given twice and for a value under two names.
+    """
+    known = dict(known)
+    if [*words] == ["all"]:
+        if not known:
+            raise UserError(f"{flag} all: no dataset.json names the labels; give NAME=VALUE.")
+        words = [f"{name}={','.join(map(str, values))}" for name, values in known.items()]
+    found: dict[str, tuple[int, ...]] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        name = plain_name(name)
+        values = [v.strip() for v in text.split(",")] if equals else known.get(name)
+        if values is None:
+            names = f"known are {', '.join(known)}; or " if known else ""
+            raise UserError(f"{flag} {word}: {names}give its values too, as in {word}=2,3.")
+        if not (name and all(re.fullmatch("[0-9]{1,9}", str(v)) and int(v) for v in values)):
+            raise UserError(
+                f"{flag} {word!r}: NAME=VALUE or NAME=VALUE,VALUE is expected, with whole numbers "
+                "from 1 on (0 is background)."
+            )
+        if name in found:
+            raise UserError(f"{flag} names {name} twice; its values go together: {name}=2,3.")
+        found[name] = tuple(sorted({int(v) for v in values}))
+    owners: dict[int, str] = {}
+    for name, values in found.items():
+        for value in values:
+            if owners.setdefault(value, name) != name:
+                raise UserError(f"{flag}: the value {value} is under {owners[value]} and {name}.")
+    if len(found) > MOST:
+        raise UserError(f"{flag} names {len(found)} organs; an 8-bit mask holds {MOST}.")
+    return found
+
+
+def as_words(labels: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """What `parse_labels` makes these of."""
+    return tuple(f"{name}={','.join(map(str, values))}" for name, values in labels.items())
+
+
+def named_in(listed) -> dict[str, tuple[int, ...]]:
+    """The organs that a dataset.json's "labels" names, by value: Decathlon's `{"1": "spleen"}` or
+    nnU-Net's `{"spleen": 1}`; none for what is neither."""
+    labels = listed.get("labels") if isinstance(listed, dict) else None
+    found: dict[str, tuple[int, ...]] = {}
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        pair = (value, key) if isinstance(value, str) else (key, value)
+        name, number = plain_name(str(pair[0])), str(pair[1])
+        if name and number.isdecimal() and int(number):
+            found[name] = tuple(sorted({*found.get(name, ()), int(number)}))
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def to_mask(label: np.ndarray, labels: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    """Label values as mask values, uint8 of the same shape: k for the k-th organ, 255 for one
+    alone; 0 elsewhere."""
+    mask = np.zeros(label.shape, np.uint8)
+    for number, values in enumerate(labels.values(), start=1):
+        mask[np.isin(label, values)] = number if len(labels) > 1 else 255
+    return mask
+
+
+def count_values(label: np.ndarray) -> dict[int, int]:
+    """How many voxels have each value, 0 left out. The values are whole numbers from 0 on."""
+    if label.dtype.kind in "iu" and label.size and label.max() < FAR:
+        counts = np.bincount(label.ravel())
+        return {int(v): int(counts[v]) for v in np.flatnonzero(counts) if v}
+    values, counts = np.unique(label, return_counts=True)
+    return {int(v): int(n) for v, n in zip(values, counts, strict=True) if v}
+
+
+def remarks(labels: Mapping[str, tuple[int, ...]], found: set[int], flag: str) -> list[str]:
+    """What is odd about labels, where `found` are the values of the whole set (without 0)."""
+    lines = []
+    for name, values in labels.items():
+        if missed := [str(v) for v in values if v not in found]:
+            lines.append(f"warning: {name}: no label of the set holds {', '.join(missed)}")
+    named = {v for values in labels.values() for v in values}
+    if rest := sorted(found - named):
+        shown = ", ".join(map(str, rest[:12])) + (" ..." if len(rest) > 12 else "")
+        lines.append(f"note: {flag} does not name the values {shown}: background")
+    return lines

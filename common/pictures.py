@@ -1,0 +1,58 @@
+"""Pictures of other 2D data sets, in whatever format and mode they come."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.files import UserError, shown
+from common.slices import MAX_PIXELS
+
+JPEG_THRESHOLD = 128
+
+
+def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
+    """A picture as grey uint8 `(H, W)`, and whether it is a JPEG. UserError if it is not 8-bit.
+
+    With `indices` the values are those that the file holds, a palette's numbers too; then UserError
+    for colours and JPEG.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UserError(f"{shown(path)} claims {picture.width}x{picture.height} pixels.")
+            if picture.mode.startswith(("I", "F")):
+                raise UserError(
+                    f"{shown(path)} has mode {picture.mode}; convert it to 8 bits a channel."
+                )
+            if indices and picture.format == "JPEG":
+                raise UserError(f"{shown(path)} is a JPEG: it does not keep values exactly.")
+            if indices and picture.mode not in ("L", "P", "1"):
+                raise UserError(
+                    f"{shown(path)} has mode {picture.mode}; with --classes a mask holds an index "
+                    "a pixel, grey or of a palette."
+                )
+            if indices and picture.mode != "L":
+                return np.array(picture).astype(np.uint8), False
+            return np.asarray(picture.convert("L")), picture.format == "JPEG"
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's readers raise many types for a damaged file
+        raise UserError(f"{shown(path)} is damaged or not a picture ({error}).") from None
+
+
+def binary(path: Path, threshold: int | None) -> np.ndarray:
+    """A mask as {0, 255}. UserError if it holds other values and there is no threshold for them."""
+    values, jpeg = read_picture(path)
+    if threshold is None and jpeg:
+        threshold = JPEG_THRESHOLD
+    if threshold is None:
+        found = np.unique(values)
+        if not (np.isin(found, (0, 1)).all() or np.isin(found, (0, 255)).all()):
+            raise UserError(
+                f"{shown(path)} holds {len(found)} values ({found[:5].tolist()} ...); a mask "
+                "holds 0 and 1, or 0 and 255. Cut it with --threshold, or name the organs that its "
+                "values are with --classes."
+            )
+        threshold = 1
+    return np.where(values >= threshold, 255, 0).astype(np.uint8)

@@ -1,0 +1,236 @@
+"""Several organs: named, selected and merged from the label volumes."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import ROOT, load_script, run
+from PIL import Image
+from test_check_volumes import ct
+
+from common.cases import errors, list_cases
+from common.files import UserError, read_json
+from common.labels import named_in, parse_labels
+from common.slices import read_mask, read_set
+from common.views import from_views
+from common.volumes import read_volume
+
+check = load_script(ROOT / "data_prep/check_volumes.py")
+slicer = load_script(ROOT / "data_prep/slice_nifti.py")
+KNOWN = {"spleen": (1,), "right_kidney": (2,), "left_kidney": (3,)}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["liver=6"], {"liver": (6,)}),
+        (["kidneys=3,2", "liver=6"], {"kidneys": (2, 3), "liver": (6,)}),
+        (["left kidney", "spleen"], {"left_kidney": (3,), "spleen": (1,)}),
+        (["spleen", "liver=6"], {"spleen": (1,), "liver": (6,)}),
+        (["spleen=4"], {"spleen": (4,)}),  # what is typed counts, not what the folder says
+        (["all"], KNOWN),
+    ],
+)
+def test_organs_are_named_in_the_order_given(words, expected):
+    found = parse_labels(words, KNOWN)
+    assert found == expected and list(found) == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["liver"], "--labels liver: known are spleen, right_kidney, left_kidney; or give its"),
+        (["liver="], "NAME=VALUE or NAME=VALUE,VALUE is expected"),
+        (["=3"], "NAME=VALUE"),
+        (["liver=6;7"], "NAME=VALUE"),
+        (["liver=6,"], "NAME=VALUE"),
+        (["liver=0"], "0 is background"),
+        (["liver=-1"], "whole numbers from 1 on"),
+        (["liver=6", "tumour=6"], "the value 6 is under liver and tumour"),
+        (["liver=6", "liver=7"], "names liver twice"),
+        (["all", "liver=6"], "--labels all: known are"),
+        ([f"o{k}={k}" for k in range(1, 300)], "names 299 organs"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(words, reason):
+    with pytest.raises(UserError) as error:
+        parse_labels(words, KNOWN)
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_all_needs_a_folder_that_names_its_labels():
+    with pytest.raises(UserError, match="no dataset.json names the labels"):
+        parse_labels(["all"])
+
+
+def test_names_are_read_as_decathlon_and_as_nnunet_write_them():
+    decathlon = {"0": "background", "10": "prostate/uterus", "2": "right kidney"}
+    expected = {"right_kidney": (2,), "prostate_uterus": (10,)}
+    assert named_in({"labels": decathlon}) == expected
+    nnunet = {"background": 0, "right kidney": 2, "prostate/uterus": 10, "whole": [1, 2]}
+    assert named_in({"labels": nnunet}) == expected
+    assert list(named_in({"labels": decathlon})) == list(expected)
+    assert named_in({}) == named_in([]) == named_in({"labels": ["spleen"]}) == {}
+
+
+def organs(shape=(16, 16, 6)):
+    """Values 1, 2, 3 and 6, each in a block of its own."""
+    label = np.zeros(shape, np.uint8)
+    for value, x in ((6, 3), (2, 6), (3, 9), (1, 12)):
+        label[x : x + 2, 4:8, 1 : 1 + value % 4] = value
+    return label
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four cases with several organs, named in dataset.json; one of them holds value 6 nowhere."""
+    listed = []
+    for number in range(4):
+        label = organs()
+        if number == 3:
+            label[label == 6] = 0
+        for kind, voxels in (("images", ct(number)), ("labels", label)):
+            path = tmp_path / f"task/{kind}Tr/p{number}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(voxels, np.diag([-1, 1, 3, 1.0])), path)
+        listed.append({k: f"{k}sTr/p{number}.nii.gz" for k in ("image", "label")})
+    names = ("background", "spleen", "right kidney", "left kidney", "", "", "liver")
+    names = {str(k): name for k, name in enumerate(names) if name}
+    about = {"training": listed, "labels": names}
+    (tmp_path / "task/dataset.json").write_text(json.dumps(about))
+    return tmp_path / "task"
+
+
+def cut(folder, **settings):
+    """The data set that slice_nifti makes, at the volumes' own 16 pixels."""
+    config = {"input": folder, "output": folder.parent / "out", "size": 16, "workers": 1}
+    slicer.main(slicer.Config(**config | settings))
+    return read_set(folder.parent / "out")
+
+
+def masks_of(data, case):
+    """A case's masks as canonical voxels, in the values that are on disk."""
+    files = [data.folder / "masks" / f"{s.name}.png" for s in data.of([case])]
+    return from_views(np.stack([np.asarray(Image.open(file)) for file in files]))
+
+
+def test_masks_hold_the_organs_in_the_order_named_and_nothing_else(folder, capsys):
+    data = cut(folder, labels=("liver", "kidneys=2,3"))
+    assert data.info["classes"] == ["liver", "kidneys"] and data.classes == 3
+    assert data.info["labels"] == {"liver": [6], "kidneys": [2, 3]}
+    for case in list_cases(folder):
+        label = read_volume(case.label).voxels
+        expected = np.where(label == 6, 1, np.where((label == 2) | (label == 3), 2, 0))
+        assert np.array_equal(masks_of(data, case.name), expected)
+        counts = [s.foreground for s in data.of([case.name])]
+        assert counts == np.count_nonzero(expected, axis=(0, 1)).tolist()
+    name = data.slices[1].name
+    assert read_mask(data.folder / "masks" / f"{name}.png", data.classes).max() == 2
+    text = capsys.readouterr().out
+    assert "note: --labels does not name the values 1: background" in text
+    assert "with any of 2 organs" in text and "warning" not in text
+
+
+def test_one_organ_merged_of_two_values_is_a_binary_set(folder, capsys):
+    data = cut(folder, labels=("kidneys=2,3,9",))
+    assert data.info["classes"] == ["kidneys"] and data.classes == 1
+    label = read_volume(list_cases(folder)[0].label).voxels
+    assert np.array_equal(masks_of(data, "p0"), 255 * np.isin(label, (2, 3)))
+    assert "warning: kidneys: no label of the set holds 9" in capsys.readouterr().out
+
+
+def test_several_organs_without_labels_are_refused_with_the_flag_that_helps(folder):
+    with pytest.raises(UserError, match=r"(?s)4 of 4 .* 2, 3, 6 beside 0 and 1 .*see --labels"):
+        cut(folder)
+    with pytest.raises(UserError, match="--organ has no effect with --labels"):
+        cut(folder, labels=("liver=6",), organ="liver")
+
+
+def test_other_organs_do_not_replace_a_data_set_unasked(folder):
+    cut(folder, labels=("spleen=2",))
+    for other in ({"labels": ("spleen=3",)}, {"labels": ("spleen=2",), "axis": "coronal"}):
+        with pytest.raises(UserError, match="--overwrite"):
+            cut(folder, **other)
+    for path in (folder / "labelsTr").iterdir():  # now one organ, for which no --labels is needed
+        label = nib.load(path)
+        nib.save(nib.Nifti1Image((label.get_fdata() == 2).astype(np.uint8), label.affine), path)
+    with pytest.raises(UserError, match="--overwrite"):
+        cut(folder)
+    again = cut(folder, overwrite=True)
+    assert "labels" not in again.info and masks_of(again, "p0").max() == 255
+
+
+def test_only_what_has_changed_is_cut_anew(folder):
+    data = cut(folder, labels=("liver", "spleen"))
+    before = {p: p.stat().st_mtime_ns for p in (data.folder / "masks").iterdir()}
+    again = cut(folder, labels=("liver=6", "spleen=1"))  # the same, said otherwise
+    assert before == {p: p.stat().st_mtime_ns for p in (again.folder / "masks").iterdir()}
+
+
+def table(folder, capsys, code=0, **settings):
+    """What check_volumes prints."""
+    config = check.Config(input=folder, workers=1, **settings)
+    if code:
+        with pytest.raises(UserError):
+            check.main(config)
+    else:
+        check.main(config)
+    return capsys.readouterr().out
+
+
+def test_a_folder_that_names_its_organs_is_sound(folder, capsys):
+    text = table(folder, capsys)
+    assert "4 cases are sound; warnings: 0" in text and "slice_nifti.py --labels" in text
+    ml = 2 * 4 * 2 * 3 / 1000  # 2 x 4 voxels in 2 slices of 1 x 1 x 3 mm
+    assert any(
+        line.split()[:6] == ["liver", "6", "in", "3", "of", "4"] and f"{ml:.1f}" in line
+        for line in text.splitlines()
+    )
+    assert "no label of the set holds 9" in table(folder, capsys, labels=("x=9",))
+
+
+def test_a_value_that_nothing_names_is_an_error_until_the_labels_are_named(folder, capsys):
+    about = read_json(folder / "dataset.json")
+    del about["labels"]["6"]
+    (folder / "dataset.json").write_text(json.dumps(about))
+    assert "holds the values 6 beside 0 to 3" in table(folder, capsys, code=1)
+    assert "4 cases are sound" in table(folder, capsys, labels=("spleen", "liver=6"))
+    odd = nib.load(folder / "labelsTr/p1.nii.gz")
+    nib.save(
+        nib.Nifti1Image(odd.get_fdata(dtype=np.float32) / 2, odd.affine),
+        folder / "labelsTr/p1.nii.gz",
+    )
+    text = table(folder, capsys, code=1, labels=("spleen", "liver=6"))
+    assert "0.5, 1.5 beside whole numbers" in text
+    with pytest.raises(UserError, match="1 of 4 .*"):
+        cut(folder, labels=("spleen", "liver=6"))
+
+
+def test_a_truth_of_several_organs_is_checked_by_its_range(folder):
+    case = list_cases(folder)[0]
+    image, label = read_volume(case.image), read_volume(case.label)
+    assert errors(image, label, range(7)) == []
+    assert errors(image, label, range(4)) == ["the label holds the values 6 beside 0 to 3"]
+    assert "2, 3, 6 beside 0 and 1" in errors(image, label)[0]
+
+
+def test_the_phantom_with_all_its_organs(repo, phantom, tmp_path):
+    flags = ("--patients", 3, "--unlabelled", 0, "--size", 64, "--thickness", 14)
+    whole = tmp_path / "whole"
+    run(repo, "data_prep/make_phantom.py", *flags, "--classes", "all", "--output", whole)
+    text = run(repo, "data_prep/check_volumes.py", "--input", whole)
+    assert "3 cases are sound" in text and "in 3 of 3 volumes" in text
+    for case in list_cases(whole):  # the same patients, with more labels
+        plain = phantom / "imagesTr" / case.image.name
+        assert case.image.read_bytes() == plain.read_bytes()
+        spleen = read_volume(phantom / "labelsTr" / case.label.name).voxels == 1
+        assert (spleen == (read_volume(case.label).voxels == 1)).mean() > 0.9999
+    out = ("--output", tmp_path / "out", "--size", 64)
+    run(repo, "data_prep/slice_nifti.py", "--input", whole, "--labels", "all", *out)
+    data = read_set(tmp_path / "out")
+    assert data.info["classes"][0] == "spleen" and data.organs == 8
+    masks = np.concatenate([masks_of(data, f"phantom_{n:03d}") for n in range(3)], axis=2)
+    assert set(np.unique(masks)) == {*range(9)}
+    x = {n: np.nonzero(masks == k)[0].mean() for k, n in enumerate(data.info["classes"], 1)}
+    assert x["kidney_left"] < 32 < x["kidney_right"] and x["spleen"] < 32 < x["liver"]
