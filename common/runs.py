@@ -207,7 +207,7 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         "organs": run.data.organs,
         "colours": run.data.colours,
         "size": run.size,
-        "window": run.data.info.get("window"),
+        **{name: run.data.info.get(name) for name in ("window", "axis", "channel")},
         "parameters": parameters(objective.model),
         "patients": run.patients,
         "processes": run.world,

@@ -20,7 +20,8 @@ from common.files import UserError, bullets, shown, write_json
 from common.measures import findings, in_words, largest_components, on_the_left
 from common.settings import InferenceConfig
 from common.trained import Trained, probabilities
-from common.views import HU_WINDOW, axial_view, from_square, from_views, to_square, window
+from common.views import HU_WINDOW, axial_view, bounds_of, from_square, from_views, to_square
+from common.views import window as shades
 from common.volumes import DICOM, Volume, is_dicom, read_volume, stem, write_volume
 
 NIFTI = (".nii", ".nii.gz")
@@ -47,14 +48,18 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
 
     A file that cannot be used does not stop the others: UserError names all of them at the end.
     """
-    low, high = bounds = hu_window(run, config)
+    wanted = window_of(run, config)
+    if (plane := run.checkpoint.get("axis") or "axial") != "axial":
+        raise UserError(
+            f"{shown(run.path)} was trained on {plane} slices; --volume cuts axial ones."
+        )
     known = run.checkpoint.get("window") or None not in (config.hu_low, config.hu_high)
     guess = "" if known else " (a guess: see --hu-low, --hu-high)"
     jobs, problems = list_jobs(run, config), []
-    print(f"epoch {run.checkpoint['epoch']}, HU {low:g} to {high:g}{guess}, on {run.device}")
+    print(f"epoch {run.checkpoint['epoch']}, {range_in_words(wanted)}{guess}, on {run.device}")
     for job in jobs:
         try:
-            print(_segment_one(model, run, config, job, bounds), flush=True)
+            print(_segment_one(model, run, config, job, wanted), flush=True)
         except UserError as error:
             problems.append(str(error))
         except (OSError, ValueError, MemoryError) as error:  # a name or a file like no other
@@ -65,15 +70,25 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
         )
 
 
-def hu_window(run: Trained, config: InferenceConfig) -> tuple[float, float]:
-    """The HU shown as 0 and 255: the flags', else those of the slices that the run was trained on,
-    else, of slices imported without them, the usual ones of the abdomen."""
-    usual = run.checkpoint.get("window") or HU_WINDOW
-    low = usual[0] if config.hu_low is None else config.hu_low
-    high = usual[1] if config.hu_high is None else config.hu_high
+def window_of(run: Trained, config: InferenceConfig):
+    """The window, as `views.bounds_of` takes it: the flags' HU, else that of the slices that the
+    run was trained on, else, of slices imported without one, the usual one of the abdomen."""
+    usual, given = run.checkpoint.get("window") or HU_WINDOW, (config.hu_low, config.hu_high)
+    if given == (None, None):
+        return usual
+    if isinstance(usual, dict):
+        raise UserError(f"--hu-low and --hu-high: {shown(run.path)} was trained on no HU.")
+    low, high = (u if g is None else g for u, g in zip(usual, given, strict=True))
     if low >= high:
         raise UserError(f"--hu-low {low:g} must be below --hu-high {high:g}.")
     return float(low), float(high)
+
+
+def range_in_words(window) -> str:
+    """`HU -160 to 240`, or which percentiles."""
+    if isinstance(window, dict):
+        return "percentiles {:g} to {:g} of each volume".format(*window["percentiles"])
+    return "HU {:g} to {:g}".format(*window)
 
 
 def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
@@ -152,12 +167,13 @@ def volume_files(path: Path) -> list[Path]:
     return files
 
 
-def _segment_one(model: nn.Module, run: Trained, config, job: Job, bounds: tuple) -> str:
+def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> str:
     """Segment one volume and write what belongs to it; a line that says what was found."""
     began = time.perf_counter()
-    volume = read_volume(job.volume)
+    volume = read_volume(job.volume, run.checkpoint.get("channel"))
     if not np.isfinite(volume.voxels).all():
         raise UserError(f"{shown(job.volume)} holds NaN or infinite voxels.")
+    bounds, hu = bounds_of(volume.voxels, window), not isinstance(window, dict)
     organs, endings = run.organs, map_endings(run, config)
     truth = _read_truth(job.truth, volume, len(organs)) if job.truth else None
     mask = np.empty(volume.voxels.shape, np.uint8)
@@ -176,19 +192,22 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, bounds: tuple
         "run": run.folder.name,
         "weights": config.weights,
         "epoch": run.checkpoint["epoch"],
-        "hu_window": bounds,
+        "window": bounds,
         "largest_component": config.largest_component,
         "orientation": volume.stored_orientation,
         "shape": volume.stored_shape,
         "spacing_mm": [round(s, 6) for s in volume.spacing],
-        "doubts": image_doubts(volume) + side_doubts(volume, true == on_the_left(organs)),
+        "doubts": image_doubts(volume, hu)
+        + (side_doubts(volume, true == on_the_left(organs)) if hu else []),
         **findings(mask, truth, volume.spacing, organs),
     }
     about["mask_sha256"] = write_volume(job.mask, mask, volume)
     for kept, ending in zip(maps, endings, strict=True):
         write_volume(job.beside(ending), kept, volume)
     colours = figures.legend(organs, run.checkpoint.get("colours"))
-    _draw_sheet(job.beside(".png"), volume, mask, truth, about, colours)
+    drawn = rows_of_sheet(volume, mask, truth, bounds)
+    aspect = volume.spacing[1] / volume.spacing[0]
+    figures.sheet(job.beside(".png"), in_words(about), drawn, aspect, colours)
     about["seconds"] = round(time.perf_counter() - began, 3)
     write_json(job.beside(".json"), about)
     return in_a_line(about, job)
@@ -207,7 +226,7 @@ def organ_maps(
     starts = range(0, count, config.batch_size)
     for first in tqdm(starts, desc="slices", disable=None, leave=False):
         views = (
-            window(axial_view(volume.voxels, index), *bounds)
+            shades(axial_view(volume.voxels, index), *bounds)
             for index in range(first, min(first + config.batch_size, count))
         )
         squares = np.stack([to_square(view, spacing, size, mask=False) for view in views])
@@ -233,20 +252,17 @@ def _read_truth(path: Path, volume: Volume, organs: int) -> np.ndarray:
     return truth.voxels.astype(np.uint8)
 
 
-def _draw_sheet(
-    path: Path, volume: Volume, mask, truth, about: dict, colours: dict | None, panels: int = 12
-) -> None:
-    """Evenly spaced slices from the organ's lowest to its highest, over all if there is none."""
+def rows_of_sheet(volume: Volume, mask, truth, bounds: tuple, panels: int = 12) -> list[tuple]:
+    """Evenly spaced slices from the organs' lowest to their highest, over all if there are none."""
     seen = mask > 0 if truth is None else (mask > 0) | (truth > 0)
     present = np.flatnonzero(seen.any((0, 1))) if seen.any() else np.arange(mask.shape[2])
     chosen = np.linspace(present[0], present[-1], min(panels, len(present))).round().astype(int)
     rows = []
     for index in sorted({*chosen.tolist()}):
-        view = window(axial_view(volume.voxels, index), *about["hu_window"])
+        view = shades(axial_view(volume.voxels, index), *bounds)
         true = None if truth is None else axial_view(truth, index)
         rows.append((_stored_index(volume, index), view, axial_view(mask, index), true))
-    aspect = volume.spacing[1] / volume.spacing[0]
-    figures.sheet(path, in_words(about), rows, aspect, colours)
+    return rows
 
 
 def _stored_index(volume: Volume, index: int) -> str:
