@@ -1,8 +1,8 @@
 """What the stages share. Modules import only from those before them.
 
 files -> config -> settings -> arms -> labels -> volumes -> cases -> layouts -> views -> phantom
--> slices -> pictures -> splits -> loading -> device -> unet -> transunet -> losses -> contrast
--> maps -> surfaces -> scores -> distillation -> checkpoint -> statistics -> tables -> errors
--> embedding -> figures -> report -> charts -> study -> runs -> engine -> teachers -> trained
--> segment -> export -> predict -> steps
+-> slices -> pictures -> splits -> loading -> device -> unet -> transunet -> losses -> contrast ->
+maps -> surfaces -> scores -> measures -> distillation -> checkpoint -> statistics -> tables ->
+errors -> embedding -> figures -> report -> charts -> study -> runs -> engine -> teachers ->
+trained -> reconstruction -> segment -> export -> predict -> steps
 """

@@ -1,8 +1,10 @@
 """The patients of a Decathlon folder: what is listed, what is wrong with it, reading it checked."""
 
 import hashlib
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -208,7 +210,7 @@ def run_all(work, cases: Sequence, workers: int, title: str) -> list:
     """`work(case)` for every case in `workers` processes, in order; memory: one case a process.
 
     UserErrors do not stop the others: they are raised as one, naming all bad cases, at the end.
-    Interrupted, it ends with the cases that are under way.
+    Interrupted, it ends with the cases that are under way; killed, they end with it.
     """
     results, problems = [], []
     pool = ProcessPoolExecutor(max(1, min(workers, len(cases))), initializer=_leave_to_parent)
@@ -234,5 +236,15 @@ def run_all(work, cases: Sequence, workers: int, title: str) -> list:
 
 
 def _leave_to_parent() -> None:
-    """Ctrl-C reaches every process of a terminal; the parent alone decides what it means."""
+    """Ctrl-C reaches every process of a terminal; the parent alone decides what it means.
+
+    A worker whose parent is gone, with its lock on the folder, must not write beside the next one.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end, however it comes; then end at once, in the middle of a case."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

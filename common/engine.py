@@ -21,7 +21,7 @@ from common import scores
 from common.device import autocast, layout, loader_workers, to_device
 from common.files import UserError, shown
 from common.loading import SliceDataset, TrainSampler, loader, unbroken
-from common.runs import Run, prepare, save_epoch, take_up
+from common.runs import Run, prepare, save_epoch, save_the_rest, take_up
 from common.settings import TrainConfig
 from common.unet import parameters
 
@@ -31,12 +31,14 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
     """`scores.summary` of a model on a data set, at probability 0.5; processes share the work."""
     model.eval()
     mine = Subset(dataset, range(run.rank, len(dataset), run.world))
-    cases, counts = [], [torch.zeros(0, 3, dtype=torch.long)]
+    cases, counts = [], [torch.zeros(0, len(run.data.organs), 3, dtype=torch.long)]
     for batch in loader(mine, config.batch_size):
         batch = to_device(batch, run.device, config.channels_last)
         with autocast(run.device, config.bf16):
             logits = model(batch["image"], reconstruct=False).logits
-        counts.append(scores.count(scores.predicted(logits), batch["mask"]).cpu())
+        counts.append(
+            scores.count(scores.predicted(logits), batch["mask"], len(run.data.organs)).cpu()
+        )
         cases += batch["case"]
         run.interruption.check()
     table = torch.cat(counts).numpy()
@@ -45,14 +47,14 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
         dist.all_gather_object(parts, (cases, table))
         cases = [case for part, _ in parts for case in part]
         table = np.concatenate([part for _, part in parts])
-    return scores.summary(cases, table)
+    return scores.summary(cases, table, run.data.organs)
 
 
 def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -> dict[str, float]:
     """One pass; returns the mean of each loss over the slices seen.
 
-    UserError, naming the batch's slices, if a loss or a gradient was not finite: the caller has
-    saved nothing of this epoch then.
+    UserError if a loss or a gradient was not finite: the caller has saved nothing of this epoch
+    then.
     """
     objective.train()
     trained = [p for p in objective.parameters() if p.requires_grad]
@@ -77,18 +79,33 @@ def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -
         names.append([*batch["name"], *batch.get("unlabelled_name", ())])
         run.interruption.check()
     table = torch.stack(values).double().cpu()  # the one wait for the device
-    finite = table.isfinite()
-    if not finite.all():
-        step = int((~finite).any(1).nonzero()[0])
-        columns = [*(f"the loss {name}" for name in losses), "the gradient"]
-        bad = [name for name, ok in zip(columns, finite[step], strict=True) if not ok]
-        raise UserError(
-            f"batch {step + 1}: {', '.join(bad)} is not finite. Slices: {', '.join(names[step])}. "
-            "Lower --lr, or look at these files; last.pt holds the last good epoch."
-        )
+    check_finite(table, list(losses), names, [ends for _, ends in shares], run)
     weights = torch.tensor(sizes, dtype=torch.float64)
     means = (table[:, :-1] * weights[:, None]).sum(0) / weights.sum()
     return dict(zip(losses, means.tolist(), strict=True))
+
+
+def check_finite(table, losses: list[str], names: list[list[str]], ends: list[bool], run: Run):
+    """UserError, naming the slices, for the first loss or gradient that is not finite.
+
+    `table` `(batches, losses + 1)` holds each batch's losses and, where a step ends, the norm of
+    its gradient: of that only the step is known, of a loss the batch.
+    """
+    wrong = ~table.isfinite()
+    if not wrong.any():
+        return
+    first = last = int(wrong.any(1).nonzero()[0])
+    bad = [f"the loss {n}" for n, w in zip(losses, wrong[last, :-1], strict=True) if w]
+    while not bad and first and not ends[first - 1]:
+        first -= 1
+    step = f"the step of batches {first + 1} to {last + 1}"
+    where = f"batch {last + 1}" if first == last else step
+    whose = f" of process {run.rank}, of {run.world}" if run.world > 1 else ""
+    slices = ", ".join(name for batch in names[first : last + 1] for name in batch)
+    raise UserError(
+        f"{where}: {', '.join(bad or ['the gradient'])} is not finite. Slices{whose}: {slices}. "
+        "Lower --lr, or look at these files; last.pt holds the last good epoch."
+    )
 
 
 def shares_of_steps(total: int, batch_size: int, accumulate: int) -> list[tuple[float, bool]]:
@@ -110,8 +127,8 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
 
     AdamW, linear warm-up, cosine to zero, gradient clipping. Writes config.json, log.csv,
     curves.png, last.pt and best.pt into the run folder. The score that chooses `best.pt` is the
-    mean Dice over the validation patients. UserError if a loss stops being finite, or if
-    `--resume` finds another configuration.
+    mean Dice over the validation patients. UserError if a loss stops being finite, if `--resume`
+    finds another configuration, or if another process of the run is gone.
     """
     objective.to(run.device, memory_format=layout(config.channels_last))
     sampler = TrainSampler(
@@ -130,10 +147,20 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     run.say(f"{parameters(objective.model):,} parameters{more}")
     try:
         with run.interruption:
-            train_epochs(objective, batches, optimizer, schedule, run, config, log)
+            try:
+                train_epochs(objective, batches, optimizer, schedule, run, config, log)
+            except Exception:
+                run.interruption.check()  # the other processes of the run may have met it first
+                raise
+            finally:
+                save_the_rest(run)
     except (KeyboardInterrupt, SystemExit):
         run.say(f"\nstopped; --resume goes on after epoch {run.saved}")
         raise
+    except RuntimeError as error:
+        if run.world == 1 or "gloo" not in str(error):
+            raise
+        raise UserError("another process of this run has ended; --resume goes on.") from None
     if run.world > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -4,6 +4,8 @@ Components are 8-connected. `KINDS` are in the order of the figures: what is fal
 missed.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import ndimage
 
@@ -48,6 +50,14 @@ def repaired_pixels(before: np.ndarray, after: np.ndarray, truth: np.ndarray) ->
     """
     right = (np.asarray(after) > 0) == (np.asarray(truth) > 0)
     return {kind: int((where & right).sum()) for kind, where in error_maps(before, truth).items()}
+
+
+def of_each_organ(
+    count: Callable[..., dict[str, int]], organs: int, *masks: np.ndarray
+) -> dict[str, int]:
+    """The sum of `count(*masks)` over the organs' masks in class indices `(H, W)`."""
+    found = [count(*(mask == k for mask in masks)) for k in range(1, organs + 1)]
+    return {kind: sum(errors[kind] for errors in found) for kind in KINDS}
 
 
 def error_shares(rows: list[tuple[str, int, dict[str, int]]]) -> dict[str, float]:

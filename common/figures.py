@@ -6,13 +6,16 @@ matplotlib figures are made without pyplot: nothing is kept open, no display is 
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.patches import Patch
+from PIL import Image, ImageDraw, ImageFont
 
 from common.files import atomic
 
 TRUTH, PREDICTION = (0, 158, 115), (230, 97, 0)  # green and orange: told apart by colour-blind eyes
+RGB = tuple[int, int, int]
 
 
 def save_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
@@ -44,41 +47,115 @@ def curves(path: Path, log: list[dict], title: str) -> None:
     save_figure(path, figure)
 
 
-def outlined(
-    image: np.ndarray, mask: np.ndarray, colour: tuple, scale: int = 1, width: int = 1
-) -> np.ndarray:
-    """A grey uint8 image `(H, W)` as RGB, `scale` times larger, with the mask's edge on it.
+def legend(organs: list[str], given: list[str] | None = None) -> dict[str, RGB] | None:
+    """A colour for each of several organs: those `given` (#rrggbb), else of a palette.
 
-    The edge lies inside the mask and is `width` of the enlarged pixels wide.
+    None for one organ: its truth is green, what is predicted orange.
     """
-    image = np.asarray(image).repeat(scale, 0).repeat(scale, 1)
-    inside = np.asarray(mask).astype(bool).repeat(scale, 0).repeat(scale, 1)
-    core = inside
-    for _ in range(width):
-        padded = np.pad(core, 1)
-        around = padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]
-        core = core & np.logical_and.reduce(around)
+    if len(organs) == 1:
+        return None
+    if given:
+        colours = [tuple(bytes.fromhex(text[1:])) for text in given]
+    else:  # tab20 holds pairs of a dark and a light tone: first the dark ones; no grey on a CT
+        many = colormaps["hsv"](np.linspace(0, 1, len(organs), endpoint=False))
+        pairs = [c for c in colormaps["tab20"].colors if max(c) > min(c)]
+        tones = [*pairs[::2], *pairs[1::2]]
+        tones = tones if len(organs) <= len(tones) else many
+        colours = [tuple(round(255 * float(part)) for part in tone[:3]) for tone in tones]
+    return dict(zip(organs, colours, strict=False))
+
+
+def outlined(
+    image: np.ndarray,
+    mask: np.ndarray,
+    colours: RGB | dict[str, RGB],
+    scale: int = 1,
+    width: int = 1,
+) -> np.ndarray:
+    """A grey uint8 image `(H, W)` as RGB, `scale` times larger, with the organs' edges on it.
+
+    One colour for all that is not 0, or one for each of the values 1, 2, ..., whose insides are
+    then tinted, too. An edge lies inside its organ and is `width` of the enlarged pixels wide.
+    """
+    image, mask = (np.asarray(part).repeat(scale, 0).repeat(scale, 1) for part in (image, mask))
     rgb = np.stack([image] * 3, axis=-1)
-    rgb[inside & ~core] = colour
+    several = isinstance(colours, dict)
+    for value, colour in enumerate(colours.values() if several else [colours], start=1):
+        inside = mask == value if several else mask.astype(bool)
+        core = inside
+        for _ in range(width):
+            padded = np.pad(core, 1)
+            around = padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]
+            core = core & np.logical_and.reduce(around)
+        if several:
+            rgb[core] = np.uint8(0.7 * rgb[core] + 0.3 * np.array(colour))
+        rgb[inside & ~core] = colour
     return rgb
 
 
-def panels(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """CT | truth (green outline) | prediction (orange outline), side by side, RGB uint8."""
+def panels(
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    colours: dict[str, RGB] | None = None,
+) -> np.ndarray:
+    """CT | truth (green outline) | prediction (orange outline), side by side, RGB uint8.
+
+    Of several organs (`legend`), each in its colour, with the names of those on the slice below.
+    """
     scale = max(1, 320 // image.shape[0])
     parts = [
         outlined(image, np.zeros_like(truth), TRUTH, scale),
-        outlined(image, truth, TRUTH, scale, 2),
-        outlined(image, prediction, PREDICTION, scale, 2),
+        outlined(image, truth, colours or TRUTH, scale, 2),
+        outlined(image, prediction, colours or PREDICTION, scale, 2),
     ]
-    return np.concatenate(parts, axis=1)
+    picture = np.concatenate(parts, axis=1)
+    if not colours:
+        return picture
+    present = {*np.unique(truth).tolist(), *np.unique(prediction).tolist()}
+    names = {name: c for k, (name, c) in enumerate(colours.items(), start=1) if k in present}
+    return np.concatenate([picture, _names_below(names, picture.shape[1])])
 
 
-def sheet(path: Path, title: str, rows: list[tuple], aspect: float = 1.0) -> None:
+def _names_below(names: dict[str, RGB], width: int, line: int = 22) -> np.ndarray:
+    """A strip of coloured squares and names, as many lines high as they need, RGB uint8."""
+    font, places, x, y = ImageFont.load_default(14), [], 6, 0
+    for name in names:
+        room = 22 + round(font.getlength(name)) + 14
+        if x > 6 and x + room > width:
+            x, y = 6, y + line
+        places.append((x, y))
+        x += room
+    strip = Image.new("RGB", (width, y + line))
+    pen = ImageDraw.Draw(strip)
+    for (x, y), (name, colour) in zip(places, names.items(), strict=True):
+        pen.rectangle((x, y + 4, x + 13, y + 17), fill=colour)
+        pen.text((x + 20, y + 2), name, fill="white", font=font)
+    return np.asarray(strip)
+
+
+def patches(colours: dict[str, RGB], masks: list[np.ndarray]) -> list[Patch]:
+    """What a matplotlib legend needs of the organs that are in any of the masks."""
+    present = set().union(*(np.unique(mask).tolist() for mask in masks))
+    return [
+        Patch(color=np.array(colour) / 255, label=name)
+        for k, (name, colour) in enumerate(colours.items(), start=1)
+        if k in present
+    ]
+
+
+def sheet(
+    path: Path,
+    title: str,
+    rows: list[tuple],
+    aspect: float = 1.0,
+    colours: dict[str, RGB] | None = None,
+) -> None:
     """Slices of one volume, four a row, the mask's outline in orange and the truth's in green.
 
     A row is a title, a grey uint8 view `(H, W)`, its mask, its true mask or None; `aspect` is a
-    pixel's height over its width.
+    pixel's height over its width. Of several organs (`legend`) the mask alone is shown, each of
+    them in its colour.
     """
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
@@ -88,18 +165,23 @@ def sheet(path: Path, title: str, rows: list[tuple], aspect: float = 1.0) -> Non
         axis.set_axis_off()
     for axis, (name, image, mask, truth) in zip(grid, rows, strict=False):
         scale = max(1, 512 // max(image.shape))
-        picture = outlined(image, np.zeros_like(mask), PREDICTION, scale)
-        for drawn, colour in ((truth, TRUTH), (mask, PREDICTION)):
-            if drawn is not None:
-                edge = outlined(image, drawn, colour, scale, 2)
-                here = (edge == colour).all(-1)
-                picture[here] = colour
+        if colours:
+            picture = outlined(image, mask, colours, scale, 2)
+        else:
+            picture = outlined(image, np.zeros_like(mask), PREDICTION, scale)
+            for drawn, colour in ((truth, TRUTH), (mask, PREDICTION)):
+                if drawn is not None:
+                    edge = outlined(image, drawn, colour, scale, 2)
+                    here = (edge == colour).all(-1)
+                    picture[here] = colour
         axis.imshow(picture, aspect=aspect, interpolation="nearest")
         axis.set_title(name, fontsize=8, parse_math=False)
     known = any(truth is not None for *_, truth in rows)
-    legend = "orange: mask" + (", green: truth" if known else "")
+    words = "" if colours else "\norange: mask" + (", green: truth" if known else "")
+    if colours and (shown := patches(colours, [mask for *_, mask, _ in rows])):
+        figure.legend(handles=shown, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     # Names of files are no formulas, whatever dollars are in them.
-    figure.suptitle(f"{title}\n{legend}", fontsize=9, parse_math=False)
+    figure.suptitle(f"{title}{words}", fontsize=9, parse_math=False)
     save_figure(path, figure, dpi=150)
 
 
@@ -109,10 +191,13 @@ def save_picture(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(temporary, compress_level=4)
 
 
-def comparison(path: Path, rows: list[dict], models: list[str]) -> None:
+def comparison(
+    path: Path, rows: list[dict], models: list[str], colours: dict[str, RGB] | None = None
+) -> None:
     """One row a patient: CT, truth, then each model's mask with its Dice on that slice alone.
 
-    A row is a dict: `title`, `image` and `truth` `(H, W)`, `masks` and `dice` by model.
+    A row is a dict: `title`, `image` and `truth` `(H, W)`, `masks` and `dice` by model. Several
+    organs have their `colours` (`legend`).
     """
     columns = ["CT", "truth", *models]
     size = (1.9 * len(columns), 2.0 * len(rows) + 0.3)
@@ -123,8 +208,8 @@ def comparison(path: Path, rows: list[dict], models: list[str]) -> None:
         scale = max(1, 288 // image.shape[0])  # about the size at which it is drawn
         panels = [
             outlined(image, np.zeros_like(truth), TRUTH, scale),
-            outlined(image, truth, TRUTH, scale, 2),
-            *(outlined(image, row["masks"][m], PREDICTION, scale, 2) for m in models),
+            outlined(image, truth, colours or TRUTH, scale, 2),
+            *(outlined(image, row["masks"][m], colours or PREDICTION, scale, 2) for m in models),
         ]
         for axis, panel in zip(axes, panels, strict=True):
             axis.imshow(panel)
@@ -135,4 +220,9 @@ def comparison(path: Path, rows: list[dict], models: list[str]) -> None:
             axis.set_xlabel(f"slice Dice {row['dice'][model]:.3f}", fontsize=8)
     for axis, title in zip(grid[0], columns, strict=True):
         axis.set_title(title, fontsize=9)
+    if colours:
+        shown = patches(
+            colours, [m for row in rows for m in (row["truth"], *row["masks"].values())]
+        )
+        figure.legend(handles=shown, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
     save_figure(path, figure, dpi=150)

@@ -1,9 +1,7 @@
-"""Slices through a trained model: masks, probability maps, overlays, reconstructions."""
+"""Slices through a trained model: masks, probability maps, overlays."""
 
 import shutil
 import time
-import zlib
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +11,12 @@ from torch import Tensor, nn
 from common import embedding, figures
 from common.device import autocast, layout
 from common.export import export
-from common.files import read_json, shown, write_json
-from common.loading import seeded
-from common.losses import hide_patches
-from common.scores import mse, predicted, psnr, ssim
+from common.files import shown, write_json
+from common.reconstruction import write_reconstructions
+from common.scores import predicted
 from common.segment import segment
 from common.settings import InferenceConfig
-from common.slices import SliceSet, read_image
+from common.slices import read_image, read_mask
 from common.trained import Trained, forward, probabilities
 
 
@@ -49,7 +46,7 @@ def predict(
     _write_features(model, run, config)
     _write_overlays(run, config.overlays)
     if reconstructions:
-        _write_reconstructions(model, run, config)
+        write_reconstructions(model, run, config)
     about = {
         "data": str(run.data.folder),
         "subset": config.subset,
@@ -99,7 +96,7 @@ def _write_masks(model: nn.Module, run: Trained, config: InferenceConfig) -> Non
             path = run.folder / "predictions" / f"{name}.png"
             Image.fromarray(mask).save(path, compress_level=1)
         if config.probabilities:
-            _write_probabilities(run.folder / "probabilities", batch["name"], output.logits)
+            _write_probabilities(run, batch["name"], output.logits)
 
 
 def _write_features(model: nn.Module, run: Trained, config: InferenceConfig, most=200) -> None:
@@ -115,13 +112,12 @@ def _write_features(model: nn.Module, run: Trained, config: InferenceConfig, mos
         embedding.save(run.folder / "features.npz", pixels)
 
 
-def _write_probabilities(folder: Path, names: list[str], logits: Tensor) -> None:
-    """16-bit PNGs, 65535 = 1: one a slice, or one a slice and organ (`_c<k>`)."""
+def _write_probabilities(run: Trained, names: list[str], logits: Tensor) -> None:
+    """16-bit PNGs, 65535 = 1: one a slice, or one a slice and organ (`_<organ>`)."""
     levels = (probabilities(logits) * 65535).round().to(torch.int32).cpu().numpy().astype(np.uint16)
-    for name, organs in zip(names, levels, strict=True):
-        for k, level in enumerate(organs, start=1):
-            suffix = "" if len(organs) == 1 else f"_c{k}"
-            figures.save_picture(folder / f"{name}{suffix}.png", level)
+    for name, maps in zip(names, levels, strict=True):
+        for level, suffix in zip(maps, run.suffixes, strict=True):
+            figures.save_picture(run.folder / "probabilities" / f"{name}{suffix}.png", level)
 
 
 def _write_overlays(run: Trained, count: int) -> None:
@@ -142,71 +138,12 @@ def _write_overlays(run: Trained, count: int) -> None:
         organ = [s for s in run.slices if s.foreground]
         places = np.linspace(0, max(0, len(organ) - 1), min(len(organ), count - len(worst)))
         slices = worst + [organ[i] for i in sorted({*places.round().astype(int).tolist()})]
+    colours = figures.legend(run.data.organs, run.data.colours)
     for s in slices:
-        image, truth, mask = (
-            read_image(folder / f"{s.name}.png")
-            for folder in (
-                run.data.folder / "images",
-                run.data.folder / "masks",
-                run.folder / "predictions",
-            )
+        truth, mask = (
+            read_mask(folder / f"{s.name}.png", run.classes)
+            for folder in (run.data.folder / "masks", run.folder / "predictions")
         )
-        pixels = figures.panels(image, truth, mask)
+        image = read_image(run.data.folder / "images" / f"{s.name}.png")
+        pixels = figures.panels(image, truth, mask, colours)
         figures.save_picture(run.folder / "overlays" / f"{s.name}.png", pixels)
-
-
-def hidden_input(images: Tensor, names: list[str], share: float) -> Tensor:
-    """Images `(N, c, H, W)` with patches hidden as in training, seeded by the slices' names."""
-    parts = []
-    for image, name in zip(images, names, strict=True):
-        with seeded(zlib.crc32(name.encode())):
-            parts.append(hide_patches(image[None].cpu(), share))
-    return torch.cat(parts).to(images.device)
-
-
-def _write_reconstructions(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
-    """What the model restores from images with patches hidden as in training.
-
-    Of the whole image the reconstruction would be near perfect and say nothing: the skips pass
-    it through.
-    """
-    folder, share = run.folder / "reconstructions", run.setting("hidden")
-
-    def change(batch: dict) -> Tensor:
-        hidden = hidden_input(batch["image"], batch["name"], share)
-        return hidden.contiguous(memory_format=layout(config.channels_last))
-
-    for batch, output in forward(model, run, run.slices, config, reconstruct=True, change=change):
-        grey = output.reconstruction.float().mean(1).clamp(0, 1)
-        pixels = (grey * 255).round().to(torch.uint8).cpu().numpy()
-        for name, picture in zip(batch["name"], pixels, strict=True):
-            figures.save_picture(folder / f"{name}.png", picture)
-    print(f"{len(run.slices)} reconstructions -> {shown(folder)}")
-
-
-def score_reconstructions(folder: Path, data: SliceSet) -> str:
-    """MSE, PSNR and SSIM of reconstructions/ and of its hidden input, added to summary.json.
-
-    Means over the slices of inference.json, as one line a kind. UserError naming a slice whose
-    reconstruction is missing; a line that says so if none were wanted.
-    """
-    done = read_json(folder / "inference.json", "Run inference.py first.")
-    if done["hidden"] is None:
-        return "no reconstructions; inference.py --reconstructions writes them"
-    rows = {"reconstruction": [], "hidden input": []}
-    for name in (s.name for s in data.of(done["cases"])):
-        image, restored = (
-            torch.from_numpy(read_image(parent / f"{name}.png"))[None, None] / 255
-            for parent in (data.folder / "images", folder / "reconstructions")
-        )
-        given = hidden_input(image, [name], done["hidden"])
-        for kind, other in zip(rows, (restored, given), strict=True):
-            rows[kind].append([float(f(other, image)) for f in (mse, psnr, ssim)])
-    means = {kind: np.mean(values, axis=0).tolist() for kind, values in rows.items()}
-    names = ("mse", "psnr_db", "ssim")
-    scores = {kind: dict(zip(names, values, strict=True)) for kind, values in means.items()}
-    write_json(folder / "summary.json", {**read_json(folder / "summary.json"), **scores})
-    return "\n".join(
-        f"{kind:<15} MSE {values[0]:.5f}  PSNR {values[1]:.1f} dB  SSIM {values[2]:.3f}"
-        for kind, values in means.items()
-    )

@@ -44,8 +44,9 @@ def write_report(folder: Path, data: SliceSet, compared: tuple[str, ...] = (), w
     parts = [
         f"<h1>{_text(result['stage'])}: {_text(result['run'])}</h1>",
         f'<p class="about">{_text(_about(result, data))}</p>',
-        "<h2>Scores</h2>",
+        "<h2>Scores</h2>" + ("<p>Means over the organs.</p>" if "organs" in result else ""),
         _scores(result),
+        *_organs(result),
         "".join(f"<p>{_text(line)}</p>" for line in compared),
         "<h2>Patients</h2>",
         _picture(_dots(result), "Dice of each patient; the line is their mean."),
@@ -96,7 +97,7 @@ def _about(result: dict, data: SliceSet) -> str:
             (
                 f"{len(result['cases'])} {result['subset']} patients",
                 f"{result['slices']} slices of {data.size}x{data.size} pixels",
-                "/".join(data.info["classes"]),
+                ", ".join(data.organs) if len(data.organs) < 4 else f"{len(data.organs)} organs",
                 f"{result['weights']} epoch ({result['epoch']})",
                 f"{result['parameters']:,} parameters",
                 speed,
@@ -117,6 +118,25 @@ def _scores(result: dict) -> str:
         for s in known
     ]
     return _table(["", "per patient", "pooled over slices"], lines)
+
+
+def _organs(result: dict) -> list[str]:
+    """Of several organs a line each: mean and spread over patients, in how many, Dice pooled."""
+    if "organs" not in result:
+        return []
+    first = next(iter(result["organs"].values()))["per_patient"]
+    known = [s for s in TITLES if s in first]
+    lines = [
+        [
+            organ,
+            *(with_spread(row["per_patient"][s]) for s in known),
+            row["per_patient"]["dice"]["n"],
+            number(row["pooled"]["dice"]),
+        ]
+        for organ, row in result["organs"].items()
+    ]
+    head = ["", *(TITLES[s] for s in known), "patients", "Dice, pooled"]
+    return ["<h2>Organs</h2>", _table(head, lines)]
 
 
 def _order(result: dict) -> list[str]:
@@ -176,8 +196,10 @@ def _slice(data: SliceSet, s: Slice, truth: np.ndarray, mask: np.ndarray, words:
     """CT | truth | prediction of one slice."""
     image = read_image(data.folder / "images" / f"{s.name}.png")
     stream = io.BytesIO()
-    Image.fromarray(figures.panels(image, truth, mask)).save(stream, "png")
-    return _picture(stream.getvalue(), f"{words}. CT, truth (green), prediction (orange)")
+    colours = figures.legend(data.organs, data.colours)
+    Image.fromarray(figures.panels(image, truth, mask, colours)).save(stream, "png")
+    which = "truth, prediction" if colours else "truth (green), prediction (orange)"
+    return _picture(stream.getvalue(), f"{words}. CT, {which}")
 
 
 def _training(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ import platform
 import signal
 import subprocess
 import threading
+import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -42,14 +43,17 @@ FREE_ON_RESUME = {
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM as a wish that is met between two steps; a second one is met at once.
+    """Ctrl-C and SIGTERM as a wish that is met between two steps; a later one is met at once.
+
+    Within a second it is the same wish: a terminal's Ctrl-C comes from the terminal and once more
+    from torchrun or reproduce.py, which hand it on.
 
     An exception out of a signal handler can strike anywhere, in a loader's `__del__` too, where
     Python drops it.
     """
 
     def __init__(self):
-        self.number, self.before = None, {}
+        self.number, self.came, self.before = None, 0.0, {}
 
     def __enter__(self):
         """From here on signals wait."""
@@ -65,9 +69,11 @@ class Interruption:
 
     def note(self, number: int, _) -> None:
         """A signal has come."""
-        again, self.number = self.number, number
-        if again:
+        now = time.monotonic()
+        if self.number and now - self.came > 1:
             self.check()
+        if not self.number:
+            self.number, self.came = number, now
 
     def check(self) -> None:
         """KeyboardInterrupt after Ctrl-C, SystemExit(143) after SIGTERM."""
@@ -93,6 +99,7 @@ class Run:
     world: int = 1
     lock: object = None  # held as long as the run is
     saved: int = 0  # the epoch that last.pt holds
+    unsaved: dict | None = None  # what it would hold of a later one, which --save-every left out
     interruption: Interruption = field(default_factory=Interruption)
 
     @property
@@ -177,7 +184,7 @@ def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:
         "parameters": parameters(objective.model),
         "objective_parameters": extra,
         "size": run.size,
-        "classes": run.data.info["classes"],
+        "classes": run.data.organs,
         "patients": run.patients,
         "environment": {
             "python": platform.python_version(),
@@ -197,11 +204,13 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         "stage": run.stage,
         "config": to_json(config),
         "classes": run.classes,
-        "organs": run.data.info["classes"],
+        "organs": run.data.organs,
+        "colours": run.data.colours,
         "size": run.size,
-        "window": run.data.info.get("window"),
+        **{name: run.data.info.get(name) for name in ("window", "axis", "channel")},
         "parameters": parameters(objective.model),
         "patients": run.patients,
+        "processes": run.world,
         "epoch": len(log),
         "val_dice": float(log[-1]["val_dice"]),
     }
@@ -209,14 +218,32 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         (run.folder / stale).unlink(missing_ok=True)
     if is_best:
         checkpoint.save(run.folder / "best.pt", {**about, "model": objective.model.state_dict()})
+    state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
     if len(log) % config.save_every == 0 or len(log) == config.epochs:
-        state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
         checkpoint.save(run.folder / "last.pt", {**about, **state, "log": log})
-        run.saved = len(log)
+        run.saved, run.unsaved = len(log), None
+    else:
+        run.unsaved = copied({**about, **state, "log": log})
     # Twenty drawings a run: each takes as long as many steps of a small student.
     if len(log) % -(-config.epochs // 20) == 0 or len(log) == config.epochs:
         figures.curves(run.folder / "curves.png", log, f"{run.stage}: {run.folder.name}")
     write_csv(run.folder / "log.csv", log)
+
+
+def copied(value):
+    """A state as it is now, in the CPU's memory: training goes on in the tensors themselves."""
+    if torch.is_tensor(value):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: copied(part) for name, part in value.items()}
+    return [copied(part) for part in value] if isinstance(value, list) else value
+
+
+def save_the_rest(run: Run) -> None:
+    """last.pt of the last finished epoch, if `--save-every` has left it out: the run ends here."""
+    if run.unsaved:
+        checkpoint.save(run.folder / "last.pt", run.unsaved)
+        run.saved, run.unsaved = run.unsaved["epoch"], None
 
 
 def changed_settings(config: TrainConfig, before: dict, free: set[str]) -> list[str]:
@@ -252,6 +279,8 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         )
     if config.epochs != (before := state["config"]["epochs"]):
         run.say(f"{before} epochs were planned, now {config.epochs}: the cosine is another one")
+    if run.world != (before := state.get("processes", run.world)):
+        run.say(f"note: {before} processes before, {run.world} now, each with --batch-size slices")
     checkpoint.load_weights(objective, state["objective"], path)
     optimizer.load_state_dict(state["optimizer"])
     run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")

@@ -1,4 +1,4 @@
-"""Segmentation and reconstruction scores, per patient first, pooled over slices as second column.
+"""Segmentation scores, per patient first, pooled over slices as second column.
 
 Overlap scores come from counts of pixels, never from means of batch means. Of a patient (or the
 pool) with truth T and prediction P:
@@ -7,7 +7,8 @@ pool) with truth T and prediction P:
     recall = |P & T| / |T|              precision = |P & T| / |P|
 
 A missed organ has Dice 0; so has one that is predicted where there is none. Where neither has a
-pixel, the scores are undefined (None): such cases are left out of the mean and counted.
+pixel, the scores are undefined (None): such cases are left out of the mean and counted. Of several
+organs a patient's score is the mean over those where it is defined; each organ's own is kept.
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.files import UserError, bullets, read_json, shown, write_csv, write_json
@@ -25,6 +25,7 @@ from common.surfaces import SURFACE_SCORES, surface_scores
 from common.views import stack
 
 SCORES = ("dice", "iou", "recall", "precision")
+PIXELS = ("overlap_pixels", "predicted_pixels", "true_pixels")
 
 
 def predicted(logits: Tensor) -> Tensor:
@@ -32,10 +33,11 @@ def predicted(logits: Tensor) -> Tensor:
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
 
 
-def count(prediction: Tensor, truth: Tensor, organ: int = 1) -> Tensor:
-    """One class's pixels in class indices `(N, H, W)`: overlap, predicted, true, int64 `(N, 3)`."""
-    p, t = prediction == organ, truth == organ
-    return torch.stack([(p & t).sum((1, 2)), p.sum((1, 2)), t.sum((1, 2))], dim=-1)
+def count(prediction: Tensor, truth: Tensor, organs: int = 1) -> Tensor:
+    """Pixels of each organ in class indices `(N, H, W)`: int64 `(N, organs, 3)`, as in PIXELS."""
+    masks = [(prediction == k, truth == k) for k in range(1, organs + 1)]
+    found = [torch.stack([p & t, p, t], dim=1).sum((2, 3)) for p, t in masks]
+    return torch.stack(found, dim=1)
 
 
 def overlap_scores(overlap: int, predicted: int, true: int) -> dict[str, float | None]:
@@ -54,20 +56,42 @@ def overlap_scores(overlap: int, predicted: int, true: int) -> dict[str, float |
     }
 
 
-def per_case(cases: Iterable[str], counts: np.ndarray) -> dict[str, dict]:
-    """Pixel counts and scores of each case from its slices' counts `(slices, 3)`, sorted."""
-    cases, counts = np.asarray(list(cases)), np.asarray(counts, dtype=np.int64).reshape(-1, 3)
+def per_case(
+    cases: Iterable[str], counts: np.ndarray, organs: list[str], surfaces: dict | None = None
+) -> dict[str, dict]:
+    """Counts and scores of each case, sorted, from its slices' counts `(slices, organs, 3)`.
+
+    `surfaces` may hold surface scores by case and organ. See `over_organs` for the rows.
+    """
+    cases, counts = np.asarray(list(cases)), np.asarray(counts, dtype=np.int64)
     rows = {}
-    for case in np.unique(cases):
+    for case in map(str, np.unique(cases)):
         mine = cases == case
-        pixels = counts[mine].sum(0).tolist()
-        names = ("overlap_pixels", "predicted_pixels", "true_pixels")
-        rows[str(case)] = {
-            "slices": int(mine.sum()),
-            **dict(zip(names, pixels, strict=True)),
-            **overlap_scores(*pixels),
+        each = {
+            organ: {
+                **dict(zip(PIXELS, pixels, strict=True)),
+                **overlap_scores(*pixels),
+                **(surfaces or {}).get(case, {}).get(organ, {}),
+            }
+            for organ, pixels in zip(organs, counts[mine].sum(0).tolist(), strict=True)
         }
+        rows[case] = {"slices": int(mine.sum()), **over_organs(each)}
     return rows
+
+
+def over_organs(each: dict[str, dict]) -> dict:
+    """One organ's row is the whole; of several the mean of each score, and the rows as `organs`."""
+    first, *others = each.values()
+    if not others:
+        return first
+    scores = [name for name in first if name not in PIXELS]
+    means = {s: mean_and_spread(row[s] for row in each.values())["mean"] for s in scores}
+    return {**means, "organs": each}
+
+
+def of_organ(row: dict, organ: str | None) -> dict:
+    """An organ's part of a row that `over_organs` has made; None: the whole row."""
+    return row["organs"][organ] if organ and "organs" in row else row
 
 
 def mean_and_spread(values: Iterable[float | None]) -> dict:
@@ -82,50 +106,33 @@ def mean_and_spread(values: Iterable[float | None]) -> dict:
     }
 
 
-def summary(cases: list[str], counts: np.ndarray) -> dict:
-    """Both views of a set of slices: `per_patient` (mean, std, n) and `pooled` for each score."""
-    each = per_case(cases, counts)
-    totals = np.asarray(counts, dtype=np.int64).reshape(-1, 3).sum(0).tolist()
-    return {
-        "per_patient": {s: mean_and_spread(row[s] for row in each.values()) for s in SCORES},
-        "pooled": overlap_scores(*totals),
-        "slices": len(cases),
-    }
+def summary(cases: list[str], counts: np.ndarray, organs: list[str]) -> dict:
+    """Both views of a set of slices: `per_patient` (mean, std, n) and `pooled` for each score.
 
-
-def mse(image: Tensor, reference: Tensor) -> Tensor:
-    """Mean squared error per image of `(N, c, H, W)` in 0..1 -> `(N,)`."""
-    return (image - reference).square().mean((1, 2, 3))
-
-
-def psnr(image: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB for a peak of 1, per image; equal images give 100."""
-    return -10 * mse(image, reference).clamp(min=1e-10).log10()
-
-
-def ssim(image: Tensor, reference: Tensor, sigma: float = 1.5) -> Tensor:
-    """Structural similarity per image of `(N, c, H, W)` in 0..1 (Wang et al., 2004) -> `(N,)`.
-
-    The paper's form: an 11x11 Gaussian window, constants 0.01 and 0.03, means over all places
-    where the window lies inside the image.
+    `counts` `(slices, organs, 3)`. Of several organs the same of each under `organs`.
     """
-    offsets = torch.arange(-5, 6, dtype=torch.float64)
-    bell = torch.exp(-(offsets**2) / (2 * sigma**2))
-    bell = (bell / bell.sum()).to(image)
-    channels = image.shape[1]
+    return {**views(per_case(cases, counts, organs), organs), "slices": len(cases)}
 
-    def blur(x: Tensor) -> Tensor:
-        x = F.conv2d(x, bell.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-        return F.conv2d(x, bell.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
 
-    mean_a, mean_b = blur(image), blur(reference)
-    var_a = blur(image * image) - mean_a**2
-    var_b = blur(reference * reference) - mean_b**2
-    covariance = blur(image * reference) - mean_a * mean_b
-    c1, c2 = 0.01**2, 0.03**2
-    top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    bottom = (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
-    return (top / bottom).mean((1, 2, 3))
+def views(each: dict[str, dict], organs: list[str], scores: Iterable[str] = SCORES) -> dict:
+    """`per_patient` of these scores and `pooled` of rows by case; of several organs each's too."""
+    pools = {}
+    for organ in organs:
+        rows = [of_organ(row, organ) for row in each.values()]
+        pools[organ] = overlap_scores(*(sum(row[name] for row in rows) for name in PIXELS))
+    whole = {"per_patient": _means([*each.values()], scores), "pooled": over_organs(pools)}
+    if len(organs) == 1:
+        return whole
+    by_organ = {}
+    for organ, pool in whole["pooled"].pop("organs").items():
+        rows = [of_organ(row, organ) for row in each.values()]
+        by_organ[organ] = {"per_patient": _means(rows, scores), "pooled": pool}
+    return {**whole, "organs": by_organ}
+
+
+def _means(rows: list[dict], scores: Iterable[str]) -> dict[str, dict]:
+    """Mean and spread of each score."""
+    return {score: mean_and_spread(row[score] for row in rows) for score in scores}
 
 
 def data_of(folder: Path, given: Path | None) -> SliceSet:
@@ -164,17 +171,19 @@ def score_run(folder: Path, data: SliceSet) -> dict:
         for s, *pair in zip(mine, prediction, truth, strict=True):
             if pair[0].shape != pair[1].shape:
                 raise UserError(f"{s.name}.png: prediction and truth differ in size; predict again")
-            counts.append(count(*(torch.from_numpy(m)[None] for m in pair)))
+            counts.append(count(*(torch.from_numpy(m)[None] for m in pair), len(data.organs)))
         cases += [case] * len(mine)
         if spacing := spacing_of(case, mine, data):
-            surfaces[case] = surface_scores(np.stack(prediction), np.stack(truth), spacing)
-    table = torch.cat(counts).numpy()
-    each, whole = per_case(cases, table), summary(cases, table)
-    for case, row in each.items() if surfaces else ():
-        row |= surfaces.get(case, dict.fromkeys(SURFACE_SCORES))
-    if len(surfaces) == len(each):
-        distances = {s: mean_and_spread(row[s] for row in each.values()) for s in SURFACE_SCORES}
-        whole["per_patient"] |= distances
+            pair = np.stack(prediction), np.stack(truth)
+            surfaces[case] = {
+                organ: surface_scores(*(mask == k for mask in pair), spacing)
+                for k, organ in enumerate(data.organs, start=1)
+            }
+    nothing = dict.fromkeys(data.organs, dict.fromkeys(SURFACE_SCORES)) if surfaces else {}
+    distances = {case: surfaces.get(case, nothing) for case in cases}
+    each = per_case(cases, torch.cat(counts).numpy(), data.organs, distances)
+    # A mean of distances over some patients alone would not be one of all.
+    measured = (*SCORES, *SURFACE_SCORES) if len(surfaces) == len(each) else SCORES
     result = {
         "stage": folder.parents[1].name,
         "run": folder.name,
@@ -183,12 +192,20 @@ def score_run(folder: Path, data: SliceSet) -> dict:
         "parameters": done["parameters"],
         "epoch": done["epoch"],
         "latency_ms": done["latency_ms"],
-        **whole,
+        **views(each, data.organs, measured),
+        "slices": len(slices),
         "cases": each,
     }
-    write_csv(folder / "metrics_per_case.csv", [{"case": c, **row} for c, row in each.items()])
+    write_csv(folder / "metrics_per_case.csv", [{"case": c, **flat(r)} for c, r in each.items()])
     write_json(folder / "summary.json", result)
     return result
+
+
+def flat(row: dict) -> dict:
+    """A case's row for a CSV: what it holds of an organ becomes columns `score organ`."""
+    organs = row.get("organs", {})
+    columns = {f"{k} {organ}": v for organ, scores in organs.items() for k, v in scores.items()}
+    return {k: v for k, v in row.items() if k != "organs"} | columns
 
 
 def spacing_of(case: str, slices: list[Slice], data: SliceSet) -> tuple | None:
@@ -216,13 +233,18 @@ def table(result: dict) -> str:
         f"{result['stage']} ({result['run']}): {patients} {result['subset']} patients, "
         f"{result['slices']} slices, {result['weights']} epoch, {result['parameters']:,} parameters"
     )
-    lines = [title, f"{'':<10} {'per patient':>16} {'pooled':>8}"]
+    room = max(10, *map(len, result.get("organs", [""])))
+    lines = [title, f"{'':<{room}} {'per patient':>16} {'pooled':>8}"]
     for score in SCORES:
         mean, pooled = result["per_patient"][score], result["pooled"][score]
-        lines.append(f"{score:<10} {with_spread(mean):>16} {number(pooled):>8}")
+        lines.append(f"{score:<{room}} {with_spread(mean):>16} {number(pooled):>8}")
     for score, title in SURFACE_SCORES.items():
         if score in result["per_patient"]:
-            lines.append(f"{title:<10} {with_spread(result['per_patient'][score]):>16}")
+            lines.append(f"{title:<{room}} {with_spread(result['per_patient'][score]):>16}")
+    for organ, row in result.get("organs", {}).items():
+        dice, pooled = row["per_patient"]["dice"], number(row["pooled"]["dice"])
+        cells = f"{organ:<{room}} {with_spread(dice):>16} {pooled:>8}"
+        lines.append(f"{cells}   Dice of {dice['n']} patients")
     if missing := result["per_patient"]["dice"]["undefined"]:
         lines.append(f"{missing} patients without organ and without prediction are left out")
     return "\n".join(lines)

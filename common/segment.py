@@ -10,7 +10,6 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -18,11 +17,11 @@ from common import figures
 from common.cases import errors, image_doubts, side_doubts
 from common.device import autocast, to_device
 from common.files import UserError, bullets, shown, write_json
-from common.scores import number, overlap_scores
+from common.measures import findings, in_words, largest_components, on_the_left
 from common.settings import InferenceConfig
-from common.surfaces import surface_scores
 from common.trained import Trained, probabilities
-from common.views import HU_WINDOW, axial_view, from_square, from_views, to_square, window
+from common.views import HU_WINDOW, axial_view, bounds_of, from_square, from_views, to_square
+from common.views import window as shades
 from common.volumes import DICOM, Volume, is_dicom, read_volume, stem, write_volume
 
 NIFTI = (".nii", ".nii.gz")
@@ -39,10 +38,9 @@ class Job(NamedTuple):
         """A file beside the mask, of the same name but for the ending."""
         return self.mask.with_name(stem(self.mask) + ending)
 
-    def written(self, probabilities: bool) -> list[Path]:
-        """All files that it will leave."""
-        endings = (".png", ".json", *(["_probability.nii.gz"] if probabilities else []))
-        return [self.mask, *map(self.beside, endings)]
+    def written(self, maps: list[str]) -> list[Path]:
+        """All files that it will leave; `maps` are the endings of its probability maps."""
+        return [self.mask, *map(self.beside, (".png", ".json", *maps))]
 
 
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
@@ -50,14 +48,18 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
 
     A file that cannot be used does not stop the others: UserError names all of them at the end.
     """
-    low, high = bounds = hu_window(run, config)
+    wanted = window_of(run, config)
+    if (plane := run.checkpoint.get("axis") or "axial") != "axial":
+        raise UserError(
+            f"{shown(run.path)} was trained on {plane} slices; --volume cuts axial ones."
+        )
     known = run.checkpoint.get("window") or None not in (config.hu_low, config.hu_high)
     guess = "" if known else " (a guess: see --hu-low, --hu-high)"
     jobs, problems = list_jobs(run, config), []
-    print(f"epoch {run.checkpoint['epoch']}, HU {low:g} to {high:g}{guess}, on {run.device}")
+    print(f"epoch {run.checkpoint['epoch']}, {range_in_words(wanted)}{guess}, on {run.device}")
     for job in jobs:
         try:
-            print(_segment_one(model, run, config, job, bounds), flush=True)
+            print(_segment_one(model, run, config, job, wanted), flush=True)
         except UserError as error:
             problems.append(str(error))
         except (OSError, ValueError, MemoryError) as error:  # a name or a file like no other
@@ -68,15 +70,25 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
         )
 
 
-def hu_window(run: Trained, config: InferenceConfig) -> tuple[float, float]:
-    """The HU shown as 0 and 255: the flags', else those of the slices that the run was trained on,
-    else, of slices imported without them, the usual ones of the abdomen."""
-    usual = run.checkpoint.get("window") or HU_WINDOW
-    low = usual[0] if config.hu_low is None else config.hu_low
-    high = usual[1] if config.hu_high is None else config.hu_high
+def window_of(run: Trained, config: InferenceConfig):
+    """The window, as `views.bounds_of` takes it: the flags' HU, else that of the slices that the
+    run was trained on, else, of slices imported without one, the usual one of the abdomen."""
+    usual, given = run.checkpoint.get("window") or HU_WINDOW, (config.hu_low, config.hu_high)
+    if given == (None, None):
+        return usual
+    if isinstance(usual, dict):
+        raise UserError(f"--hu-low and --hu-high: {shown(run.path)} was trained on no HU.")
+    low, high = (u if g is None else g for u, g in zip(usual, given, strict=True))
     if low >= high:
         raise UserError(f"--hu-low {low:g} must be below --hu-high {high:g}.")
     return float(low), float(high)
+
+
+def range_in_words(window) -> str:
+    """`HU -160 to 240`, or which percentiles."""
+    if isinstance(window, dict):
+        return "percentiles {:g} to {:g} of each volume".format(*window["percentiles"])
+    return "HU {:g} to {:g}".format(*window)
 
 
 def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
@@ -101,7 +113,7 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     if lost := [shown(path) for path in truths if path and not path.is_file()]:
         raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
     jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
-    _check_outputs(jobs, config)
+    _check_outputs(jobs, config, map_endings(run, config))
     try:
         jobs[0].mask.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,12 +121,17 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     return jobs
 
 
-def _check_outputs(jobs: list[Job], config: InferenceConfig) -> None:
+def map_endings(run: Trained, config: InferenceConfig) -> list[str]:
+    """How the files of the organs' probability maps end; none if they are not wanted."""
+    return [f"_probability{s}.nii.gz" for s in run.suffixes if config.probabilities]
+
+
+def _check_outputs(jobs: list[Job], config: InferenceConfig, maps: list[str]) -> None:
     """UserError if a file that is not ours to write would be replaced."""
     given = {path.resolve() for job in jobs for path in job[:2] if path}
     taken = set()
     for job in jobs:
-        files = job.written(config.probabilities)
+        files = job.written(maps)
         # In the run's own folder a mask without its JSON is what an interruption has left.
         left = config.output is None and not job.beside(".json").exists()
         foreign = [] if left or _ours(job) else [path for path in files if path.exists()]
@@ -150,43 +167,47 @@ def volume_files(path: Path) -> list[Path]:
     return files
 
 
-def _segment_one(model: nn.Module, run: Trained, config, job: Job, bounds: tuple) -> str:
+def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> str:
     """Segment one volume and write what belongs to it; a line that says what was found."""
     began = time.perf_counter()
-    volume = read_volume(job.volume)
+    volume = read_volume(job.volume, run.checkpoint.get("channel"))
     if not np.isfinite(volume.voxels).all():
         raise UserError(f"{shown(job.volume)} holds NaN or infinite voxels.")
-    truth = _read_truth(job.truth, volume) if job.truth else None
+    bounds, hu = bounds_of(volume.voxels, window), not isinstance(window, dict)
+    organs, endings = run.organs, map_endings(run, config)
+    truth = _read_truth(job.truth, volume, len(organs)) if job.truth else None
     mask = np.empty(volume.voxels.shape, np.uint8)
-    maps = np.empty(volume.voxels.shape, np.float32) if config.probabilities else None
+    maps = [np.empty(volume.voxels.shape, np.float32) for _ in endings]
     for first, found in organ_maps(model, run, volume, config, bounds):
         part = slice(first, first + len(found))
-        mask[..., part] = from_views((found > 0.5).to(torch.uint8).cpu().numpy())
-        if maps is not None:
-            maps[..., part] = from_views(found.cpu().numpy())
+        mask[..., part] = from_views(decided(found).cpu().numpy())
+        for k, kept in enumerate(maps):
+            kept[..., part] = from_views(found[:, k].cpu().numpy())
     if config.largest_component:
-        mask = largest_component(mask)
+        mask = largest_components(mask, len(organs))
+    true = mask if truth is None else truth
     about = {
         "volume": job.volume.name,
         "stage": run.checkpoint["stage"],
         "run": run.folder.name,
         "weights": config.weights,
         "epoch": run.checkpoint["epoch"],
-        "hu_window": bounds,
+        "window": bounds,
         "largest_component": config.largest_component,
-        "organ": run.checkpoint.get("organs", ["organ"])[0],
         "orientation": volume.stored_orientation,
         "shape": volume.stored_shape,
         "spacing_mm": [round(s, 6) for s in volume.spacing],
-        **measures(mask, volume.spacing),
-        "doubts": image_doubts(volume)
-        + side_doubts(volume, (mask if truth is None else truth) > 0),
-        "scores": None if truth is None else volume_scores(mask, truth, volume.spacing),
+        "doubts": image_doubts(volume, hu)
+        + (side_doubts(volume, true == on_the_left(organs)) if hu else []),
+        **findings(mask, truth, volume.spacing, organs),
     }
     about["mask_sha256"] = write_volume(job.mask, mask, volume)
-    if maps is not None:
-        write_volume(job.beside("_probability.nii.gz"), maps, volume)
-    _draw_sheet(job.beside(".png"), volume, mask, truth, about)
+    for kept, ending in zip(maps, endings, strict=True):
+        write_volume(job.beside(ending), kept, volume)
+    colours = figures.legend(organs, run.checkpoint.get("colours"))
+    drawn = rows_of_sheet(volume, mask, truth, bounds)
+    aspect = volume.spacing[1] / volume.spacing[0]
+    figures.sheet(job.beside(".png"), in_words(about), drawn, aspect, colours)
     about["seconds"] = round(time.perf_counter() - began, 3)
     write_json(job.beside(".json"), about)
     return in_a_line(about, job)
@@ -195,7 +216,7 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, bounds: tuple
 def organ_maps(
     model: nn.Module, run: Trained, volume: Volume, config: InferenceConfig, bounds: tuple
 ) -> Iterator[tuple[int, Tensor]]:
-    """The organ's probability in batches of axial views: first slice, float32 `(n, row, column)`.
+    """Probabilities in batches of axial views: first slice, float32 `(n, organs, row, column)`.
 
     Every slice goes the way of `data_prep/slice_nifti.py` into its square, and its map the way back
     to the CT's own pixels, before anything is thresholded.
@@ -205,7 +226,7 @@ def organ_maps(
     starts = range(0, count, config.batch_size)
     for first in tqdm(starts, desc="slices", disable=None, leave=False):
         views = (
-            window(axial_view(volume.voxels, index), *bounds)
+            shades(axial_view(volume.voxels, index), *bounds)
             for index in range(first, min(first + config.batch_size, count))
         )
         squares = np.stack([to_square(view, spacing, size, mask=False) for view in views])
@@ -213,55 +234,35 @@ def organ_maps(
         batch = to_device(batch, run.device, config.channels_last)
         with torch.inference_mode(), autocast(run.device, config.bf16):
             logits = model(batch["image"], reconstruct=False).logits
-        yield first, from_square(probabilities(logits), shape, spacing)[:, 0]
+        yield first, from_square(probabilities(logits), shape, spacing)
 
 
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest part of a mask whose voxels touch, by a face, an edge or a corner."""
-    parts, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
-    if count < 2:
-        return mask
-    return (parts == np.bincount(parts.flat)[1:].argmax() + 1).astype(mask.dtype)
+def decided(maps: Tensor) -> Tensor:
+    """Probabilities `(n, organs, H, W)` -> class indices, uint8 `(n, H, W)`: the likeliest organ,
+    where it is likelier than the background. Of one organ: above 0.5."""
+    best, organ = maps.max(1)
+    return ((organ + 1) * (best > 1 - maps.sum(1))).to(torch.uint8)
 
 
-def measures(mask: np.ndarray, spacing: tuple[float, float, float]) -> dict:
-    """Of a mask in canonical orientation, spacing in mm: slices, those with the organ, its volume
-    in ml, and its craniocaudal length in mm, from its lowest slice to its highest."""
-    present = np.flatnonzero(mask.any((0, 1)))
-    return {
-        "slices": mask.shape[2],
-        "slices_with_organ": len(present),
-        "volume_ml": float(np.count_nonzero(mask) * np.prod(spacing) / 1000),
-        "length_mm": float((present[-1] - present[0] + 1) * spacing[2]) if len(present) else 0.0,
-    }
-
-
-def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing: tuple) -> dict:
-    """Overlap and surface scores of a mask in the CT's own voxels."""
-    counts = (np.count_nonzero(a) for a in (mask * truth, mask, truth))
-    return {**overlap_scores(*counts), **surface_scores(mask, truth, spacing)}
-
-
-def _read_truth(path: Path, volume: Volume) -> np.ndarray:
-    """A true mask, 0 and 1. UserError if it holds anything else or does not fit the volume."""
+def _read_truth(path: Path, volume: Volume, organs: int) -> np.ndarray:
+    """A true mask, 0 to `organs`. UserError if it holds more or does not fit the volume."""
     truth = read_volume(path)
-    if found := errors(volume, truth):
+    if found := errors(volume, truth, range(organs + 1)):
         raise UserError(f"{shown(path)}: {'; '.join(found)}.")
     return truth.voxels.astype(np.uint8)
 
 
-def _draw_sheet(path: Path, volume: Volume, mask, truth, about: dict, panels: int = 12) -> None:
-    """Evenly spaced slices from the organ's lowest to its highest, over all if there is none."""
-    seen = mask if truth is None else mask | truth
+def rows_of_sheet(volume: Volume, mask, truth, bounds: tuple, panels: int = 12) -> list[tuple]:
+    """Evenly spaced slices from the organs' lowest to their highest, over all if there are none."""
+    seen = mask > 0 if truth is None else (mask > 0) | (truth > 0)
     present = np.flatnonzero(seen.any((0, 1))) if seen.any() else np.arange(mask.shape[2])
     chosen = np.linspace(present[0], present[-1], min(panels, len(present))).round().astype(int)
     rows = []
     for index in sorted({*chosen.tolist()}):
-        view = window(axial_view(volume.voxels, index), *about["hu_window"])
+        view = shades(axial_view(volume.voxels, index), *bounds)
         true = None if truth is None else axial_view(truth, index)
         rows.append((_stored_index(volume, index), view, axial_view(mask, index), true))
-    aspect = volume.spacing[1] / volume.spacing[0]
-    figures.sheet(path, in_words(about), rows, aspect)
+    return rows
 
 
 def _stored_index(volume: Volume, index: int) -> str:
@@ -270,18 +271,6 @@ def _stored_index(volume: Volume, index: int) -> str:
     axis = int(np.flatnonzero(ornt[:, 0] == 2)[0])
     place = index if ornt[axis, 1] > 0 else volume.stored_shape[axis] - 1 - index
     return f"{'ijk'[axis]} = {place}"
-
-
-def in_words(about: dict) -> str:
-    """`spleen_8: spleen 115.8 ml, 98 mm long, in 12 of 32 slices`, and the scores if there are."""
-    text = (
-        f"{about['volume']}: {about['organ']} {about['volume_ml']:.1f} ml, "
-        f"{about['length_mm']:.0f} mm long, in {about['slices_with_organ']} of {about['slices']} "
-        "slices"
-    )
-    if scores := about["scores"]:
-        text += f"; Dice {number(scores['dice'])}, HD95 {number(scores['hd95_mm'])} mm"
-    return "; ".join([text, *about["doubts"]])
 
 
 def in_a_line(about: dict, job: Job) -> str:

@@ -65,7 +65,9 @@ class TrainConfig(Config):
     )
     workers: int = option(-1, "loader processes; -1: none on a CPU, up to 8 on a GPU", low=-1)
     cache_mb: int = option(4096, "decoded slices kept in memory, in MB", low=0)
-    save_every: int = option(1, "epochs between two last.pt; the last epoch is always saved", low=1)
+    save_every: int = option(
+        1, "epochs between two last.pt; Ctrl-C, SIGTERM and the last epoch write it too", low=1
+    )
 
     def __post_init__(self):
         """The data set's whole path is kept: inference finds it from any folder."""

@@ -3,11 +3,13 @@
 images/<case>_<slice:03d>.png   8-bit grey
 masks/<case>_<slice:03d>.png    {0, 255} for one class, class indices for several
 manifest.csv                    case, slice, foreground (pixels), source (file it came from)
-dataset.json                    name, source, window, size, classes, cases (geometry)
+dataset.json                    name, source, window, size, cases (geometry); classes: the organs'
+                                names in the order of their mask values; perhaps their colours
 splits.json                     seed, folds, fold, patients of train / val / test / student
 """
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +51,17 @@ class SliceSet:
     @property
     def classes(self) -> int:
         """Number of logit channels: 1 for one organ (sigmoid), else organs + background."""
-        return 1 if self.organs == 1 else self.organs + 1
+        return 1 if len(self.organs) == 1 else len(self.organs) + 1
 
     @property
-    def organs(self) -> int:
-        """Number of organs that the masks show."""
-        return len(self.info["classes"])
+    def organs(self) -> list[str]:
+        """The names of the organs in the masks; of several, those of the values 1, 2, ..."""
+        return self.info["classes"]
+
+    @property
+    def colours(self) -> list[str] | None:
+        """The organs' colours as #rrggbb, if dataset.json names them."""
+        return self.info.get("colours")
 
     @property
     def size(self) -> int:
@@ -115,12 +122,12 @@ def write_set(folder: Path, info: dict, slices: list[Slice], splits: dict) -> No
     write_json(folder / "dataset.json", info)
 
 
-def in_short(slices: list[Slice], splits: dict, organ: str, folder: Path, kind="patients") -> str:
-    """One line on a data set that was just written, whose cases are of this kind."""
+def in_short(slices: list[Slice], splits: dict, organ: str, folder: Path) -> str:
+    """One line on a data set that was just written."""
     parts = ", ".join(f"{len(splits[part])} {part}" for part in ("train", "val", "test"))
     return (
         f"{len(slices)} slices ({sum(s.foreground > 0 for s in slices)} with {organ}) of "
-        f"{len({s.case for s in slices})} {kind}: {parts} -> {shown(folder)}"
+        f"{len({s.case for s in slices})} patients: {parts} -> {shown(folder)}"
     )
 
 
@@ -132,6 +139,7 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
     info = read_json(folder / "dataset.json", MAKE_DATA)
     if not isinstance(info, dict) or not info.get("classes") or "size" not in info:
         raise UserError(f"{shown(folder / 'dataset.json')} lacks size or classes. {MAKE_DATA}")
+    check_organs(info, folder / "dataset.json")
     rows = read_csv(folder / "manifest.csv", ("case", "slice", "foreground"), MAKE_DATA)
     if not rows:
         raise UserError(f"{shown(folder / 'manifest.csv')} lists no slices. {MAKE_DATA}")
@@ -146,6 +154,23 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
     if outside:
         raise UserError(f"manifest.csv: the case {outside[0]!r} is not a plain file name.")
     return SliceSet(folder, info, slices)
+
+
+def check_organs(info: dict, path: Path) -> None:
+    """UserError if the organs' names or colours in a dataset.json cannot be used."""
+    names, colours = info["classes"], info.get("colours")
+    right = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
+    if not right or len(names) != len({*names}) or len(names) > 254:
+        raise UserError(f'{shown(path)}: "classes" is no list of up to 254 different names.')
+    if colours is None:
+        return
+    hexes = isinstance(colours, list) and all(
+        isinstance(c, str) and re.fullmatch("#[0-9a-fA-F]{6}", c) for c in colours
+    )
+    if not hexes or len(colours) != len(names):
+        raise UserError(
+            f'{shown(path)}: "colours" is no list of {len(names)} texts like "#1f77b4".'
+        )
 
 
 def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) -> dict:

@@ -11,25 +11,41 @@ import numpy as np
 from scipy import stats
 
 from common.files import read_json, shown
-from common.scores import mean_and_spread, overlap_scores
+from common.scores import PIXELS, mean_and_spread, of_organ, over_organs, overlap_scores
 
 
-def by_patient(results: list[dict], score: str = "dice") -> dict[str, float | None]:
-    """Each patient's mean score over the results that hold it; None where it is undefined."""
+def by_patient(
+    results: list[dict], score: str = "dice", organ: str | None = None
+) -> dict[str, float | None]:
+    """Each patient's mean score over the results that hold it; None where it is undefined.
+
+    Of several organs: of that one, or their mean.
+    """
     values: dict[str, list[float]] = {}
     for result in results:
         for case, row in result["cases"].items():
-            known = values.setdefault(case, [])
-            if row[score] is not None:
-                known.append(row[score])
+            known, found = values.setdefault(case, []), of_organ(row, organ)[score]
+            if found is not None:
+                known.append(found)
     return {case: float(np.mean(v)) if v else None for case, v in sorted(values.items())}
 
 
 def pooled(results: list[dict]) -> dict[str, float | None]:
-    """Dice, IoU, recall, precision of all pixels of all results, as the thesis counts."""
+    """Dice, IoU, recall, precision of all pixels of all results, as the thesis counts.
+
+    Of several organs their means.
+    """
     rows = [row for result in results for row in result["cases"].values()]
-    counts = ("overlap_pixels", "predicted_pixels", "true_pixels")
-    return overlap_scores(*(sum(row[name] for row in rows) for name in counts))
+    pools = {}
+    for organ in organs_of(results) or [None]:
+        mine = [of_organ(row, organ) for row in rows]
+        pools[organ] = overlap_scores(*(sum(row[name] for row in mine) for name in PIXELS))
+    return over_organs(pools)
+
+
+def organs_of(results: list[dict]) -> list[str]:
+    """The organs' names, if there are several."""
+    return [*next(iter(results[0]["cases"].values())).get("organs", {})]
 
 
 def interval(values: list[float]) -> tuple[float, float] | None:
@@ -51,7 +67,9 @@ def wilcoxon(gains: list[float]) -> float | None:
     return float(stats.wilcoxon(gains).pvalue) if np.any(gains) else None
 
 
-def gain(results: list[dict], base: list[dict], score: str = "dice") -> dict | None:
+def gain(
+    results: list[dict], base: list[dict], score: str = "dice", organ: str | None = None
+) -> dict | None:
     """Paired gain over `base` in points (100 x score), over the patients that both have scored.
 
     `mean`, `std`, `n` and `better` (how many gained) over patients, `low` and `high` (95 %
@@ -59,7 +77,7 @@ def gain(results: list[dict], base: list[dict], score: str = "dice") -> dict | N
     subset, after the same epoch: the best or the last.
     """
     kinds = {(result["subset"], result["weights"]) for result in (*results, *base)}
-    mine, theirs = by_patient(results, score), by_patient(base, score)
+    mine, theirs = (by_patient(found, score, organ) for found in (results, base))
     if len(kinds) > 1 or mine.keys() != theirs.keys():
         return None
     gains = _paired(mine, theirs)

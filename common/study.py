@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from common import charts, embedding, figures
-from common.errors import error_pixels, error_shares, repaired_pixels
+from common.errors import error_pixels, error_shares, of_each_organ, repaired_pixels
 from common.files import UserError, read_csv, read_json, shown
-from common.scores import overlap_scores
+from common.scores import count, overlap_scores
 from common.slices import SliceSet, read_image, read_mask
 from common.statistics import by_patient, interval
 from common.tables import write_study
@@ -90,15 +91,16 @@ def _draw_labels(path: Path, results: dict[str, list], points: dict[str, tuple])
 def _draw_errors(folder: Path, runs: dict[str, dict], bases: dict[str, str], data) -> None:
     """errors.png of all models, repairs.png of those with a base."""
 
-    def shares(count, *models: str) -> dict[str, float]:
-        """Errors as `count(truth, mask of each model)` finds them, over the runs of all models."""
+    def shares(kinds, *models: str) -> dict[str, float]:
+        """Errors as `kinds(truth, mask of each model)` finds them, over the runs of all models."""
         rows = []
         for key in runs[models[0]]:
             found = [runs[model][key] for model in models]
             for s in data.of(read_json(found[0] / "inference.json")["cases"]):
                 folders = (data.folder / "masks", *(run / "predictions" for run in found))
                 truth, *masks = (read_mask(f / f"{s.name}.png", data.classes) for f in folders)
-                rows.append((s.case, int((truth > 0).sum()), count(truth, *masks)))
+                errors = of_each_organ(kinds, len(data.organs), truth, *masks)
+                rows.append((s.case, int((truth > 0).sum()), errors))
         return error_shares(rows)
 
     alone = {m: shares(lambda truth, mask: error_pixels(mask, truth), m) for m in runs}
@@ -157,14 +159,14 @@ def _compare_masks(path: Path, runs: dict[str, Path], dice: dict, data: SliceSet
             "image": read_image(data.folder / "images" / file),
             "truth": truth,
             "masks": masks,
-            "dice": {model: slice_dice(mask, truth) for model, mask in masks.items()},
+            "dice": {m: slice_dice(mask, truth, len(data.organs)) for m, mask in masks.items()},
         }
         rows.append(row)
-    figures.comparison(path, rows, list(runs))
+    figures.comparison(path, rows, list(runs), figures.legend(data.organs, data.colours))
 
 
-def slice_dice(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Dice of one slice; 1 if both are empty."""
-    counts = int(((mask > 0) & (truth > 0)).sum()), int((mask > 0).sum()), int((truth > 0).sum())
-    dice = overlap_scores(*counts)["dice"]
-    return 1.0 if dice is None else dice
+def slice_dice(mask: np.ndarray, truth: np.ndarray, organs: int = 1) -> float:
+    """Dice of one slice, mean over the organs that either mask shows; 1 if both are empty."""
+    counts = count(*(torch.from_numpy(m)[None] for m in (mask, truth)), organs)[0].tolist()
+    known = [d for row in counts if (d := overlap_scores(*row)["dice"]) is not None]
+    return float(np.mean(known)) if known else 1.0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common.files import UserError, write_csv, write_text
 from common.scores import mean_and_spread, number, with_spread
-from common.statistics import by_patient, gain, in_words, pooled, seed_spread
+from common.statistics import by_patient, gain, in_words, organs_of, pooled, seed_spread
 from common.surfaces import SURFACE_SCORES
 
 # arXiv 2406.03173, pooled over slices of a random split by slice. Its released code distils
@@ -28,6 +28,11 @@ OTHERS = (
 SURFACES = (
     "Distances of the surfaces per patient, on the slices' own grid: a voxel is as large as a "
     "slice's pixel, and as high as the slices are apart. A missed organ counts as the diagonal."
+)
+
+ORGANS = (
+    "Dice of each organ, mean +- standard deviation over the patients where the organ is true or "
+    "predicted, and the gains in points."
 )
 
 
@@ -77,6 +82,8 @@ def write_study(
     write_csv(folder / "table.csv", records)
     note = POOLED + (OTHERS if THESIS.keys() & runs.keys() else "")
     text = f"{_about(runs)}\n\n{markdown(patients)}\n{note}\n\n{markdown(slices)}"
+    if organs := _organs(results, bases):
+        text += f"\n{ORGANS}\n\n{markdown(organs)}"
     if distances := _distances(results):
         text += f"\n{SURFACES}\n\n{markdown(distances)}"
     write_text(folder / "table.md", text)
@@ -118,6 +125,21 @@ def _distances(results: dict[str, list[dict]]) -> list[dict[str, str]]:
         }
         for model, found in results.items()
     ]
+
+
+def _organs(results: dict[str, list[dict]], bases: dict[str, str]) -> list[dict[str, str]]:
+    """A row an organ, if there are several: each model's Dice, the gains of those with a base."""
+    rows = []
+    for organ in organs_of(next(iter(results.values()))):
+        row = {"organ": organ}
+        for model, found in results.items():
+            row[model] = with_spread(mean_and_spread(by_patient(found, organ=organ).values()))
+        for model, base in bases.items():
+            won = gain(results[model], results[base], organ=organ)
+            cell = f"{in_words(won)}, {won['better']} of {won['n']}" if won else ""
+            row[f"{model} over {base}"] = cell
+        rows.append(row)
+    return rows
 
 
 def _gain_cells(found: dict | None, base: str | None, spread: float | None) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A finished training, ready to predict with."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,19 @@ class Trained:
         """Number of logit channels the model was trained with."""
         return self.checkpoint["classes"]
 
+    @property
+    def organs(self) -> list[str]:
+        """The names of what it segments."""
+        return self.checkpoint.get("organs", ["organ"])
+
+    @property
+    def suffixes(self) -> list[str]:
+        """What a file name gets of each of several organs; of one nothing."""
+        plain = [re.sub(r"[^A-Za-z0-9-]+", "-", name) for name in self.organs]
+        apart = len({*plain}) == len(plain)
+        names = plain if apart else [f"{k}-{name}" for k, name in enumerate(plain, start=1)]
+        return [""] if len(names) == 1 else [f"_{name}" for name in names]
+
     def setting(self, name: str, before=None):
         """A flag's value in that training; `before` if it is older than the flag."""
         return self.checkpoint["config"].get(name, before)
@@ -64,6 +78,12 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
             f"{shown(path)} was trained on {content['size']}-pixel slices with "
             f"{content['classes']} logit channels; those of {shown(data.folder)} have {data.size} "
             f"pixels and need {data.classes}."
+        )
+    organs = content.get("organs", data.organs)
+    if data.classes > 1 and organs != data.organs:
+        raise UserError(
+            f"{shown(path)} was trained on {', '.join(organs)}; the masks of {shown(data.folder)} "
+            f"hold {', '.join(data.organs)}."
         )
     if config.subset == "all":
         cases = sorted({s.case for s in data.slices})

@@ -122,13 +122,18 @@ def md5_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def partial_folder(target: Path) -> Path:
+    """Where the archive is unpacked before `target` is there."""
+    return target.with_name(f".{target.name}.partial")
+
+
 def unpack(archive: Path, target: Path) -> None:
     """Unpack the archive's folder `target.name` to `target`, which appears when it is whole.
 
     Python's data filter refuses members that would be written outside, links that lead there, and
     devices. macOS's `._` shadow files are left out: they end in .nii.gz and are none.
     """
-    home = target.with_name(f".{target.name}.partial")
+    home = partial_folder(target)
     shutil.rmtree(home, ignore_errors=True)  # of a run that was killed
     try:
         with tarfile.open(archive) as tar:
@@ -148,31 +153,33 @@ def unpack(archive: Path, target: Path) -> None:
 def main(config: Config) -> None:
     """Fetch, verify, unpack; what is already there is not done again."""
     target, archive = config.output / NAME, config.output / f"{NAME}.tar"
+    # What is fetched is a .part until it is verified: it is never taken for a given archive.
+    part = archive.with_name(f"{archive.name}.part")
     if target.exists() or target.is_symlink():
+        part.unlink(missing_ok=True)  # of a run that was killed after the folder was whole
+        shutil.rmtree(partial_folder(target), ignore_errors=True)
         raise UserError(f"{shown(target)} is there already; remove it to unpack it again.")
     if not hasattr(tarfile, "data_filter"):
         raise UserError("Safe unpacking needs Python 3.10.12, 3.11.4 or newer.")
     config.output.mkdir(parents=True, exist_ok=True)
     with lock_folder(target):
         wanted, given = config.md5.lower(), archive.exists()
-        # What is fetched is a .part until the end, so that it is never taken for a given archive.
-        found = archive if given else archive.with_name(f"{archive.name}.part")
-        if not given and (not found.exists() or md5_of(found) != wanted):
-            fetch(config.url, found)
+        found = archive if given else part
+        if not given and (not part.exists() or md5_of(part) != wanted):
+            fetch(config.url, part)
         if (md5 := md5_of(found)) != wanted:
             size = size_of(found)
             if not given:
-                found.unlink()
+                part.unlink()
             raise UserError(
                 f"{shown(found)} ({size:,} bytes) has MD5 {md5}, expected {wanted}: it is "
                 f"damaged or another file. {'Remove it' if given else 'It is removed'}; run this "
                 "again."
             )
-        unpack(found, target)
         if config.keep_archive:
-            found.replace(archive)
-        elif not given:
-            found.unlink()
+            found = found.replace(archive)
+        unpack(found, target)
+        part.unlink(missing_ok=True)
     print(f"{shown(target)} is whole; check it with check_volumes.py, cut it with slice_nifti.py")
 
 

@@ -29,10 +29,20 @@ import numpy as np
 from common import config as base
 from common.cases import run_all
 from common.config import launch, option
-from common.files import ROOT, UserError, read_json, shown, write_bytes, write_json
+from common.files import (
+    ROOT,
+    UserError,
+    lock_folder,
+    read_json,
+    remove_leftovers,
+    shown,
+    write_bytes,
+    write_json,
+)
 from common.phantom import ORGANS, make_patient
 
 ORIENTATIONS = ("LAS", "RAS", "LPS", "RPS", "LAI")
+FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
 
 
 @dataclass
@@ -111,11 +121,15 @@ def main(config: Config) -> None:
                 f"{shown(config.output)} holds a phantom made with other flags. Choose another "
                 "--output, or --overwrite it."
             )
-        target.unlink()
-    for path in config.output.glob("*/phantom_*.nii.gz"):
-        path.unlink()
-    run_all(partial(write_patient, config=config), numbers, config.workers, "patients")
-    write_json(target, listing)
+    with lock_folder(config.output):
+        target.unlink(missing_ok=True)
+        remove_leftovers(config.output)
+        for folder in FOLDERS:
+            remove_leftovers(config.output / folder)
+            for path in (config.output / folder).glob("phantom_*.nii.gz"):
+                path.unlink()
+        run_all(partial(write_patient, config=config), numbers, config.workers, "patients")
+        write_json(target, listing)
     print(
         f"{config.patients} labelled and {config.unlabelled} unlabelled patients -> "
         f"{shown(config.output)}"

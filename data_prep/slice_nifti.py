@@ -262,9 +262,9 @@ def main(config: Config) -> None:
     warn(config, cases, records)
     organs = describe_set(config)["classes"]
     organ = organs[0] if len(organs) == 1 else f"any of {len(organs)} organs"
-    count = len({*patients.values()})
-    kind = "patients" if count == len(cases) else f"volumes of {count} patients"
-    print(in_short(slices, splits, organ, config.output, kind))
+    print(in_short(slices, splits, organ, config.output))
+    if (count := len({*patients.values()})) < len(cases):
+        print(f"these are {len(cases)} volumes of {count} patients, each patient's in one part")
     if not splits["train"]:
         print("too few patients to train on: a set to predict")
 

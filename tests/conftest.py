@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from server import Server, archive  # noqa: E402
 
 from common.files import UserError  # noqa: E402
 
@@ -134,3 +137,13 @@ def own_slices(slices, tmp_path) -> Path:
 def stage(tmp_path) -> Path:
     """The train.py of a stage that exists in this test only: its runs go to a temporary folder."""
     return tmp_path / "stage" / "train.py"
+
+
+@pytest.fixture
+def server():
+    """A server of a small Task09_Spleen.tar on this machine."""
+    with Server() as it:
+        it.content = archive()
+        threading.Thread(target=it.serve_forever, args=(0.01,), daemon=True).start()
+        yield it
+        it.shutdown()

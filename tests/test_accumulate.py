@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch import nn
 
 from common.engine import fit, shares_of_steps
-from common.files import read_csv
+from common.files import UserError, read_csv
 from common.losses import SegmentationObjective
 from common.runs import start
 from common.settings import StudentConfig
@@ -53,3 +54,44 @@ def test_small_batches_added_up_are_the_large_one(stage, slices, augment):
     assert [float(r["lr"]) for r in log] == pytest.approx([float(r["lr"]) for r in other])
     once, _ = train(stage, slices, "once", batch_size=3, augment=augment)
     assert any(not torch.allclose(v, once[k], atol=1e-4) for k, v in large.items())
+
+
+class Infinite(torch.autograd.Function):
+    """Leaves a loss as it is and spoils its gradient."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "where", "batches"),
+    [
+        (Infinite.apply, "the step of batches 4 to 6: the gradient is", slice(3, 6)),
+        (lambda loss: loss * float("nan"), "batch 5: the loss segmentation is", slice(4, 5)),
+    ],
+    ids=["gradient", "loss"],
+)
+def test_what_is_not_finite_is_named_with_its_slices(stage, slices, spoil, where, batches):
+    config = Config(
+        data=slices, epochs=1, device="cpu", bf16=False, batch_size=3, accumulate=3, name="bad"
+    )
+    run = start(config, str(stage), "student")
+    objective = SegmentationObjective(Plain())
+    honest, seen = objective.forward, []
+
+    def forward(batch):
+        seen.append(batch["name"])
+        loss = honest(batch)["segmentation"]
+        return {"segmentation": spoil(loss) if len(seen) == 5 else loss}
+
+    objective.forward = forward
+    with pytest.raises(UserError) as error:
+        fit(objective, run, config)
+    assert str(error.value).startswith(f"epoch 1, {where} not finite.")
+    expected = [name for batch in seen[batches] for name in batch]
+    assert re.findall(r"phantom_\w+", str(error.value)) == expected

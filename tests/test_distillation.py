@@ -5,6 +5,7 @@ from common.config import parse
 from common.distillation import Distiller, fingerprint
 from common.files import UserError
 from common.losses import SegmentationObjective
+from common.maps import with_background
 from common.settings import RECIPES, SCALES, DistillationConfig
 from common.unet import student_s1, teacher_t1
 
@@ -40,6 +41,41 @@ def test_every_term_has_a_gradient_at_the_student(contrast):
         loss.backward(retain_graph=True)
         gradient = objective.model.levels[0][0].weight.grad
         assert gradient.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("contrast", FORMS)
+def test_every_term_has_a_gradient_at_a_student_of_several_organs(contrast):
+    torch.manual_seed(0)
+    config = DistillationConfig(contrast=contrast, **dict.fromkeys(MAPS, 1.0))
+    objective = Distiller(student_s1(4), teacher_t1(width=4, classes=4), 32, config)
+    batch = batch_of(4)
+    batch["mask"][1, 2:6, 2:6] = 3  # the second organ of three is nowhere
+    losses = objective(batch)
+    assert list(losses) == ["segmentation", *MAPS, *(f"contrast_{s}" for s in SCALES)]
+    for name, loss in losses.items():
+        objective.zero_grad()
+        loss.backward(retain_graph=True)
+        gradient = objective.model.levels[0][0].weight.grad
+        assert gradient.isfinite().all() and gradient.abs().sum() > 0, name
+
+
+def test_two_channels_and_a_softmax_are_one_channel_and_a_sigmoid():
+    torch.manual_seed(0)
+    objective, batch = distiller(**dict.fromkeys(MAPS, 1.0)), batch_of(4)
+    one = [objective.model(batch["image"]), objective.teacher(batch["image"])]
+    two = [o._replace(logits=with_background(o.logits)) for o in one]
+    found = []
+    for student, teacher in (one, two):
+        kinds = objective._kinds(batch["mask"], student.logits.shape[1])
+        torch.manual_seed(1)  # the pixels that the contrast draws
+        losses = objective.scale_terms(student, teacher, kinds)
+        losses |= objective.map_terms(student, teacher, batch["mask"], kinds)
+        losses["segmentation"] = objective.segmentation(student.logits, batch["mask"])
+        del losses["channelwise"]  # of all channels: the background's is one more
+        found.append(losses)
+    assert len(found[0]) == 7
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("contrast", FORMS)

@@ -1,12 +1,9 @@
 import hashlib
-import io
 import shutil
-import tarfile
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import ROOT, load_script, run
+from server import archive, left
 
 from common.files import UserError
 
@@ -14,81 +11,10 @@ script = load_script(ROOT / "data_prep/download_task09.py")
 script.PAUSE = 0
 
 
-def archive(*more: tuple[str, bytes], links: tuple[tuple[str, str], ...] = ()) -> bytes:
-    """A small Task09_Spleen.tar, with members and symbolic links beside the usual ones."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, content in (
-            ("Task09_Spleen/dataset.json", b"{}"),
-            ("Task09_Spleen/._dataset.json", b"shadow"),
-            ("Task09_Spleen/imagesTr/spleen_1.nii.gz", b"volume" * 5000),
-            *more,
-        ):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-        for name, target in links:
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = tarfile.SYMTYPE, target
-            tar.addfile(member)
-    return stream.getvalue()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `content` at every address; `most` bytes a connection; notes the ranges asked for."""
-
-    content, most, ranges, status = b"", None, True, None
-
-    def __init__(self):
-        self.asked = []
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/Task09_Spleen.tar"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        server, asked = self.server, self.headers.get("Range")
-        server.asked.append(asked)
-        if server.status:
-            self.send_error(server.status)
-            return
-        start = int(asked[6:-1]) if asked and server.ranges else 0
-        if start >= len(server.content):
-            self.send_error(416)
-            return
-        self.send_response(206 if asked and server.ranges else 200)
-        self.send_header("Content-Length", str(len(server.content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/*")
-        self.end_headers()
-        most = server.most[len(server.asked) % 2] if isinstance(server.most, tuple) else server.most
-        self.wfile.write(server.content[start:][:most])
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    with Server() as it:
-        it.content = archive()
-        threading.Thread(target=it.serve_forever, args=(0.01,), daemon=True).start()
-        yield it
-        it.shutdown()
-
-
 def config(server, tmp_path, **changes):
     md5 = hashlib.md5(server.content).hexdigest()
     settings = {"output": tmp_path / "data", "url": server.url, "md5": md5, **changes}
     return script.Config(**settings)
-
-
-def left(tmp_path):
-    names = {path.name for path in (tmp_path / "data").iterdir()}
-    return sorted(names - {".Task09_Spleen.lock"})
 
 
 def test_a_good_archive_is_unpacked_without_shadow_files(server, tmp_path, repo):
@@ -155,6 +81,15 @@ def test_interrupted_while_unpacking_it_goes_on_without_fetching_again(
     monkeypatch.undo()
     script.main(config(server, tmp_path))
     assert left(tmp_path) == ["Task09_Spleen"] and len(server.asked) == 1
+
+
+def test_what_a_run_leaves_that_is_killed_at_its_very_end_is_removed_by_the_next(server, tmp_path):
+    script.main(config(server, tmp_path))
+    (tmp_path / "data/Task09_Spleen.tar.part").write_bytes(server.content)
+    (tmp_path / "data/.Task09_Spleen.partial").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        script.main(config(server, tmp_path))
+    assert left(tmp_path) == ["Task09_Spleen"]
 
 
 def test_a_disk_that_is_too_small_is_said_before(server, tmp_path, monkeypatch):

@@ -63,12 +63,16 @@ def stop_after(monkeypatch, epoch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "workers"),
-    [("teacher", 0), ("student", 0), ("distilled", 0), ("distilled", 2), ("unlabelled", 0)],
+    ("kind", "workers", "accumulate"),
+    [
+        *(("teacher", 0, 1), ("student", 0, 1), ("distilled", 0, 1), ("unlabelled", 0, 1)),
+        *(("teacher", 2, 1), ("student", 2, 1), ("distilled", 2, 3), ("student", 0, 3)),
+    ],
 )
-def test_resume_is_exact_to_the_bit(stage, slices, monkeypatch, kind, workers):
-    settings = {"workers": workers, "unlabelled": kind == "unlabelled"}
-    run, whole = train(stage, slices, kind, name="whole", unlabelled=kind == "unlabelled")
+def test_resume_is_exact_to_the_bit(stage, slices, monkeypatch, kind, workers, accumulate):
+    same = {"unlabelled": kind == "unlabelled", "accumulate": accumulate}
+    settings = {**same, "workers": workers}
+    run, whole = train(stage, slices, kind, name="whole", **same)
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(Stopped):

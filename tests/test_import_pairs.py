@@ -192,7 +192,9 @@ def test_index_masks_of_several_organs(tmp_path, capsys, classes, mode, names, v
         picture(tmp_path / "images" / f"{name}.png", size=(32, 32))
         pixels = indexed(tmp_path / "masks" / f"{name}.png", mode)
     data = make(tmp_path, classes=classes)
-    assert data.info["classes"] == names and data.organs == len(names)
+    assert data.info["classes"] == names and data.classes == (
+        len(names) + 1 if len(names) > 1 else 1
+    )
     expected = np.zeros((32, 32), np.uint8)
     for value, becomes in zip((1, 2, 3, 7), values, strict=False):
         expected[pixels == value] = becomes

@@ -229,7 +229,7 @@ def test_the_phantom_with_all_its_organs(repo, phantom, tmp_path):
     out = ("--output", tmp_path / "out", "--size", 64)
     run(repo, "data_prep/slice_nifti.py", "--input", whole, "--labels", "all", *out)
     data = read_set(tmp_path / "out")
-    assert data.info["classes"][0] == "spleen" and data.organs == 8
+    assert data.info["classes"][0] == "spleen" and len(data.info["classes"]) == 8
     masks = np.concatenate([masks_of(data, f"phantom_{n:03d}") for n in range(3)], axis=2)
     assert set(np.unique(masks)) == {*range(9)}
     x = {n: np.nonzero(masks == k)[0].mean() for k, n in enumerate(data.info["classes"], 1)}

@@ -8,7 +8,8 @@ from PIL import Image
 from common.engine import fit
 from common.files import UserError, read_json
 from common.losses import SegmentationObjective
-from common.predict import hidden_input, predict
+from common.predict import predict
+from common.reconstruction import hidden_input
 from common.runs import start
 from common.settings import InferenceConfig, StudentConfig
 from common.trained import open_run, ready

@@ -6,26 +6,26 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from common.figures import save_picture
 from common.files import UserError, read_json, write_csv, write_json
+from common.reconstruction import mse, psnr, ssim
 from common.scores import (
     count,
+    flat,
     mean_and_spread,
-    mse,
     overlap_scores,
     per_case,
     predicted,
-    psnr,
     score_run,
-    ssim,
     summary,
     table,
 )
 from common.slices import read_set
+from common.statistics import by_patient, gain, pooled
 
 
 def test_counts_give_the_scores_of_monai():
     torch.manual_seed(0)
     prediction, truth = (torch.rand(6, 20, 20) > 0.6).long(), (torch.rand(6, 20, 20) > 0.5).long()
-    counts = count(prediction, truth).tolist()
+    counts = count(prediction, truth)[:, 0].tolist()
     ours = [overlap_scores(*c) for c in counts]
     pair = prediction[:, None].float(), truth[:, None].float()
     dice, iou = DiceMetric(reduction="none")(*pair), MeanIoU(reduction="none")(*pair)
@@ -54,9 +54,10 @@ def test_a_missed_organ_is_zero_and_nothing_against_nothing_is_undefined():
 def test_patients_first_then_pooled():
     cases = ["b", "a", "b", "c"]
     counts = np.array([[10, 10, 10], [1, 2, 2], [0, 10, 30], [0, 0, 0]])
-    each = per_case(cases, counts)
+    counts = counts[:, None]  # one organ
+    each = per_case(cases, counts, ["spleen"])
     assert {c: r["dice"] for c, r in each.items()} == {"a": 0.5, "b": 20 / 60, "c": None}
-    both = summary(cases, counts)
+    both = summary(cases, counts, ["spleen"])
     assert both["per_patient"]["dice"]["mean"] == pytest.approx((0.5 + 20 / 60) / 2)
     assert both["per_patient"]["dice"]["undefined"] == 1
     assert both["pooled"]["dice"] == pytest.approx(22 / 64)
@@ -70,8 +71,35 @@ def test_prediction_is_probability_above_one_half():
 
 def test_counts_of_several_organs_do_not_mix():
     prediction, truth = torch.tensor([[[1, 2, 2, 0]]]), torch.tensor([[[1, 1, 2, 2]]])
-    assert count(prediction, truth, organ=1).tolist() == [[1, 1, 2]]
-    assert count(prediction, truth, organ=2).tolist() == [[1, 2, 2]]
+    assert count(prediction, truth, organs=2).tolist() == [[[1, 1, 2], [1, 2, 2]]]
+
+
+def test_several_organs_are_scored_each_and_as_their_mean():
+    cases, organs = ["a", "a", "b"], ["liver", "spleen"]
+    counts = np.array(
+        [[[3, 4, 4], [0, 0, 0]], [[1, 2, 2], [1, 2, 2]], [[0, 0, 0], [0, 5, 0]]]  # slice, organ
+    )
+    rows = per_case(cases, counts, organs)
+    assert rows["a"]["organs"]["liver"]["dice"] == 8 / 12
+    assert rows["a"]["organs"]["spleen"]["dice"] == 0.5
+    assert rows["a"]["dice"] == pytest.approx((8 / 12 + 0.5) / 2)
+    assert rows["b"]["organs"]["liver"]["dice"] is None  # neither there nor predicted
+    assert rows["b"]["dice"] == 0  # the spleen that is not there
+    assert flat(rows["a"])["dice spleen"] == 0.5 and "organs" not in flat(rows["a"])
+    whole = summary(cases, counts, organs)
+    assert whole["per_patient"]["dice"]["mean"] == pytest.approx((8 / 12 + 0.5) / 4)
+    assert whole["organs"]["liver"]["per_patient"]["dice"]["n"] == 1
+    assert whole["organs"]["spleen"]["pooled"]["dice"] == 2 / 9
+    assert whole["pooled"]["dice"] == pytest.approx((8 / 12 + 2 / 9) / 2)
+    study = [{"cases": rows}]
+    assert pooled(study)["dice"] == pytest.approx(whole["pooled"]["dice"])
+    assert by_patient(study, organ="spleen") == {"a": 0.5, "b": 0.0}
+    better = per_case(cases, np.where(counts == 5, 0, counts), organs)  # without that spleen
+    won = gain([{**KIND, "cases": better}], [{**KIND, "cases": rows}], organ="spleen")
+    assert won["n"] == 1 and won["mean"] == 0  # b has no score to compare any more
+
+
+KIND = {"subset": "test", "weights": "best"}
 
 
 def test_reconstruction_scores_equal_scikit_image():

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from common.files import UserError, read_json
-from common.segment import _stored_index, largest_component, measures, segment, volume_files
+from common.measures import largest_components, measures
+from common.segment import _stored_index, segment, volume_files
 from common.settings import InferenceConfig
 from common.trained import Trained
 from common.unet import Output
@@ -280,7 +281,11 @@ def test_measures_and_parts_have_their_closed_forms():
     mask[1:3, 1:3, 1:3] = 1
     mask[3, 3, 3] = 1  # touches by a corner
     mask[7, 7, 7] = 1
-    assert largest_component(mask).sum() == 9 and largest_component(mask * 0).sum() == 0
+    assert largest_components(mask, 1).sum() == 9 and largest_components(mask * 0, 1).sum() == 0
+    second = np.where(mask, mask, np.roll(mask, 4, 2) * 2)  # its largest part has 8 voxels, or 9
+    kept = largest_components(second, 2)
+    assert np.array_equal(kept == 1, largest_components(mask, 1) == 1)
+    assert (kept == 2).sum() == largest_components((second == 2) * 1, 1).sum() > 0
     assert measures(mask, (1, 2, 5)) == {
         "slices": 9,
         "slices_with_organ": 4,

@@ -248,6 +248,10 @@ def test_all_bad_files_are_named_at_once(own_slices):
     [
         ("dataset.json", None),
         ("dataset.json", "[]"),
+        ("dataset.json", '{"size": 32, "classes": "spleen"}'),
+        ("dataset.json", '{"size": 32, "classes": ["liver", "liver"]}'),
+        ("dataset.json", '{"size": 32, "classes": ["liver"], "colours": ["red"]}'),
+        ("dataset.json", '{"size": 32, "classes": ["a", "b"], "colours": ["#ff0000"]}'),
         ("manifest.csv", "case,slice,foreground\n"),
         ("manifest.csv", "case,slice\na,1\n"),
         ("manifest.csv", "case,slice,foreground\na,x,1\n"),

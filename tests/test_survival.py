@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,39 @@ def test_an_interrupted_slicing_ends_in_order_and_goes_on(repo, phantom, tmp_pat
     assert process.returncode == 130 and "Traceback" not in errors
     assert not (tmp_path / "out").exists()
     assert "patients" in run(repo, "data_prep/slice_nifti.py", *flags)
+
+
+def children(process):
+    """Process ids of the running children of a process, as Linux tells them."""
+    return [int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def running(process):
+    """Whether it runs; one that has ended and that nobody has asked after does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for the processes")
+def test_workers_end_with_a_slicing_that_is_killed(repo, phantom, tmp_path):
+    flags = ("--input", phantom, "--output", tmp_path / "out", "--size", 512, "--workers", 2)
+    command = [sys.executable, "data_prep/slice_nifti.py", *map(str, flags)]
+    process = subprocess.Popen(command, cwd=repo, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob("out.partial/.done/*.json")):
+        time.sleep(0.01)
+    workers = children(process.pid)
+    process.kill()
+    process.wait()
+    assert len(workers) == 2
+    until = time.monotonic() + 10
+    while any(map(running, workers)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(map(running, workers))
+    assert "patients" in run(repo, "data_prep/slice_nifti.py", *flags)
+    data = read_set(tmp_path / "out")
+    SliceDataset(data, data.slices)
 
 
 def test_two_slicings_of_one_set_do_not_mix(repo, phantom, tmp_path):
