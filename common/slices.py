@@ -11,6 +11,7 @@ splits.json                     seed, folds, fold, patients of train / val / tes
 import io
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,13 @@ class SliceSet:
     def organs(self) -> list[str]:
         """The names of the organs in the masks; of several, those of the values 1, 2, ..."""
         return self.info["classes"]
+
+    @cached_property
+    def patients(self) -> dict[str, str]:
+        """The patient of each case; the case itself where dataset.json does not say otherwise."""
+        known = self.info.get("patients")
+        known = known if isinstance(known, dict) else {}
+        return {s.case: str(known.get(s.case, s.case)) for s in self.slices}
 
     @property
     def colours(self) -> list[str] | None:
@@ -222,8 +230,8 @@ def with_labels(splits: dict, percent: float) -> dict:
 def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str, list[str]]:
     """The patients of `train`, `val`, `test` and `student`; checked, or UserError.
 
-    Refused: a patient in two of train, val and test; a student patient outside train; a patient
-    without slices; nobody in a part that is `needed`.
+    Refused: a patient in two of train, val and test, be it with two volumes; a student patient
+    outside train; a patient without slices; nobody in a part that is `needed`.
     """
     path = data.folder / name
     splits = read_json(path, MAKE_DATA)
@@ -235,7 +243,11 @@ def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str,
     for part in parts:
         problems += [f"{part}: {c} has no slices" for c in splits[part] if c not in known]
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        problems += [f"{c} is in {a} and in {b}" for c in splits[a] if c in splits[b]]
+        there = {data.patients.get(c, c): c for c in splits[b]}
+        for case in splits[a]:
+            if (patient := data.patients.get(case, case)) in there:
+                other = "" if case in splits[b] else f"{there[patient]}, of the same patient, "
+                problems.append(f"{case} is in {a} and {other}in {b}")
     problems += [
         f"student: {c} is not in train" for c in splits["student"] if c not in splits["train"]
     ]

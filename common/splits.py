@@ -5,16 +5,9 @@ from pathlib import Path
 
 from common.arms import Arm
 from common.files import UserError, write_json
-from common.slices import SliceSet, make_splits, read_set, read_splits, with_labels
+from common.slices import make_splits, read_set, read_splits, with_labels
 
 PARTS = ("train", "val", "test", "student")
-
-
-def patients_in(data: SliceSet) -> dict[str, str]:
-    """The patient of each case; the case itself where dataset.json does not say otherwise."""
-    known = data.info.get("patients")
-    known = known if isinstance(known, dict) else {}
-    return {s.case: str(known.get(s.case, s.case)) for s in data.slices}
 
 
 def split_patients(patients: Mapping[str, str], seed=0, folds=0, fold=0) -> dict:
@@ -52,7 +45,7 @@ def write_splits(arms: list[Arm], config, data: Path) -> None:
     UserError if the smallest share would be less than one patient.
     """
     known = read_set(data)
-    patients = patients_in(known)
+    patients = known.patients
     shares = {arm.labels for arm in arms if arm.labels}
     for fold in config.folds or (None,):
         if fold is None:

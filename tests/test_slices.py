@@ -78,6 +78,15 @@ def test_a_leak_in_splits_json_is_refused(own_slices):
     assert "nobody is not in train" in str(error.value)
 
 
+def test_two_volumes_of_one_patient_on_two_sides_are_a_leak(own_slices):
+    splits = json.loads((own_slices / "splits.json").read_text())
+    info = json.loads((own_slices / "dataset.json").read_text())
+    pair = splits["val"][0], splits["test"][0]
+    write_json(own_slices / "dataset.json", {**info, "patients": dict.fromkeys(pair, "p1")})
+    with pytest.raises(UserError, match=f"{pair[0]} is in val and {pair[1]}, of the same patient"):
+        read_splits(read_set(own_slices), "splits.json", ("train",))
+
+
 def test_a_model_is_not_judged_on_patients_that_it_has_seen(tmp_path):
     trained = {"train": ["a", "b"], "val": ["c"]}
     splits = {"train": ["a"], "val": ["c"], "test": ["d"]}
