@@ -12,14 +12,11 @@ measured in a process of its own, whose largest memory is that of the epoch, wei
 among it. Writes results/benchmarks/epoch.json.
 """
 
-import resource
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import ConstantLR
-from training import objective_of, seconds
+from training import alone, objective_of, peak_memory, seconds
 
 from common import config as base
 from common.arms import STAGES
@@ -94,13 +91,6 @@ def forms(run: Run, settings, config: Config) -> dict:
     cold = SliceDataset(run.data, slices, cache_mb=0)
     found["cold"] = loader(cold, config.batch_size, draws, workers, pin)
     return found
-
-
-def peak_memory(device: torch.device) -> float:
-    """Largest memory so far, in MB: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def slowest(epoch: Callable[[], dict], count: int) -> dict[str, float]:
@@ -183,8 +173,7 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as home:
         data = phantom(Path(home), config)
         for stage in config.models:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-                results.append(alone.submit(measure, stage, data, config).result())
+            results.append(alone(measure, stage, data, config))
     about = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
     about |= {"size": config.size, "batch_size": config.batch_size, "rounds": config.rounds}
     write_json(config.output, {**about, "stages": results})

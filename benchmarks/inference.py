@@ -11,7 +11,6 @@ under torch.compile, with `--compiled`. They take turns, so that a busy machine 
 Writes results/benchmarks/inference.json.
 """
 
-import resource
 import sys
 import tempfile
 import time
@@ -24,8 +23,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from training import NETWORKS as BY_STAGE
+from training import alone, peak_memory
 
 from common import config as base
+from common.arms import STUDENTS, TEACHERS
 from common.config import launch, option
 from common.device import autocast, fuse, layout, pick_device
 from common.files import ROOT, shown, write_json
@@ -33,10 +35,8 @@ from common.segment import segment
 from common.settings import InferenceConfig
 from common.tables import markdown
 from common.trained import Trained
-from common.transunet import teacher_t2
-from common.unet import student_s1, student_s2, teacher_t1
 
-NETWORKS = {"T1": teacher_t1, "T2": teacher_t2, "S1": student_s1, "S2": student_s2}
+NETWORKS = {(TEACHERS | STUDENTS)[stage]: make for stage, make in BY_STAGE.items()}
 BATCHES = (1, 2, 4, 8, 16, 32)
 
 
@@ -111,8 +111,9 @@ def measure(name: str, config: Config, device: torch.device) -> dict:
     return result
 
 
-def volume_seconds(name: str, config: Config, device: torch.device) -> float:
-    """From a NIfTI file to the mask's, sheet and measures written: in seconds."""
+def whole_volume(name: str, config: Config, device: torch.device) -> dict:
+    """From a NIfTI file to the mask's, sheet and measures written: seconds, memory. In a process of
+    its own."""
     torch.manual_seed(0)
     model = NETWORKS[name]().eval().requires_grad_(False)
     fuse(model)
@@ -123,7 +124,8 @@ def volume_seconds(name: str, config: Config, device: torch.device) -> float:
         run = Trained(Path(home), Path(home) / "best.pt", about, device)
         began = time.perf_counter()
         segment(model, run, InferenceConfig(volume=config.volume, device=config.device))
-        return time.perf_counter() - began
+        taken = time.perf_counter() - began
+    return {"volume_seconds": taken, "volume_peak_memory_mb": peak_memory(device)}
 
 
 def main(config: Config) -> None:
@@ -145,15 +147,15 @@ def main(config: Config) -> None:
                 f"{result[f'{form}_slices_a_second']:.1f} (batch {result[f'{form}_batch']})"
             )
         if config.volume:
-            result["volume_seconds"] = volume_seconds(network, config, device)
+            result |= alone(whole_volume, network, config, device)
             row["NIfTI to NIfTI, s"] = f"{result['volume_seconds']:.1f}"
+            row["its peak memory, MB"] = f"{result['volume_peak_memory_mb']:.0f}"
         found.append(result)
         rows.append(row)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     about = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    about |= {"size": config.size, "rounds": config.rounds, "peak_memory_mb": memory}
+    about |= {"size": config.size, "rounds": config.rounds}
     write_json(config.output, {**about, "networks": found})
-    print(f"\n{markdown(rows)}\npeak memory {memory:.0f} MB -> {shown(config.output.resolve())}")
+    print(f"\n{markdown(rows)}\n-> {shown(config.output.resolve())}")
 
 
 if __name__ == "__main__":

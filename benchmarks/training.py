@@ -18,10 +18,14 @@ results/benchmarks/training.json.
 """
 
 import copy
+import resource
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -133,6 +137,19 @@ def seconds(work, device: torch.device) -> float:
     work()
     wait()
     return time.perf_counter() - began
+
+
+def alone(work: Callable, *arguments):
+    """What `work(*arguments)` returns in a process of its own, whose memory holds nothing else."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
+
+
+def peak_memory(device: torch.device) -> float:
+    """Largest memory so far, in MB: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def peak(dtype: torch.dtype, device: torch.device, tries: int = 7) -> float:
