@@ -54,16 +54,25 @@ def supervised_contrast(
     return per_query.sum() / (count > 0).sum().clamp(min=1)
 
 
-def pixel_classes(mask: Tensor, classes: int, width: int = 2) -> Tensor:
-    """Class indices `(N, H, W)` with the organs' border as one more class, numbered `classes`.
-
-    A pixel is border if the `(2 width + 1)`-square around it holds another class.
-    """
-    labels = mask.float().unsqueeze(1)
-    side = 2 * width + 1
+def border_of(mask: Tensor, width: int = 2) -> Tensor:
+    """Where the `(2 width + 1)`-square around a pixel holds another class: class indices
+    `(N, H, W)` -> bool `(N, H, W)`."""
+    labels, side = mask.float().unsqueeze(1), 2 * width + 1
     high = F.max_pool2d(labels, side, 1, width)
     low = -F.max_pool2d(-labels, side, 1, width)
-    return torch.where((high != low).squeeze(1), classes, mask)
+    return (high != low).squeeze(1)
+
+
+def pixel_classes(mask: Tensor, classes: int) -> Tensor:
+    """Class indices `(N, H, W)` with the border as one more class, numbered `classes`.
+
+    Of several organs only the background beside them is border: a small organ is nothing but
+    border (at 128 pixels an adrenal gland has no pixel that is not), and would lose its own class.
+    """
+    border = border_of(mask)
+    if classes > 2:
+        border &= mask == 0
+    return torch.where(border, classes, mask)
 
 
 def sample_pixels(labels: Tensor, classes: int, count: int) -> Places:
@@ -110,7 +119,7 @@ def region_means(features: Tensor, labels: Tensor, kinds: int) -> tuple[Tensor, 
 
 
 class DenseContrast(nn.Module):
-    """Pixels of organ, border and background, drawn evenly: same class attracts, others repel.
+    """Pixels of each organ, border and background, drawn evenly: same class attracts, others repel.
 
     A student pixel's positives are the teacher's pixels of its class, in any image (supervised
     contrast). Each side has its own linear projection to `dimension`, applied to the drawn pixels

@@ -16,6 +16,7 @@ from common.contrast import (
     ImageContrast,
     PairwiseAffinity,
     RegionContrast,
+    border_of,
     pixel_classes,
     sample_pixels,
 )
@@ -110,18 +111,16 @@ class Distiller(nn.Module):
             known = self.known(images, output)
             labels = torch.cat([mask, predicted(known.logits[len(mask) :])])
             kinds = self._kinds(labels, output.logits.shape[1])
-        maps = self.map_terms(output, known, labels, kinds)
+        maps = self.map_terms(output, known, labels)
         return losses | maps | self.scale_terms(output, known, kinds)
 
     def _kinds(self, labels: Tensor, channels: int) -> Tensor | None:
         """Class indices with the border as the last class, if a term asks for it."""
         by_class = self.weights and self.config.contrast in ("dense", "region")
-        return pixel_classes(labels, max(2, channels)) if by_class or self.config.border else None
+        return pixel_classes(labels, max(2, channels)) if by_class else None
 
-    def map_terms(
-        self, student: Output, teacher: Output, labels: Tensor, kinds: Tensor | None
-    ) -> dict[str, Tensor]:
-        """What compares whole maps; `labels` and `kinds` are class indices `(N, H, W)`."""
+    def map_terms(self, student: Output, teacher: Output, labels: Tensor) -> dict[str, Tensor]:
+        """What compares whole maps; `labels` are class indices `(N, H, W)`."""
         config, losses = self.config, {}
         mine, theirs = student.logits, teacher.logits
         if weight := config.prediction:
@@ -130,8 +129,7 @@ class Distiller(nn.Module):
             shown = shown_channels(labels, mine.shape[1])
             losses["channelwise"] = weight * self.channelwise(mine, theirs, shown)
         if weight := config.border:
-            border = kinds == max(2, mine.shape[1])
-            losses["border"] = weight * self.prediction(mine, theirs, border)
+            losses["border"] = weight * self.prediction(mine, theirs, border_of(labels))
         if weight := config.relation:
             maps = student.features["decoder"], teacher.features["decoder"]
             losses["relation"] = weight * self.affinity(*maps)

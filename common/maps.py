@@ -71,7 +71,13 @@ class ChannelwiseLoss(nn.Module):
 
 
 def shown_channels(labels: Tensor, channels: int) -> Tensor:
-    """Which channels' classes occur on each image: class indices `(N, H, W)` -> bool `(N, C)`."""
-    first = 1 if channels == 1 else 0  # one channel is the organ's: class 1
-    classes = torch.arange(first, first + channels, device=labels.device)
-    return (labels.flatten(1).unsqueeze(1) == classes.view(1, -1, 1)).any(2)
+    """Which channels' classes occur on each image: class indices `(N, H, W)` -> bool `(N, C)`.
+
+    The background's counts where an organ is: alone it fills the image, and its map is noise.
+    """
+    if channels == 1:  # the organ's: class 1
+        return (labels.flatten(1) == 1).any(1, keepdim=True)
+    classes = torch.arange(channels, device=labels.device)
+    shown = (labels.flatten(1).unsqueeze(1) == classes.view(1, -1, 1)).any(2)
+    shown[:, 0] &= shown[:, 1:].any(1)
+    return shown

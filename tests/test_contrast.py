@@ -12,6 +12,7 @@ from common.contrast import (
     PairwiseAffinity,
     Places,
     RegionContrast,
+    border_of,
     features_at,
     info_nce,
     pixel_classes,
@@ -114,12 +115,23 @@ def test_a_hint_compares_the_cells_of_the_coarser_map(mine, theirs):
 def test_border_is_what_lies_between_dilation_and_erosion():
     mask = torch.zeros(1, 24, 24, dtype=torch.long)
     mask[0, 6:18, 5:16] = 1
-    found = pixel_classes(mask, classes=2, width=2)[0].numpy()
+    found = pixel_classes(mask, classes=2)[0].numpy()
     square = torch.ones(5, 5).numpy()
     wide = ndimage.binary_dilation(mask[0].numpy(), square)
     core = ndimage.binary_erosion(mask[0].numpy(), square)
     assert ((found == 2) == (wide & ~core)).all()
     assert ((found == 1) == core).all()
+
+
+def test_of_several_organs_the_border_takes_no_organ_s_pixels():
+    mask = torch.zeros(1, 24, 24, dtype=torch.long)
+    mask[0, 6:18, 5:16], mask[0, 10:12, 16:18] = 1, 2  # the second one lies in the first's border
+    found = pixel_classes(mask, classes=3)
+    assert torch.equal(found[mask > 0], mask[mask > 0])
+    rim = border_of(mask) & (mask == 0)
+    assert rim.any() and torch.equal(found == 3, rim)
+    places = sample_pixels(found, 4, count=9)
+    assert (places.classes == 2).sum() == 4  # all that there are of the small one
 
 
 def test_sampled_pixels_are_balanced_distinct_and_of_their_class():
