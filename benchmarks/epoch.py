@@ -4,12 +4,12 @@
     python epoch.py --models student_s1 --workers 0 1 2
     python epoch.py --operations 8                         and the operations that take the time
 
-One epoch of the engine's own loop at the stage's default settings, after one to warm up, in three
-forms that take turns: on batches that lie in memory, ready (*steps*: what no loader can beat), from
-slices decoded in memory, augmented (*epoch*, with each number of loader processes), and from the
-PNG files, as where a data set is larger than --cache-mb (*cold*). Random weights. Every stage is
-measured in a process of its own, whose largest memory is that of the epoch, weights and optimizer
-among it. Writes results/benchmarks/epoch.json.
+One epoch of the engine's own loop in batches of 16, after one to warm up, in three forms that take
+turns: on batches that lie in memory, ready (*steps*: what no loader can beat), from slices decoded
+in memory, augmented (*epoch*, with each number of loader processes), and from the PNG files, as
+where a data set is larger than --cache-mb (*cold*). Random weights. Every stage is measured in a
+process of its own, whose largest memory is that of the epoch, weights and optimizer among it.
+Writes results/benchmarks/epoch.json.
 """
 
 import subprocess

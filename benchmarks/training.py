@@ -122,10 +122,10 @@ def objective_of(stage: str, plain: bool, size: int, device, order) -> nn.Module
         return MultiTaskObjective(network) if teaches else SegmentationObjective(network)
     teacher, student = (NETWORKS[name]() for name in PAIRS[stage])
     teacher.to(device, memory_format=order)
-    whole = Whole(copy.deepcopy(teacher).eval().requires_grad_(False))
+    whole = copy.deepcopy(teacher).eval().requires_grad_(False) if plain else None
     objective = Distiller(student.to(device), teacher, size, DistillationConfig())
     if plain:
-        objective._teacher = (whole,)  # the Distiller has folded its own
+        objective._teacher = (Whole(whole),)  # the Distiller has folded its own
     return objective
 
 

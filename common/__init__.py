@@ -3,6 +3,6 @@
 files -> config -> settings -> arms -> labels -> volumes -> cases -> layouts -> views -> phantom
 -> slices -> pictures -> splits -> loading -> device -> unet -> transunet -> losses -> contrast ->
 maps -> surfaces -> scores -> measures -> distillation -> checkpoint -> statistics -> tables ->
-errors -> embedding -> figures -> report -> charts -> study -> runs -> engine -> teachers ->
-trained -> reconstruction -> segment -> export -> predict -> steps
+errors -> embedding -> figures -> report -> charts -> study -> interruption -> runs -> engine ->
+teachers -> trained -> reconstruction -> segment -> export -> predict -> steps
 """

@@ -82,15 +82,6 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def list_cases(folder: Path) -> list[Case]:
-    """The training cases of a Decathlon folder. UserError naming all that is wrong there."""
-    cases, problems = listing(folder)
-    if problems:
-        lines = [f"{name}: {text}" for name, text in problems]
-        raise UserError(f"{shown(folder / 'dataset.json')}:{bullets(lines, 200)}")
-    return cases
-
-
 def errors(image: Volume, label: Volume, allowed: Iterable[int] | None = ONE_ORGAN) -> list[str]:
     """Why an image and its label cannot be used together; empty if they can.
 

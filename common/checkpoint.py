@@ -9,10 +9,14 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from common.files import UserError, atomic, shown
+from common.labels import parse_labels
+from common.slices import check_organs
+from common.views import HU_WINDOW, PLANES, bounds_of
 
 FORMAT = 1
 
@@ -68,6 +72,31 @@ def check_content(content: dict, path: Path) -> None:
     kinds = {"config": dict, "patients": dict, "classes": int, "size": int, "epoch": int}
     if bad := [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]:
         raise UserError(f"{shown(path)} is no whole checkpoint: {', '.join(bad)} missing or odd.")
+    if content.get("organs") is not None:
+        _check_organs(content, path)
+    try:
+        bounds_of(np.arange(2), content.get("window") or HU_WINDOW)
+    except UserError as error:
+        raise UserError(f"{shown(path)}: {error}") from None
+    if content.get("axis") not in (None, *PLANES):
+        raise UserError(f"{shown(path)} knows no plane {ascii(content['axis'])}.")
+    if not isinstance(content.get("channel"), int | None):
+        raise UserError(f"{shown(path)}: its channel is no number.")
+
+
+def _check_organs(content: dict, path: Path) -> None:
+    """UserError if the organs' names, colours or label values are none, or others than its own."""
+    organs, labels = content["organs"], content.get("labels")
+    check_organs(organs, content.get("colours"), path)
+    if content["classes"] != (1 if len(organs) == 1 else len(organs) + 1):
+        raise UserError(f"{shown(path)}: {len(organs)} organs, {content['classes']} channels.")
+    if labels is None:
+        return
+    whole = isinstance(labels, dict) and [*labels] == organs
+    if not whole or not all(isinstance(values, list) for values in labels.values()):
+        raise UserError(f"{shown(path)}: its labels are not those of its organs.")
+    as_words = [f"{name}={','.join(map(str, values))}" for name, values in labels.items()]
+    parse_labels(as_words, flag=shown(path))
 
 
 def _check_archive(path: Path) -> None:

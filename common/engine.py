@@ -47,7 +47,7 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
         dist.all_gather_object(parts, (cases, table))
         cases = [case for part, _ in parts for case in part]
         table = np.concatenate([part for _, part in parts])
-    return scores.summary(cases, table, run.data.organs)
+    return scores.summary(cases, table, run.data.organs, run.data.patients)
 
 
 def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -> dict[str, float]:

@@ -4,6 +4,7 @@ matplotlib figures are made without pyplot: nothing is kept open, no display is 
 """
 
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib import colormaps
@@ -71,26 +72,38 @@ def outlined(
     colours: RGB | dict[str, RGB],
     scale: int = 1,
     width: int = 1,
+    lines: np.ndarray | None = None,
 ) -> np.ndarray:
     """A grey uint8 image `(H, W)` as RGB, `scale` times larger, with the organs' edges on it.
 
     One colour for all that is not 0, or one for each of the values 1, 2, ..., whose insides are
-    then tinted, too. An edge lies inside its organ and is `width` of the enlarged pixels wide.
+    then tinted, too. An edge lies inside its organ and is `width` of the enlarged pixels wide. With
+    `lines` the edges are those of this other mask.
     """
-    image, mask = (np.asarray(part).repeat(scale, 0).repeat(scale, 1) for part in (image, mask))
+    image, mask, lines = (
+        np.asarray(part).repeat(scale, 0).repeat(scale, 1)
+        for part in (image, mask, mask if lines is None else lines)
+    )
     rgb = np.stack([image] * 3, axis=-1)
-    several = isinstance(colours, dict)
-    for value, colour in enumerate(colours.values() if several else [colours], start=1):
-        inside = mask == value if several else mask.astype(bool)
-        core = inside
-        for _ in range(width):
-            padded = np.pad(core, 1)
-            around = padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]
-            core = core & np.logical_and.reduce(around)
-        if several:
-            rgb[core] = np.uint8(0.7 * rgb[core] + 0.3 * np.array(colour))
-        rgb[inside & ~core] = colour
+    if not isinstance(colours, dict):
+        rgb[_edge(lines.astype(bool), width)] = colours
+        return rgb
+    for value, colour in enumerate(colours.values(), start=1):
+        inside = mask == value
+        rgb[inside] = np.uint8(0.7 * rgb[inside] + 0.3 * np.array(colour))
+    for value, colour in enumerate(colours.values(), start=1):
+        rgb[_edge(lines == value, width)] = colour
     return rgb
+
+
+def _edge(inside: np.ndarray, width: int) -> np.ndarray:
+    """The outermost `width` pixels of a bool mask `(H, W)`."""
+    core = inside
+    for _ in range(width):
+        padded = np.pad(core, 1)
+        around = padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]
+        core = core & np.logical_and.reduce(around)
+    return inside & ~core
 
 
 def panels(
@@ -144,6 +157,17 @@ def patches(colours: dict[str, RGB], masks: list[np.ndarray]) -> list[Patch]:
     ]
 
 
+def organs_below(figure: Figure, shown: list[Patch], columns: int) -> None:
+    """A legend of the organs below a grid of so many columns; the figure grows by its height."""
+    if not shown:
+        return
+    lines = -(-len(shown) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 + 0.2 * lines)
+    figure.legend(
+        handles=shown, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+    )
+
+
 def sheet(
     path: Path,
     title: str,
@@ -154,8 +178,8 @@ def sheet(
     """Slices of one volume, four a row, the mask's outline in orange and the truth's in green.
 
     A row is a title, a grey uint8 view `(H, W)`, its mask, its true mask or None; `aspect` is a
-    pixel's height over its width. Of several organs (`legend`) the mask alone is shown, each of
-    them in its colour.
+    pixel's height over its width. Several organs (`legend`) have their own colours: the mask is
+    tinted, the lines are the truth's if there is one.
     """
     columns = min(4, len(rows))
     lines = -(-len(rows) // columns)
@@ -166,7 +190,7 @@ def sheet(
     for axis, (name, image, mask, truth) in zip(grid, rows, strict=False):
         scale = max(1, 512 // max(image.shape))
         if colours:
-            picture = outlined(image, mask, colours, scale, 2)
+            picture = outlined(image, mask, colours, scale, 2, lines=truth)
         else:
             picture = outlined(image, np.zeros_like(mask), PREDICTION, scale)
             for drawn, colour in ((truth, TRUTH), (mask, PREDICTION)):
@@ -177,11 +201,13 @@ def sheet(
         axis.imshow(picture, aspect=aspect, interpolation="nearest")
         axis.set_title(name, fontsize=8, parse_math=False)
     known = any(truth is not None for *_, truth in rows)
-    words = "" if colours else "\norange: mask" + (", green: truth" if known else "")
-    if colours and (shown := patches(colours, [mask for *_, mask, _ in rows])):
-        figure.legend(handles=shown, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    words = "\norange: mask" + (", green: truth" if known else "")
+    if colours:
+        words = "\ntinted: mask, lines: truth" if known else ""
+        masks = [m for *_, mask, truth in rows for m in (mask, truth) if m is not None]
+        organs_below(figure, patches(colours, masks), columns)
     # Names of files are no formulas, whatever dollars are in them.
-    figure.suptitle(f"{title}{words}", fontsize=9, parse_math=False)
+    figure.suptitle(f"{fill(title, 30 * columns)}{words}", fontsize=9, parse_math=False)
     save_figure(path, figure, dpi=150)
 
 
@@ -221,8 +247,6 @@ def comparison(
     for axis, title in zip(grid[0], columns, strict=True):
         axis.set_title(title, fontsize=9)
     if colours:
-        shown = patches(
-            colours, [m for row in rows for m in (row["truth"], *row["masks"].values())]
-        )
-        figure.legend(handles=shown, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+        masks = [m for row in rows for m in (row["truth"], *row["masks"].values())]
+        organs_below(figure, patches(colours, masks), len(columns))
     save_figure(path, figure, dpi=150)

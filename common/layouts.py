@@ -81,6 +81,8 @@ def _by_pattern(folder: Path, images: str, masks: str) -> tuple[list[Case], list
         for key in paths.keys() - others.keys()
     ]
     pairs = first.keys() & second.keys()
+    taken = [names[key] for key in pairs]
+    problems += [(n, "two volumes of this name") for n in {*taken} if taken.count(n) > 1]
     cases = [Case(names[key], first[key], second[key]) for key in pairs]
     return sorted(cases, key=lambda case: case.name), sorted(problems)
 

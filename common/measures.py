@@ -1,7 +1,5 @@
 """What the mask of a whole CT says: the volume, length and scores of each organ, also in words."""
 
-from textwrap import fill
-
 import numpy as np
 from scipy import ndimage
 
@@ -20,10 +18,11 @@ def largest_components(mask: np.ndarray, organs: int) -> np.ndarray:
     return kept
 
 
-def on_the_left(organs: list[str]) -> int:
-    """The mask value of an organ that lies on the patient's left; of one organ, that one."""
+def on_the_left(organs: list[str]) -> int | None:
+    """The mask value of an organ that lies on the patient's left: the spleen, or the one organ of a
+    checkpoint that is older than the names."""
     names = [name.lower() for name in organs]
-    return names.index("spleen") + 1 if len(names) > 1 and "spleen" in names else len(names) == 1
+    return next((k for k, n in enumerate(names, start=1) if n in ("spleen", "organ")), None)
 
 
 def findings(mask: np.ndarray, truth: np.ndarray | None, spacing, organs: list[str]) -> dict:
@@ -76,7 +75,7 @@ def in_words(about: dict) -> str:
             for organ, row in about["organs"].items()
             if row["slices_with_organ"]
         )
-        found = fill(found or "no organ", 110)
+        found = found or "no organ"
     text = f"{about['volume']}: {found}"
     if scores := about["scores"]:
         mean = "" if "organ" in about else "mean "

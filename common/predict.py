@@ -51,6 +51,7 @@ def predict(
         "data": str(run.data.folder),
         "subset": config.subset,
         "cases": run.cases,
+        "classes": run.data.organs,
         "weights": config.weights,
         "epoch": run.checkpoint["epoch"],
         "parameters": run.checkpoint["parameters"],

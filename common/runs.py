@@ -2,10 +2,7 @@
 
 import os
 import platform
-import signal
 import subprocess
-import threading
-import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +25,7 @@ from common.files import (
     write_csv,
     write_json,
 )
+from common.interruption import Interruption
 from common.loading import SliceDataset
 from common.settings import TrainConfig
 from common.slices import SliceSet, read_set, read_splits
@@ -40,47 +38,6 @@ FREE_ON_RESUME = {
     *("resume", "overwrite", "epochs", "data", "splits", "device", "workers", "cache_mb"),
     *("save_every", "teacher", "deterministic"),
 }
-
-
-class Interruption:
-    """Ctrl-C and SIGTERM as a wish that is met between two steps; a later one is met at once.
-
-    Within a second it is the same wish: a terminal's Ctrl-C comes from the terminal and once more
-    from torchrun or reproduce.py, which hand it on.
-
-    An exception out of a signal handler can strike anywhere, in a loader's `__del__` too, where
-    Python drops it.
-    """
-
-    def __init__(self):
-        self.number, self.came, self.before = None, 0.0, {}
-
-    def __enter__(self):
-        """From here on signals wait."""
-        if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGINT, signal.SIGTERM)
-            self.before = {number: signal.signal(number, self.note) for number in numbers}
-        return self
-
-    def __exit__(self, *_):
-        """From here on they are what they were."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def note(self, number: int, _) -> None:
-        """A signal has come."""
-        now = time.monotonic()
-        if self.number and now - self.came > 1:
-            self.check()
-        if not self.number:
-            self.number, self.came = number, now
-
-    def check(self) -> None:
-        """KeyboardInterrupt after Ctrl-C, SystemExit(143) after SIGTERM."""
-        if self.number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.number:
-            raise SystemExit(143)
 
 
 @dataclass
@@ -198,16 +155,24 @@ def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:
     }
 
 
+def of_data(data: SliceSet) -> dict:
+    """What a checkpoint remembers of its data set: inference needs it, a resumed run finds it."""
+    kept = ("window", "axis", "channel", "labels")
+    return {
+        "classes": data.classes,
+        "organs": data.organs,
+        "colours": data.colours,
+        "size": data.size,
+        **{name: data.info.get(name) for name in kept},
+    }
+
+
 def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best: bool) -> None:
     """The epoch's files: weights before the log, so that the log never promises too much."""
     about = {
         "stage": run.stage,
         "config": to_json(config),
-        "classes": run.classes,
-        "organs": run.data.organs,
-        "colours": run.data.colours,
-        "size": run.size,
-        **{name: run.data.info.get(name) for name in ("window", "axis", "channel")},
+        **of_data(run.data),
         "parameters": parameters(objective.model),
         "patients": run.patients,
         "processes": run.world,
@@ -270,6 +235,12 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
     changed = changed_settings(config, state["config"], FREE_ON_RESUME)
     if state["patients"] != run.patients:
         changed.append("the split: other patients")
+    now = of_data(run.data)
+    changed += [
+        f"the data set's {name}: {state[name]} -> {now[name]}"
+        for name in now
+        if name != "colours" and name in state and state[name] != now[name]
+    ]
     if len(state["log"]) > config.epochs:
         changed.append(f"epochs: {len(state['log'])} are done, {config.epochs} are asked for")
     if changed:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common.files import UserError, bullets, read_json, shown, write_csv, write_json
 from common.settings import DATA
-from common.slices import Slice, SliceSet, read_mask, read_set
+from common.slices import Slice, SliceSet, check_same_organs, read_mask, read_set
 from common.surfaces import SURFACE_SCORES, surface_scores
 from common.views import stack
 
@@ -57,11 +57,16 @@ def overlap_scores(overlap: int, predicted: int, true: int) -> dict[str, float |
 
 
 def per_case(
-    cases: Iterable[str], counts: np.ndarray, organs: list[str], surfaces: dict | None = None
+    cases: Iterable[str],
+    counts: np.ndarray,
+    organs: list[str],
+    surfaces: dict | None = None,
+    patients: dict[str, str] | None = None,
 ) -> dict[str, dict]:
     """Counts and scores of each case, sorted, from its slices' counts `(slices, organs, 3)`.
 
-    `surfaces` may hold surface scores by case and organ. See `over_organs` for the rows.
+    `surfaces` may hold surface scores by case and organ, `patients` whose the case is, where a
+    patient has several. See `over_organs` for the rows.
     """
     cases, counts = np.asarray(list(cases)), np.asarray(counts, dtype=np.int64)
     rows = {}
@@ -76,7 +81,19 @@ def per_case(
             for organ, pixels in zip(organs, counts[mine].sum(0).tolist(), strict=True)
         }
         rows[case] = {"slices": int(mine.sum()), **over_organs(each)}
+        if patients and patients[case] != case:
+            rows[case]["patient"] = patients[case]
     return rows
+
+
+def by_patient(rows: Iterable[tuple[str, dict]], score: str) -> dict[str, float | None]:
+    """Each patient's mean score over its rows (case, row); None where it is undefined in all."""
+    values: dict[str, list[float]] = {}
+    for case, row in rows:
+        known = values.setdefault(row.get("patient", case), [])
+        if row[score] is not None:
+            known.append(row[score])
+    return {patient: float(np.mean(v)) if v else None for patient, v in sorted(values.items())}
 
 
 def over_organs(each: dict[str, dict]) -> dict:
@@ -90,8 +107,10 @@ def over_organs(each: dict[str, dict]) -> dict:
 
 
 def of_organ(row: dict, organ: str | None) -> dict:
-    """An organ's part of a row that `over_organs` has made; None: the whole row."""
-    return row["organs"][organ] if organ and "organs" in row else row
+    """An organ's part of a case's row; None: the whole row."""
+    if not organ or "organs" not in row:
+        return row
+    return row["organs"][organ] | ({"patient": row["patient"]} if "patient" in row else {})
 
 
 def mean_and_spread(values: Iterable[float | None]) -> dict:
@@ -106,12 +125,15 @@ def mean_and_spread(values: Iterable[float | None]) -> dict:
     }
 
 
-def summary(cases: list[str], counts: np.ndarray, organs: list[str]) -> dict:
+def summary(
+    cases: list[str], counts: np.ndarray, organs: list[str], patients: dict | None = None
+) -> dict:
     """Both views of a set of slices: `per_patient` (mean, std, n) and `pooled` for each score.
 
     `counts` `(slices, organs, 3)`. Of several organs the same of each under `organs`.
     """
-    return {**views(per_case(cases, counts, organs), organs), "slices": len(cases)}
+    each = per_case(cases, counts, organs, patients=patients)
+    return {**views(each, organs), "slices": len(cases)}
 
 
 def views(each: dict[str, dict], organs: list[str], scores: Iterable[str] = SCORES) -> dict:
@@ -120,19 +142,19 @@ def views(each: dict[str, dict], organs: list[str], scores: Iterable[str] = SCOR
     for organ in organs:
         rows = [of_organ(row, organ) for row in each.values()]
         pools[organ] = overlap_scores(*(sum(row[name] for row in rows) for name in PIXELS))
-    whole = {"per_patient": _means([*each.values()], scores), "pooled": over_organs(pools)}
+    whole = {"per_patient": _means(each, scores), "pooled": over_organs(pools)}
     if len(organs) == 1:
         return whole
     by_organ = {}
     for organ, pool in whole["pooled"].pop("organs").items():
-        rows = [of_organ(row, organ) for row in each.values()]
+        rows = {case: of_organ(row, organ) for case, row in each.items()}
         by_organ[organ] = {"per_patient": _means(rows, scores), "pooled": pool}
     return {**whole, "organs": by_organ}
 
 
-def _means(rows: list[dict], scores: Iterable[str]) -> dict[str, dict]:
-    """Mean and spread of each score."""
-    return {score: mean_and_spread(row[score] for row in rows) for score in scores}
+def _means(rows: dict[str, dict], scores: Iterable[str]) -> dict[str, dict]:
+    """Mean and spread of each score over the patients of rows by case."""
+    return {s: mean_and_spread(by_patient(rows.items(), s).values()) for s in scores}
 
 
 def data_of(folder: Path, given: Path | None) -> SliceSet:
@@ -151,6 +173,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     UserError if inference has not finished, or naming every slice whose partner is missing.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
+    check_same_organs(done.get("classes"), data, folder / "predictions")
     slices = data.of(done["cases"])
     expected = {s.name for s in slices}
     present = {path.stem for path in (folder / "predictions").glob("*.png")}
@@ -181,7 +204,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
             }
     nothing = dict.fromkeys(data.organs, dict.fromkeys(SURFACE_SCORES)) if surfaces else {}
     distances = {case: surfaces.get(case, nothing) for case in cases}
-    each = per_case(cases, torch.cat(counts).numpy(), data.organs, distances)
+    each = per_case(cases, torch.cat(counts).numpy(), data.organs, distances, data.patients)
     # A mean of distances over some patients alone would not be one of all.
     measured = (*SCORES, *SURFACE_SCORES) if len(surfaces) == len(each) else SCORES
     result = {
@@ -192,6 +215,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
         "parameters": done["parameters"],
         "epoch": done["epoch"],
         "latency_ms": done["latency_ms"],
+        "classes": data.organs,
         **views(each, data.organs, measured),
         "slices": len(slices),
         "cases": each,
@@ -228,7 +252,7 @@ def spacing_of(case: str, slices: list[Slice], data: SliceSet) -> tuple | None:
 
 def table(result: dict) -> str:
     """A summary as text: a line a score, per patient mean and spread, and pooled."""
-    patients = len(result["cases"])
+    patients = len({row.get("patient", case) for case, row in result["cases"].items()})
     title = (
         f"{result['stage']} ({result['run']}): {patients} {result['subset']} patients, "
         f"{result['slices']} slices, {result['weights']} epoch, {result['parameters']:,} parameters"

@@ -17,6 +17,7 @@ from common import figures
 from common.cases import errors, image_doubts, side_doubts
 from common.device import autocast, to_device
 from common.files import UserError, bullets, shown, write_json
+from common.labels import to_mask
 from common.measures import findings, in_words, largest_components, on_the_left
 from common.settings import InferenceConfig
 from common.trained import Trained, probabilities
@@ -75,7 +76,7 @@ def window_of(run: Trained, config: InferenceConfig):
     run was trained on, else, of slices imported without one, the usual one of the abdomen."""
     usual, given = run.checkpoint.get("window") or HU_WINDOW, (config.hu_low, config.hu_high)
     if given == (None, None):
-        return usual
+        return usual if isinstance(usual, dict) else tuple(map(float, usual))
     if isinstance(usual, dict):
         raise UserError(f"--hu-low and --hu-high: {shown(run.path)} was trained on no HU.")
     low, high = (u if g is None else g for u, g in zip(usual, given, strict=True))
@@ -87,7 +88,8 @@ def window_of(run: Trained, config: InferenceConfig):
 def range_in_words(window) -> str:
     """`HU -160 to 240`, or which percentiles."""
     if isinstance(window, dict):
-        return "percentiles {:g} to {:g} of each volume".format(*window["percentiles"])
+        shares = map(float, window["percentiles"])
+        return "percentiles {:g} to {:g} of each volume".format(*shares)
     return "HU {:g} to {:g}".format(*window)
 
 
@@ -175,7 +177,7 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> st
         raise UserError(f"{shown(job.volume)} holds NaN or infinite voxels.")
     bounds, hu = bounds_of(volume.voxels, window), not isinstance(window, dict)
     organs, endings = run.organs, map_endings(run, config)
-    truth = _read_truth(job.truth, volume, len(organs)) if job.truth else None
+    truth = _read_truth(job.truth, volume, run) if job.truth else None
     mask = np.empty(volume.voxels.shape, np.uint8)
     maps = [np.empty(volume.voxels.shape, np.float32) for _ in endings]
     for first, found in organ_maps(model, run, volume, config, bounds):
@@ -185,7 +187,7 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> st
             kept[..., part] = from_views(found[:, k].cpu().numpy())
     if config.largest_component:
         mask = largest_components(mask, len(organs))
-    true = mask if truth is None else truth
+    left = on_the_left(organs) if hu else None
     about = {
         "volume": job.volume.name,
         "stage": run.checkpoint["stage"],
@@ -198,7 +200,7 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> st
         "shape": volume.stored_shape,
         "spacing_mm": [round(s, 6) for s in volume.spacing],
         "doubts": image_doubts(volume, hu)
-        + (side_doubts(volume, true == on_the_left(organs)) if hu else []),
+        + (side_doubts(volume, (mask if truth is None else truth) == left) if left else []),
         **findings(mask, truth, volume.spacing, organs),
     }
     about["mask_sha256"] = write_volume(job.mask, mask, volume)
@@ -244,12 +246,19 @@ def decided(maps: Tensor) -> Tensor:
     return ((organ + 1) * (best > 1 - maps.sum(1))).to(torch.uint8)
 
 
-def _read_truth(path: Path, volume: Volume, organs: int) -> np.ndarray:
-    """A true mask, 0 to `organs`. UserError if it holds more or does not fit the volume."""
-    truth = read_volume(path)
-    if found := errors(volume, truth, range(organs + 1)):
+def _read_truth(path: Path, volume: Volume, run: Trained) -> np.ndarray:
+    """A true mask as class indices, uint8. UserError if it is none or does not fit the volume.
+
+    Where the training's data were cut with `--labels`, its values are those of such labels.
+    """
+    truth, labels = read_volume(path), run.checkpoint.get("labels")
+    allowed = None if labels else range(len(run.organs) + 1)
+    if found := errors(volume, truth, allowed):
         raise UserError(f"{shown(path)}: {'; '.join(found)}.")
-    return truth.voxels.astype(np.uint8)
+    if not labels:
+        return truth.voxels.astype(np.uint8)
+    mask = to_mask(truth.voxels, labels)
+    return mask if len(labels) > 1 else (mask > 0).astype(np.uint8)
 
 
 def rows_of_sheet(volume: Volume, mask, truth, bounds: tuple, panels: int = 12) -> list[tuple]:

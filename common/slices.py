@@ -147,7 +147,7 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
     info = read_json(folder / "dataset.json", MAKE_DATA)
     if not isinstance(info, dict) or not info.get("classes") or "size" not in info:
         raise UserError(f"{shown(folder / 'dataset.json')} lacks size or classes. {MAKE_DATA}")
-    check_organs(info, folder / "dataset.json")
+    check_organs(info["classes"], info.get("colours"), folder / "dataset.json")
     rows = read_csv(folder / "manifest.csv", ("case", "slice", "foreground"), MAKE_DATA)
     if not rows:
         raise UserError(f"{shown(folder / 'manifest.csv')} lists no slices. {MAKE_DATA}")
@@ -164,20 +164,29 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
     return SliceSet(folder, info, slices)
 
 
-def check_organs(info: dict, path: Path) -> None:
-    """UserError if the organs' names or colours in a dataset.json cannot be used."""
-    names, colours = info["classes"], info.get("colours")
-    right = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
-    if not right or len(names) != len({*names}) or len(names) > 254:
-        raise UserError(f'{shown(path)}: "classes" is no list of up to 254 different names.')
+def check_organs(names, colours, path: Path) -> None:
+    """UserError if the organs' names or colours in a dataset.json or checkpoint cannot be used."""
+    texts = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
+    if not texts or not names or len(names) != len({*names}) or len(names) > 254:
+        raise UserError(f"{shown(path)}: its organs are no list of up to 254 different names.")
     if colours is None:
         return
     hexes = isinstance(colours, list) and all(
         isinstance(c, str) and re.fullmatch("#[0-9a-fA-F]{6}", c) for c in colours
     )
     if not hexes or len(colours) != len(names):
+        raise UserError(f'{shown(path)}: its colours are no list of {len(names)} like "#1f77b4".')
+
+
+def check_same_organs(trained: list[str] | None, data: SliceSet, path: Path) -> None:
+    """UserError if what was made for the organs `trained`, in `path`, meets masks of others.
+
+    None: it is older than the names.
+    """
+    if trained and [n.lower() for n in trained] != [n.lower() for n in data.organs]:
         raise UserError(
-            f'{shown(path)}: "colours" is no list of {len(names)} texts like "#1f77b4".'
+            f"{shown(path)} is of {', '.join(trained)}; the masks of {shown(data.folder)} hold "
+            f"{', '.join(data.organs)}."
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from common import scores
 from common.files import read_json, shown
 from common.scores import PIXELS, mean_and_spread, of_organ, over_organs, overlap_scores
 
@@ -21,13 +22,8 @@ def by_patient(
 
     Of several organs: of that one, or their mean.
     """
-    values: dict[str, list[float]] = {}
-    for result in results:
-        for case, row in result["cases"].items():
-            known, found = values.setdefault(case, []), of_organ(row, organ)[score]
-            if found is not None:
-                known.append(found)
-    return {case: float(np.mean(v)) if v else None for case, v in sorted(values.items())}
+    rows = (pair for result in results for pair in result["cases"].items())
+    return scores.by_patient(((case, of_organ(row, organ)) for case, row in rows), score)
 
 
 def pooled(results: list[dict]) -> dict[str, float | None]:
@@ -74,11 +70,15 @@ def gain(
 
     `mean`, `std`, `n` and `better` (how many gained) over patients, `low` and `high` (95 %
     bootstrap over patients), `p` (Wilcoxon). None unless both hold the same patients of the same
-    subset, after the same epoch: the best or the last.
+    subset and organs, after the same epoch: the best or the last.
     """
-    kinds = {(result["subset"], result["weights"]) for result in (*results, *base)}
+    every = [*results, *base]
+    kinds = {(r["subset"], r["weights"], *organs_of([r])) for r in every}
+    known = {tuple(r["classes"]) for r in every if "classes" in r}  # older summaries have none
+    if len(kinds) > 1 or len(known) > 1:
+        return None
     mine, theirs = (by_patient(found, score, organ) for found in (results, base))
-    if len(kinds) > 1 or mine.keys() != theirs.keys():
+    if mine.keys() != theirs.keys():
         return None
     gains = _paired(mine, theirs)
     if not gains:
@@ -135,6 +135,7 @@ def compare(result: dict, title: str, path: Path) -> str:
     if found is None:
         theirs, ours = (
             f"{len(r['cases'])} {r['subset']} patients, {r['weights']} epoch"
+            + (f", of {', '.join(r['classes'])}" if "classes" in r else "")
             for r in (other, result)
         )
         return f"{title}: not compared; {shown(path)} is of {theirs}, this run of {ours}"

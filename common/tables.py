@@ -31,8 +31,9 @@ SURFACES = (
 )
 
 ORGANS = (
-    "Dice of each organ, mean +- standard deviation over the patients where the organ is true or "
-    "predicted, and the gains in points."
+    "Dice of each organ, mean +- standard deviation over the patients where it is true or found; "
+    "gains in points over the patients where that holds for both models. An organ that the base "
+    "alone finds, where there is none, counts in the mean over organs only."
 )
 
 
@@ -60,6 +61,8 @@ def write_study(
             raise UserError(f"{model} and {base} were scored on different patients.")
     gains = {model: gain(results[model], results[base]) for model, base in bases.items()}
     gains = {model: found for model, found in gains.items() if found}
+    # The thesis's figures are of the spleen.
+    beside = THESIS.keys() & runs.keys() and not organs_of(next(iter(results.values())))
     patients, slices, records = [], [], []
     for model, found in results.items():
         means = {s: mean_and_spread(by_patient(found, s).values()) for s in ORDER}
@@ -75,12 +78,12 @@ def write_study(
         )
         theirs = {f"{_title(s)} (thesis)": number(thesis.get(s)) for s in ORDER}
         ours = {_title(s): number(pool[s]) for s in ORDER}
-        slices.append({"model": model, **ours, **(theirs if THESIS.keys() & runs.keys() else {})})
+        slices.append({"model": model, **ours, **(theirs if beside else {})})
         records.append(_record(model, found, means, pool, gains.get(model), spread))
     if not any(row["spread over seeds"] for row in patients):
         patients = [{k: v for k, v in row.items() if k != "spread over seeds"} for row in patients]
     write_csv(folder / "table.csv", records)
-    note = POOLED + (OTHERS if THESIS.keys() & runs.keys() else "")
+    note = POOLED + (OTHERS if beside else "")
     text = f"{_about(runs)}\n\n{markdown(patients)}\n{note}\n\n{markdown(slices)}"
     if organs := _organs(results, bases):
         text += f"\n{ORGANS}\n\n{markdown(organs)}"
@@ -95,9 +98,8 @@ def _about(runs: dict[str, dict[tuple, dict]]) -> str:
     keys = {key for found in runs.values() for key in found}
     folds = sorted({fold for fold, _ in keys if fold is not None})
     seeds = sorted({seed for _, seed in keys})
-    cases = {
-        case for found in runs.values() for result in found.values() for case in result["cases"]
-    }
+    results = [result for found in runs.values() for result in found.values()]
+    cases = {row.get("patient", case) for r in results for case, row in r["cases"].items()}
     some = next(iter(next(iter(runs.values())).values()))
     where = f"folds {', '.join(map(str, folds))}" if folds else "one split"
     return (

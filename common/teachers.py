@@ -15,7 +15,7 @@ from common.loading import SliceDataset, WithUnlabelled, loader
 from common.runs import Run
 from common.scores import number
 from common.settings import DistillationConfig
-from common.slices import check_patients
+from common.slices import check_patients, check_same_organs
 
 
 def load_teacher(
@@ -24,7 +24,8 @@ def load_teacher(
     """The teacher in `path`, on the run's device; its validation Dice is printed.
 
     `build(checkpoint)` makes the network. UserError if the checkpoint is missing, of another stage
-    than `stage`, or of a training on patients that this run's split keeps for validation or test.
+    than `stage`, of other organs, or of a training on patients that this run's split keeps for
+    validation or test.
     With the control `random-teacher` the network keeps its random weights, with BatchNorm
     statistics of the training slices: without those its features would all but vanish, and the
     control would control nothing.
@@ -32,6 +33,9 @@ def load_teacher(
     known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
     checkpoint.check_content(known, path)
     check_patients(known["patients"], run.splits, ("val", "test"), path)
+    check_same_organs(known.get("organs"), run.data, path)
+    if known["classes"] != run.classes:
+        raise UserError(f"{shown(path)} has {known['classes']} channels, not {run.classes}.")
     if known["size"] != run.size:
         run.say(f"note: the teacher was trained on {known['size']}-pixel slices, not {run.size}")
     teacher = build(known)

@@ -14,7 +14,7 @@ from common.device import autocast, fuse, layout, pick_device, to_device
 from common.files import UserError, shown
 from common.loading import SliceDataset, loader
 from common.settings import InferenceConfig
-from common.slices import Slice, SliceSet, check_patients, read_set, read_splits
+from common.slices import Slice, SliceSet, check_patients, check_same_organs, read_set, read_splits
 from common.unet import Output
 
 
@@ -79,12 +79,7 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
             f"{content['classes']} logit channels; those of {shown(data.folder)} have {data.size} "
             f"pixels and need {data.classes}."
         )
-    organs = content.get("organs", data.organs)
-    if data.classes > 1 and organs != data.organs:
-        raise UserError(
-            f"{shown(path)} was trained on {', '.join(organs)}; the masks of {shown(data.folder)} "
-            f"hold {', '.join(data.organs)}."
-        )
+    check_same_organs(content.get("organs"), data, path)
     if config.subset == "all":
         cases = sorted({s.case for s in data.slices})
     else:

@@ -169,8 +169,10 @@ def _channel(path: Path, shape: tuple[int, ...], channel: int | None) -> int:
     """Which channel of a file of this shape is to be read. UserError if that is not clear."""
     count = shape[3] if len(shape) == 4 else 1
     if len(shape) not in (3, 4) or count > 1 and channel is None:
-        some = f" Choose one of its {count} channels with --channel." if count > 1 else ""
-        raise UserError(f"{shown(path)} has shape {shape}; a 3D volume is expected.{some}")
+        some = f" (data_prep's --channel chooses one of its {count} channels)" if count > 1 else ""
+        raise UserError(f"{shown(path)} has shape {shape}; a 3D volume is expected{some}.")
+    if len(shape) == 3:
+        return 0  # a channel that was taken out of its file before
     if (channel or 0) >= count:
         raise UserError(
             f"{shown(path)} has shape {shape}, and no channel {channel}: they count from 0."

@@ -132,6 +132,14 @@ def describe_set(config: Config) -> dict:
     return about | {key: value for key, value in special.items() if value is not None}
 
 
+def known_colours(config: Config) -> dict:
+    """The colours that the set of the same organs, which is there, has been given by hand."""
+    index = config.output / "dataset.json"
+    found = read_json(index) if index.exists() else None
+    same = isinstance(found, dict) and found.get("classes") == describe_set(config)["classes"]
+    return {"colours": found["colours"]} if same and "colours" in found else {}
+
+
 def partial_folder(config: Config) -> Path:
     """Where the set is made."""
     return config.output.with_name(config.output.name + ".partial")
@@ -256,7 +264,7 @@ def main(config: Config) -> None:
         ]
         geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
         several = {"patients": patients} if config.patient else {}
-        info = {**describe_set(config), **several, "cases": geometry}
+        info = {**describe_set(config), **known_colours(config), **several, "cases": geometry}
         write_set(partial_folder(config), info, slices, splits)
         replace_folder(partial_folder(config), config.output)
     warn(config, cases, records)

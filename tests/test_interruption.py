@@ -16,8 +16,9 @@ from server import archive, left
 from common import checkpoint
 from common.engine import fit
 from common.files import UserError, lock_folder
+from common.interruption import Interruption
 from common.losses import SegmentationObjective
-from common.runs import Interruption, start
+from common.runs import start
 from common.settings import StudentConfig
 from common.unet import student_s1
 

@@ -9,9 +9,10 @@ from conftest import ROOT, load_script, run
 from PIL import Image
 from test_check_volumes import ct
 
-from common.cases import errors, list_cases
+from common.cases import errors
 from common.files import UserError, read_json
 from common.labels import named_in, parse_labels
+from common.layouts import VolumesConfig, list_all
 from common.slices import read_mask, read_set
 from common.views import from_views
 from common.volumes import read_volume
@@ -119,7 +120,7 @@ def test_masks_hold_the_organs_in_the_order_named_and_nothing_else(folder, capsy
     data = cut(folder, labels=("liver", "kidneys=2,3"))
     assert data.info["classes"] == ["liver", "kidneys"] and data.classes == 3
     assert data.info["labels"] == {"liver": [6], "kidneys": [2, 3]}
-    for case in list_cases(folder):
+    for case in list_all(VolumesConfig(input=folder)):
         label = read_volume(case.label).voxels
         expected = np.where(label == 6, 1, np.where((label == 2) | (label == 3), 2, 0))
         assert np.array_equal(masks_of(data, case.name), expected)
@@ -135,7 +136,7 @@ def test_masks_hold_the_organs_in_the_order_named_and_nothing_else(folder, capsy
 def test_one_organ_merged_of_two_values_is_a_binary_set(folder, capsys):
     data = cut(folder, labels=("kidneys=2,3,9",))
     assert data.info["classes"] == ["kidneys"] and data.classes == 1
-    label = read_volume(list_cases(folder)[0].label).voxels
+    label = read_volume(list_all(VolumesConfig(input=folder))[0].label).voxels
     assert np.array_equal(masks_of(data, "p0"), 255 * np.isin(label, (2, 3)))
     assert "warning: kidneys: no label of the set holds 9" in capsys.readouterr().out
 
@@ -208,7 +209,7 @@ def test_a_value_that_nothing_names_is_an_error_until_the_labels_are_named(folde
 
 
 def test_a_truth_of_several_organs_is_checked_by_its_range(folder):
-    case = list_cases(folder)[0]
+    case = list_all(VolumesConfig(input=folder))[0]
     image, label = read_volume(case.image), read_volume(case.label)
     assert errors(image, label, range(7)) == []
     assert errors(image, label, range(4)) == ["the label holds the values 6 beside 0 to 3"]
@@ -221,7 +222,7 @@ def test_the_phantom_with_all_its_organs(repo, phantom, tmp_path):
     run(repo, "data_prep/make_phantom.py", *flags, "--classes", "all", "--output", whole)
     text = run(repo, "data_prep/check_volumes.py", "--input", whole)
     assert "3 cases are sound" in text and "in 3 of 3 volumes" in text
-    for case in list_cases(whole):  # the same patients, with more labels
+    for case in list_all(VolumesConfig(input=whole)):  # the same patients, with more labels
         plain = phantom / "imagesTr" / case.image.name
         assert case.image.read_bytes() == plain.read_bytes()
         spleen = read_volume(phantom / "labelsTr" / case.label.name).voxels == 1

@@ -2,20 +2,25 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from conftest import load_script, run
 from PIL import Image
 
 from common.files import UserError, read_csv, read_json, write_json
 from common.phantom import ORGANS
-from common.scores import table
+from common.scores import per_case, summary, table
+from common.segment import decided, segment
 from common.settings import InferenceConfig, MetricsConfig
 from common.slices import read_mask, read_set
+from common.statistics import by_patient, compare
 from common.study import add_up
-from common.unet import parameters, student_s1
+from common.trained import Trained
+from common.unet import Output, parameters, student_s1
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +121,97 @@ def test_a_volume_gets_a_label_for_each_organ(repo, trained, organs, tmp_path, c
     assert (tmp_path / "seg.png").exists() and "mean Dice" in capsys.readouterr().out
 
 
-def test_a_data_set_of_other_organs_is_refused(repo, trained, organs, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(organs[1], other)
+@pytest.fixture(scope="module")
+def permuted(organs, tmp_path_factory):
+    """The same slices, with the organs' names in another order."""
+    other = Path(shutil.copytree(organs[1], tmp_path_factory.mktemp("permuted") / "organs2d"))
     info = read_json(other / "dataset.json")
     write_json(other / "dataset.json", {**info, "classes": info["classes"][::-1]})
-    inference = load_script(repo / "student_s1" / "inference.py")
-    config = InferenceConfig(name="organs", device="cpu", data=other)
-    with pytest.raises(UserError, match="was trained on spleen, .*hold inferior_vena_cava"):
-        inference.main(config)
+    return other
+
+
+def test_other_organs_are_refused_by_every_door(repo, trained, organs, permuted, slices, tmp_path):
+    scripts = {
+        f"{stage}/{name}": load_script(repo / stage / f"{name}.py")
+        for stage in ("student_s1", "kd_t1_s1")
+        for name in ("train", "inference", "metrics")
+    }
+    train = {"data": permuted, "device": "cpu", "batch_size": 4}
+    teacher = repo / "teacher_t1_unet/runs/organs/best.pt"
+    doors = {
+        "student_s1/inference": InferenceConfig(name="organs", device="cpu", data=permuted),
+        "student_s1/metrics": MetricsConfig(name="organs", data=permuted),
+    }
+    for name, config in doors.items():
+        with pytest.raises(UserError, match="is of spleen, .* hold inferior_vena_cava"):
+            scripts[name].main(config)
+    again = scripts["student_s1/train"].Config(name="organs", epochs=2, resume=True, **train)
+    with pytest.raises(UserError, match="the data set's organs"):
+        scripts["student_s1/train"].main(again)
+    for data in (permuted, slices):  # the same organs crossed, and one organ
+        own = {**train, "data": data}
+        config = scripts["kd_t1_s1/train"].Config(teacher=teacher, name="x", **own)
+            teacher=teacher, name="x", **train | {"data": data}
+        )
+        with pytest.raises(UserError, match="best.pt is of spleen, kidney_right"):
+            scripts["kd_t1_s1/train"].main(config)
+
+
+def test_runs_of_other_organs_are_not_compared(trained, tmp_path):
+    mine = read_json(trained["kd_t1_s1"] / "summary.json")
+    one = {c: {k: v for k, v in row.items() if k != "organs"} for c, row in mine["cases"].items()}
+    path = tmp_path / "summary.json"
+    for other in ({**mine, "cases": one, "classes": ["spleen"]}, {**mine, "classes": ["a", "b"]}):
+        write_json(path, other)
+        assert "not compared" in compare(mine, "gain", path)
+    write_json(path, mine)
+    assert "+0.0 Dice points" in compare(mine, "gain", path)
+
+
+def test_the_likeliest_organ_is_decided():
+    maps = torch.tensor([[0.1, 0.3, 0.5, 0.2], [0.2, 0.4, 0.3, 0.2], [0.1, 0.3, 0.1, 0.2]])
+    found = decided(maps.view(1, 3, 1, 4)).flatten().tolist()
+    assert found == [0, 2, 1, 0]  # backgrounds of 0.6, 0.0, 0.1, 0.4
+
+
+def test_a_truth_in_the_labels_own_values_is_scored_organ_by_organ(repo, trained, organs, tmp_path):
+    """A network that finds by brightness: what it finds and the truth have values of their own."""
+    image = sorted((organs[0] / "imagesTr").glob("*.nii.gz"))[0]
+    source = nib.load(image)
+    known = np.asarray(nib.load(organs[0] / "labelsTr" / image.name).dataobj)
+    painted = np.full(known.shape, -200, np.int16)  # each organ as bright as its number
+    for value in (1, 2, 5):
+        painted[known == value] = 30 * value
+    nib.save(nib.Nifti1Image(painted, source.affine), tmp_path / "ct.nii.gz")
+
+    class Brightness(torch.nn.Module):
+        def forward(self, images, reconstruct=False):
+            level = images[:, 0] * 400 - 160
+            order = (-200, 150, 30, 60)  # background, liver (5), spleen (1), kidney_right (2)
+            logits = torch.stack([-((level - at).abs()) for at in order], 1)
+            return Output(logits, {}, None)
+
+    labels = {"liver": [5], "spleen": [1], "kidney_right": [2]}
+    about = {"stage": "x", "epoch": 1, "classes": 4, "size": 64, "window": [-160, 240]}
+    about |= {"organs": [*labels], "labels": labels}
+    held = Trained(tmp_path, tmp_path / "best.pt", about, torch.device("cpu"))
+    truth = organs[0] / "labelsTr" / image.name
+    config = {"volume": tmp_path / "ct.nii.gz", "truth": truth, "device": "cpu", "bf16": False}
+    segment(Brightness(), held, InferenceConfig(**config, output=tmp_path / "seg.nii.gz"))
+    found = read_json(tmp_path / "seg.json")["organs"]
+    assert [row["scores"]["dice"] > 0.9 for row in found.values()] == [True] * 3
+    mask = np.asarray(nib.load(tmp_path / "seg.nii.gz").dataobj)
+    for value, (organ, (own,)) in enumerate(labels.items(), start=1):
+        assert (mask[known == own] == value).mean() > 0.8, organ
+
+
+def test_two_volumes_of_a_patient_are_one_patient():
+    counts = np.array([[[1, 2, 2]], [[0, 2, 2]], [[2, 2, 2]]])
+    owner = {"p1_ed": "p1", "p1_es": "p1", "p2": "p2"}
+    found = summary([*owner], counts, ["lv"], owner)["per_patient"]["dice"]
+    assert found == {"mean": 0.625, "std": pytest.approx(0.5303, abs=1e-4), "n": 2, "undefined": 0}
+    rows = per_case([*owner], counts, ["lv"], patients=owner)
+    assert by_patient([{"cases": rows}, {"cases": rows}]) == {"p1": 0.25, "p2": 1.0}
 
 
 def test_a_model_of_another_plane_or_of_percentiles(repo, organs, tmp_path, capsys):

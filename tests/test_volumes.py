@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import refused_or_right
 
-from common.cases import Case, list_cases, read_case
+from common.cases import Case, read_case
 from common.files import UserError
+from common.layouts import VolumesConfig, list_all
 from common.slices import read_image, read_mask, read_set
 from common.views import axial_view, to_square, window
 from common.volumes import read_volume, write_volume
@@ -156,18 +157,18 @@ def test_image_and_label_must_belong_together(tmp_path):
 
 def test_listing_names_every_missing_file_and_refuses_to_leave_the_folder(tmp_path):
     with pytest.raises(UserError, match="dataset.json"):
-        list_cases(tmp_path)
+        list_all(VolumesConfig(input=tmp_path))
     entry = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [entry]}))
     with pytest.raises(UserError, match="(?s)imagesTr/a.nii.gz is listed and missing.*labelsTr"):
-        list_cases(tmp_path)
+        list_all(VolumesConfig(input=tmp_path))
     (tmp_path / "dataset.json").write_text(json.dumps({"training": []}))
     with pytest.raises(UserError, match="no training volumes"):
-        list_cases(tmp_path)
+        list_all(VolumesConfig(input=tmp_path))
     entry["image"] = "../../etc/passwd"
     (tmp_path / "dataset.json").write_text(json.dumps({"training": [entry]}))
     with pytest.raises(UserError, match="outside"):
-        list_cases(tmp_path)
+        list_all(VolumesConfig(input=tmp_path))
 
 
 def test_squares_keep_the_aspect_in_mm_and_masks_stay_binary():
@@ -187,7 +188,7 @@ def test_slices_at_native_size_restack_to_the_volume(repo, phantom, tmp_path):
     flags = ("--input", phantom, "--output", tmp_path / "native", "--size", 64)
     run(repo, "data_prep/slice_nifti.py", *flags)
     data = read_set(tmp_path / "native")
-    for case in list_cases(phantom)[:3]:
+    for case in list_all(VolumesConfig(input=phantom))[:3]:
         image, label = read_case(case)
         names = [f"{s.name}.png" for s in data.of([case.name])]
         stack = np.stack([read_image(data.folder / "images" / n) for n in names], axis=-1)
@@ -200,7 +201,7 @@ def test_slices_at_native_size_restack_to_the_volume(repo, phantom, tmp_path):
 
 
 def test_the_phantom_s_spleen_lies_on_the_left_and_overlaps_liver_in_hu(phantom):
-    for case in list_cases(phantom):
+    for case in list_all(VolumesConfig(input=phantom)):
         image, label = read_case(case)
         x, y, z = (axis.mean() for axis in np.nonzero(label.voxels))
         assert x < label.voxels.shape[0] * 0.4  # canonical x grows to the right
