@@ -151,8 +151,6 @@ def test_other_organs_are_refused_by_every_door(repo, trained, organs, permuted,
     for data in (permuted, slices):  # the same organs crossed, and one organ
         own = {**train, "data": data}
         config = scripts["kd_t1_s1/train"].Config(teacher=teacher, name="x", **own)
-            teacher=teacher, name="x", **train | {"data": data}
-        )
         with pytest.raises(UserError, match="best.pt is of spleen, kidney_right"):
             scripts["kd_t1_s1/train"].main(config)
 
