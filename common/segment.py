@@ -21,7 +21,15 @@ from common.labels import to_mask
 from common.measures import findings, in_words, largest_components, on_the_left
 from common.settings import InferenceConfig
 from common.trained import Trained, probabilities
-from common.views import HU_WINDOW, axial_view, bounds_of, from_square, from_views, to_square
+from common.views import (
+    HU_WINDOW,
+    axial_view,
+    bounds_of,
+    from_square,
+    from_views,
+    pixel_spacing,
+    to_square,
+)
 from common.views import window as shades
 from common.volumes import DICOM, Volume, is_dicom, read_volume, stem, write_volume
 
@@ -223,7 +231,7 @@ def organ_maps(
     Every slice goes the way of `data_prep/slice_nifti.py` into its square, and its map the way back
     to the CT's own pixels, before anything is thresholded.
     """
-    spacing, shape = (volume.spacing[1], volume.spacing[0]), volume.voxels.shape[1::-1]
+    spacing, shape = pixel_spacing(volume.spacing, "axial"), volume.voxels.shape[1::-1]
     count, size = volume.voxels.shape[2], run.checkpoint["size"]
     starts = range(0, count, config.batch_size)
     for first in tqdm(starts, desc="slices", disable=None, leave=False):

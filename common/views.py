@@ -68,7 +68,7 @@ def pixel_spacing(spacing: tuple[float, float, float], plane: str) -> tuple[floa
 
 def axial_view(voxels: np.ndarray, index: int) -> np.ndarray:
     """Slice `index` of canonical voxels `(x, y, z)` in radiological view `(row, column)`."""
-    return voxels[::-1, ::-1, index].T
+    return view_of(voxels, index, "axial")
 
 
 def from_views(views: np.ndarray) -> np.ndarray:

@@ -11,14 +11,17 @@ import torch
 from conftest import load_script, run
 from PIL import Image
 
+from common.errors import error_pixels, of_each_organ
+from common.figures import legend, outlined, panels
 from common.files import UserError, read_csv, read_json, write_json
+from common.measures import on_the_left
 from common.phantom import ORGANS
 from common.scores import per_case, summary, table
 from common.segment import decided, segment
 from common.settings import InferenceConfig, MetricsConfig
 from common.slices import read_mask, read_set
 from common.statistics import by_patient, compare
-from common.study import add_up
+from common.study import add_up, slice_dice
 from common.trained import Trained
 from common.unet import Output, parameters, student_s1
 
@@ -234,3 +237,37 @@ def test_a_model_of_another_plane_or_of_percentiles(repo, organs, tmp_path, caps
     voxels = np.asarray(nib.load(image).dataobj)
     bounds = np.percentile(voxels[voxels > voxels.min()], (1, 99))
     assert json.loads((tmp_path / "seg.json").read_text())["window"] == pytest.approx(bounds)
+
+
+def test_small_parts_of_it():
+    assert legend(["spleen"]) is None
+    assert legend(["a", "b"], ["#102030", "#ffffff"]) == {"a": (16, 32, 48), "b": (255, 255, 255)}
+    many = legend([str(k) for k in range(40)])
+    assert len({*many.values()}) == 40 and all(max(c) > min(c) for c in many.values())
+    assert on_the_left(["liver", "Spleen"]) == 2 and on_the_left(["liver"]) is None
+    about = {"classes": 3, "organs": ["left kidney", "left_kidney"]}
+    held = Trained(Path(), Path(), about, torch.device("cpu"))
+    assert held.suffixes == ["_1-left-kidney", "_2-left-kidney"]
+    truth = np.array([[1, 1, 0, 2, 2, 0]])
+    mask = np.array([[1, 0, 0, 2, 1, 0]])
+    assert slice_dice(mask, truth, 2) == pytest.approx((2 / 4 + 2 / 3) / 2)
+    found = of_each_organ(lambda t, m: error_pixels(m, t), 2, truth, mask)
+    # Of organ 1 one pixel missed and a false island; of organ 2 one pixel missed.
+    assert found == {
+        "false island": 1,
+        "beyond the border": 0,
+        "short of the border": 2,
+        "missed island": 0,
+    }
+
+
+def test_a_picture_of_several_organs_has_their_colours_and_names():
+    grey, truth = np.full((64, 64), 100, np.uint8), np.zeros((64, 64), np.uint8)
+    truth[10:20, 10:20], truth[30:40, 30:40] = 1, 3
+    colours = legend(["a", "b", "c"])
+    picture = panels(grey, truth, truth * 0, colours)
+    assert picture.shape[0] > 320 and picture.shape[1] == 3 * 320  # a line of names below
+    seen = {tuple(c) for c in picture.reshape(-1, 3).tolist()}
+    assert colours["a"] in seen and colours["c"] in seen and colours["b"] not in seen
+    lines = outlined(grey, truth * 0, colours, lines=truth)
+    assert (lines != 100).any(-1).sum() == 2 * 36  # edges of two squares of 10 pixels, no tint
