@@ -219,7 +219,7 @@ def main(config: Config) -> None:
                 "images a second": f"{result['images_a_second']:.1f}",
                 "speed-up": f"{result['speed_up']:.1f} ({result['speed_up_low']:.1f} to "
                 f"{result['speed_up_high']:.1f})",
-                "of the peak": f"{100 * result['default_share_of_peak']:.0f} % "
+                "of the peak (plain form)": f"{100 * result['default_share_of_peak']:.0f} % "
                 f"({100 * result['plain_share_of_peak']:.0f} %)",
             }
         )

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from common.files import UserError, atomic, shown
-from common.labels import parse_labels
-from common.slices import check_organs
+from common.labels import check_organs, parse_labels
 from common.views import HU_WINDOW, PLANES, bounds_of
 
 FORMAT = 1

@@ -6,10 +6,11 @@ background.
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from common.files import UserError
+from common.files import UserError, shown
 
 MOST = 254  # organs in an 8-bit mask, whose 0 is background
 FAR = 1 << 16  # label values below it are counted through a table
@@ -41,6 +42,8 @@ def parse_labels(
         name = plain_name(name)
         values = [v.strip() for v in text.split(",")] if equals else known.get(name)
         if values is None:
+            if name == "all":
+                raise UserError(f"{flag} all stands alone, for all that dataset.json names.")
             names = f"known are {', '.join(known)}; or " if known else ""
             raise UserError(f"{flag} {word}: {names}give its values too, as in {word}=2,3.")
         if not (name and all(re.fullmatch("[0-9]{1,9}", str(v)) and int(v) for v in values)):
@@ -49,7 +52,8 @@ def parse_labels(
                 "from 1 on (0 is background)."
             )
         if name in found:
-            raise UserError(f"{flag} names {name} twice; its values go together: {name}=2,3.")
+            both = ",".join(map(str, (*found[name], *values)))
+            raise UserError(f"{flag} names {name} twice; its values go together: {name}={both}.")
         found[name] = tuple(sorted({int(v) for v in values}))
     owners: dict[int, str] = {}
     for name, values in found.items():
@@ -108,3 +112,17 @@ def remarks(labels: Mapping[str, tuple[int, ...]], found: set[int], flag: str) -
         shown = ", ".join(map(str, rest[:12])) + (" ..." if len(rest) > 12 else "")
         lines.append(f"note: {flag} does not name the values {shown}: background")
     return lines
+
+
+def check_organs(names, colours, path: Path) -> None:
+    """UserError if the organs' names or colours in a dataset.json or checkpoint cannot be used."""
+    texts = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
+    if not texts or not names or len(names) != len({*names}) or len(names) > 254:
+        raise UserError(f"{shown(path)}: its organs are no list of up to 254 different names.")
+    if colours is None:
+        return
+    hexes = isinstance(colours, list) and all(
+        isinstance(c, str) and re.fullmatch("#[0-9a-fA-F]{6}", c) for c in colours
+    )
+    if not hexes or len(colours) != len(names):
+        raise UserError(f'{shown(path)}: its colours are no list of {len(names)} like "#1f77b4".')

@@ -175,6 +175,7 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         **of_data(run.data),
         "parameters": parameters(objective.model),
         "patients": run.patients,
+        "slices": run.data.digest(run.patients["train"]),
         "processes": run.world,
         "epoch": len(log),
         "val_dice": float(log[-1]["val_dice"]),
@@ -235,6 +236,8 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
     changed = changed_settings(config, state["config"], FREE_ON_RESUME)
     if state["patients"] != run.patients:
         changed.append("the split: other patients")
+    if state.get("slices", before := run.data.digest(run.patients["train"])) != before:
+        changed.append("the training patients' slices: another manifest.csv")
     now = of_data(run.data)
     changed += [
         f"the data set's {name}: {state[name]} -> {now[name]}"

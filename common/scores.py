@@ -174,16 +174,12 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
     check_same_organs(done.get("classes"), data, folder / "predictions")
-    slices = data.of(done["cases"])
-    expected = {s.name for s in slices}
-    present = {path.stem for path in (folder / "predictions").glob("*.png")}
-    problems = [f"{name}: predicted, not in the data set" for name in sorted(present - expected)]
-    problems += [f"{name}: in the data set, not predicted" for name in sorted(expected - present)]
-    if problems:
-        raise UserError(
-            f"{shown(folder / 'predictions')} and {shown(data.folder)} do not hold the same "
-            f"slices: name another --data, or run inference.py again.{bullets(problems)}"
+    if Path(done.get("data", data.folder)).resolve() != data.folder.resolve():
+        print(
+            f"note: scored by {shown(data.folder)}; inference.py read {shown(Path(done['data']))}"
         )
+    slices = data.of(done["cases"])
+    check_partners(folder / "predictions", data, slices)
     cases, counts, surfaces = [], [], {}
     for case in dict.fromkeys(s.case for s in slices):
         mine = [s for s in slices if s.case == case]
@@ -223,6 +219,19 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     write_csv(folder / "metrics_per_case.csv", [{"case": c, **flat(r)} for c, r in each.items()])
     write_json(folder / "summary.json", result)
     return result
+
+
+def check_partners(folder: Path, data: SliceSet, slices: list[Slice]) -> None:
+    """UserError naming every prediction in `folder` without a slice, and every slice without one."""
+    expected = {s.name for s in slices}
+    present = {path.stem for path in folder.glob("*.png")}
+    problems = [f"{name}: predicted, not in the data set" for name in sorted(present - expected)]
+    problems += [f"{name}: in the data set, not predicted" for name in sorted(expected - present)]
+    if problems:
+        raise UserError(
+            f"{shown(folder)} and {shown(data.folder)} do not hold the same "
+            f"slices: name another --data, or run inference.py again.{bullets(problems)}"
+        )
 
 
 def flat(row: dict) -> dict:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +21,8 @@ from common.files import UserError, bullets, shown, write_json
 from common.labels import to_mask
 from common.measures import findings, in_words, largest_components, on_the_left
 from common.settings import InferenceConfig
-from common.trained import Trained, probabilities
+from common.trained import Trained, probabilities, range_in_words, window_of
 from common.views import (
-    HU_WINDOW,
     axial_view,
     bounds_of,
     from_square,
@@ -77,28 +77,6 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
         raise UserError(
             f"{len(problems)} of {len(jobs)} volumes were not segmented:{bullets(problems, 200)}"
         )
-
-
-def window_of(run: Trained, config: InferenceConfig):
-    """The window, as `views.bounds_of` takes it: the flags' HU, else that of the slices that the
-    run was trained on, else, of slices imported without one, the usual one of the abdomen."""
-    usual, given = run.checkpoint.get("window") or HU_WINDOW, (config.hu_low, config.hu_high)
-    if given == (None, None):
-        return usual if isinstance(usual, dict) else tuple(map(float, usual))
-    if isinstance(usual, dict):
-        raise UserError(f"--hu-low and --hu-high: {shown(run.path)} was trained on no HU.")
-    low, high = (u if g is None else g for u, g in zip(usual, given, strict=True))
-    if low >= high:
-        raise UserError(f"--hu-low {low:g} must be below --hu-high {high:g}.")
-    return float(low), float(high)
-
-
-def range_in_words(window) -> str:
-    """`HU -160 to 240`, or which percentiles."""
-    if isinstance(window, dict):
-        shares = map(float, window["percentiles"])
-        return "percentiles {:g} to {:g} of each volume".format(*shares)
-    return "HU {:g} to {:g}".format(*window)
 
 
 def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
@@ -207,10 +185,14 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> st
         "orientation": volume.stored_orientation,
         "shape": volume.stored_shape,
         "spacing_mm": [round(s, 6) for s in volume.spacing],
-        "doubts": image_doubts(volume, hu)
+        "doubts": seen_before(job.volume, run)
+        + image_doubts(volume, hu)
         + (side_doubts(volume, (mask if truth is None else truth) == left) if left else []),
         **findings(mask, truth, volume.spacing, organs),
     }
+    if _ours(job):  # an earlier inference's maps are not of this mask
+        for old in job.mask.parent.glob(f"{escape(stem(job.mask))}_probability*.nii.gz"):
+            old.unlink()
     about["mask_sha256"] = write_volume(job.mask, mask, volume)
     for kept, ending in zip(maps, endings, strict=True):
         write_volume(job.beside(ending), kept, volume)
@@ -221,6 +203,14 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> st
     about["seconds"] = round(time.perf_counter() - began, 3)
     write_json(job.beside(".json"), about)
     return in_a_line(about, job)
+
+
+def seen_before(volume: Path, run: Trained) -> list[str]:
+    """Whether a patient of the file's name took part in the training: its scores are no test."""
+    parts = run.checkpoint.get("patients", {})
+    named = stem(volume).removesuffix("_0000")  # nnU-Net's ending of a first channel
+    part = next((part for part, names in parts.items() if named in names), None)
+    return [f"a patient of this name is among the training's {part} patients"] if part else []
 
 
 def organ_maps(

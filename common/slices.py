@@ -9,7 +9,7 @@ splits.json                     seed, folds, fold, patients of train / val / tes
 """
 
 import io
-import re
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from common.files import UserError, read_csv, read_json, shown, write_csv, write_json
+from common.labels import check_organs
 
 MAKE_DATA = (
     "Make a data set with data_prep/slice_nifti.py (CT volumes) or data_prep/import_pairs.py "
@@ -75,6 +76,11 @@ class SliceSet:
     def size(self) -> int:
         """Height and width of the slices."""
         return int(self.info["size"])
+
+    def digest(self, cases: list[str]) -> int:
+        """A checksum of these cases' rows in the manifest: names, numbers, organ pixels."""
+        rows = [f"{s.name} {s.foreground}" for s in self.of(cases)]
+        return zlib.crc32("\n".join(rows).encode())
 
     def of(self, cases: list[str]) -> list[Slice]:
         """The slices of these cases."""
@@ -162,20 +168,6 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
     if outside:
         raise UserError(f"manifest.csv: the case {outside[0]!r} is not a plain file name.")
     return SliceSet(folder, info, slices)
-
-
-def check_organs(names, colours, path: Path) -> None:
-    """UserError if the organs' names or colours in a dataset.json or checkpoint cannot be used."""
-    texts = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
-    if not texts or not names or len(names) != len({*names}) or len(names) > 254:
-        raise UserError(f"{shown(path)}: its organs are no list of up to 254 different names.")
-    if colours is None:
-        return
-    hexes = isinstance(colours, list) and all(
-        isinstance(c, str) and re.fullmatch("#[0-9a-fA-F]{6}", c) for c in colours
-    )
-    if not hexes or len(colours) != len(names):
-        raise UserError(f'{shown(path)}: its colours are no list of {len(names)} like "#1f77b4".')
 
 
 def check_same_organs(trained: list[str] | None, data: SliceSet, path: Path) -> None:

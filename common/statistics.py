@@ -133,9 +133,10 @@ def compare(result: dict, title: str, path: Path) -> str:
         return f"{title}: {shown(path)} is no summary.json of this version; run metrics.py there"
     found = gain([result], [other])
     if found is None:
+        other_organs = result.get("classes") != other.get("classes")
         theirs, ours = (
             f"{len(r['cases'])} {r['subset']} patients, {r['weights']} epoch"
-            + (f", of {', '.join(r['classes'])}" if "classes" in r else "")
+            + (f", of {', '.join(r['classes'])}" if other_organs and "classes" in r else "")
             for r in (other, result)
         )
         return f"{title}: not compared; {shown(path)} is of {theirs}, this run of {ours}"

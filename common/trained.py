@@ -16,6 +16,7 @@ from common.loading import SliceDataset, loader
 from common.settings import InferenceConfig
 from common.slices import Slice, SliceSet, check_patients, check_same_organs, read_set, read_splits
 from common.unet import Output
+from common.views import HU_WINDOW
 
 
 @dataclass
@@ -96,6 +97,28 @@ def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
     if config.fuse:
         fuse(model)
     return model.to(run.device, memory_format=layout(config.channels_last))
+
+
+def window_of(run: Trained, config: InferenceConfig):
+    """The window, as `views.bounds_of` takes it: the flags' HU, else that of the slices that the
+    run was trained on, else, of slices imported without one, the usual one of the abdomen."""
+    usual, given = run.checkpoint.get("window") or HU_WINDOW, (config.hu_low, config.hu_high)
+    if given == (None, None):
+        return usual if isinstance(usual, dict) else tuple(map(float, usual))
+    if isinstance(usual, dict):
+        raise UserError(f"--hu-low and --hu-high: {shown(run.path)} was trained on no HU.")
+    low, high = (u if g is None else g for u, g in zip(usual, given, strict=True))
+    if low >= high:
+        raise UserError(f"--hu-low {low:g} must be below --hu-high {high:g}.")
+    return float(low), float(high)
+
+
+def range_in_words(window) -> str:
+    """`HU -160 to 240`, or which percentiles."""
+    if isinstance(window, dict):
+        shares = map(float, window["percentiles"])
+        return "percentiles {:g} to {:g} of each volume".format(*shares)
+    return "HU {:g} to {:g}".format(*window)
 
 
 def forward(

@@ -172,6 +172,8 @@ def organs_of(config: Config) -> dict[str, tuple[int, ...]]:
     for name, given in (("organ", config.organ != Config.organ), ("threshold", config.threshold)):
         if given:
             raise UserError(f"--{name} has no effect with --classes; leave it out.")
+    if words == ("all",):
+        raise UserError("--classes all: pictures do not name their organs; name them here.")
     in_order = all("=" not in word for word in words)
     words = [f"{word}={k}" for k, word in enumerate(words, 1)] if in_order else words
     return parse_labels(words, flag="--classes")
@@ -234,6 +236,8 @@ def main(config: Config) -> None:
             raise UserError(
                 f"{len(problems)} of {len(pairs)} pairs cannot be used:{bullets(problems)}"
             )
+        if config.classes and not any(row.foreground for row in rows):
+            raise UserError(f"no mask holds any of {' '.join(config.classes)}: nothing to learn.")
         info = {
             "name": config.images.resolve().name,
             "source": f"2D pairs from {config.images.resolve().name}",

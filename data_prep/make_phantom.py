@@ -94,7 +94,7 @@ def main(config: Config) -> None:
     numbers = range(config.patients + config.unlabelled)
     organs = ORGANS if config.classes == "all" else ORGANS[:1]
     listing = {
-        "name": "Spleen phantom",
+        "name": f"{'Spleen' if len(organs) == 1 else 'Abdomen'} phantom",
         "description": "Synthetic abdominal CT, made by data_prep/make_phantom.py",
         "settings": {n: getattr(config, n) for n in ("patients", "size", "thickness", "seed")},
         "tensorImageSize": "3D",

@@ -4,8 +4,8 @@
     python slice_nifti.py --input ../data/phantom --size 128
     python slice_nifti.py --folds 5 --fold 2                    another split, same slices
     python slice_nifti.py --input amos --labels spleen kidneys=2,3 liver=6
-    python slice_nifti.py --input BTCV --labels all --images "img/img*.nii.gz" \\
-        --masks "label/label*.nii.gz"
+    python slice_nifti.py --input BTCV --labels spleen=1 kidneys=2,3 \\
+        --images "img/img*.nii.gz" --masks "label/label*.nii.gz"
 
 Every axial slice of every labelled volume becomes an 8-bit PNG: HU window -160..240, resized to
 --size, seen as a radiologist sees it (the patient's right on the left), whatever orientation the
@@ -262,6 +262,8 @@ def main(config: Config) -> None:
             for case, record in zip(cases, records, strict=True)
             for index, foreground in record["rows"]
         ]
+        if config.labels and not any(s.foreground for s in slices):
+            raise UserError(f"no label holds any of {' '.join(config.labels)}: nothing to learn.")
         geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
         several = {"patients": patients} if config.patient else {}
         info = {**describe_set(config), **known_colours(config), **several, "cases": geometry}

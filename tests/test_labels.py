@@ -50,7 +50,7 @@ def test_organs_are_named_in_the_order_given(words, expected):
         (["liver=-1"], "whole numbers from 1 on"),
         (["liver=6", "tumour=6"], "the value 6 is under liver and tumour"),
         (["liver=6", "liver=7"], "names liver twice"),
-        (["all", "liver=6"], "--labels all: known are"),
+        (["all", "liver=6"], "--labels all stands alone"),
         ([f"o{k}={k}" for k in range(1, 300)], "names 299 organs"),
     ],
 )
