@@ -222,7 +222,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
 
 
 def check_partners(folder: Path, data: SliceSet, slices: list[Slice]) -> None:
-    """UserError naming every prediction in `folder` without a slice, and every slice without one."""
+    """UserError naming every prediction without a slice, and every slice without a prediction."""
     expected = {s.name for s in slices}
     present = {path.stem for path in folder.glob("*.png")}
     problems = [f"{name}: predicted, not in the data set" for name in sorted(present - expected)]
