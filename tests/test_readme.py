@@ -41,7 +41,8 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize(("script", "arguments"), commands())
-def test_every_command_exists_and_takes_its_flags(script, arguments):
+def test_every_command_exists_and_takes_its_flags(script, arguments, monkeypatch):
+    monkeypatch.syspath_prepend((ROOT / script).parent)  # as where it is run
     module = load_script(ROOT / script)
     cls = getattr(module, "Config", None) or getattr(module, "InferenceConfig", None)
     parse(cls or module.MetricsConfig, arguments)
