@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,10 @@ sys.path.insert(0, str(ROOT))
 from server import Server, archive  # noqa: E402
 
 from common.files import UserError  # noqa: E402
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # So in a shell's background job: the scripts under test would ignore Ctrl-C, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
 
