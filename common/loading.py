@@ -45,7 +45,7 @@ def augmented(image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     with seeded(seed):
         if mask.any():
             image, mask = transform(image, tv_tensors.Mask(mask))
-        else:  # an empty mask stays empty: half of the slices, a quarter of the time
+        else:  # an empty mask stays empty: nothing of it is to be warped
             image = transform(image)
     return image.as_subclass(Tensor).clamp(0, 1), mask.as_subclass(Tensor)
 
@@ -203,8 +203,8 @@ class TrainSampler(Sampler):
 def loader(dataset: Dataset, batch_size: int, sampler=None, workers: int = 0, pin: bool = False):
     """A DataLoader in the dataset's order or the sampler's. The last batch may be short.
 
-    Loader processes live as long as the loader: starting them in every epoch would cost more than
-    an epoch of a student. It draws nothing from torch's generator, so that a resumed training,
+    Loader processes live as long as the loader: each that starts has its own share of imports to
+    wait for. It draws nothing from torch's generator, so that a resumed training,
     whose processes are new, draws what an uninterrupted one does.
     """
     if workers:

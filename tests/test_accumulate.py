@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from conftest import Infinite
 from torch import nn
 
 from common.engine import fit, shares_of_steps
@@ -54,18 +55,6 @@ def test_small_batches_added_up_are_the_large_one(stage, slices, augment):
     assert [float(r["lr"]) for r in log] == pytest.approx([float(r["lr"]) for r in other])
     once, _ = train(stage, slices, "once", batch_size=3, augment=augment)
     assert any(not torch.allclose(v, once[k], atol=1e-4) for k, v in large.items())
-
-
-class Infinite(torch.autograd.Function):
-    """Leaves a loss as it is and spoils its gradient."""
-
-    @staticmethod
-    def forward(context, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(context, gradient):
-        return gradient * float("inf")
 
 
 @pytest.mark.parametrize(

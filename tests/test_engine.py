@@ -3,7 +3,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 import torch
-from conftest import ROOT, load_script
+from conftest import ROOT, Infinite, load_script
 
 from common import checkpoint
 from common.distillation import Distiller, fingerprint
@@ -251,15 +251,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(s
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_too(stage, slices):
-    class Infinite(torch.autograd.Function):
-        @staticmethod
-        def forward(context, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(context, gradient):
-            return gradient * float("inf")
-
     config = Config(data=slices, epochs=1, device="cpu")
     run = start(config, str(stage), "student")
     objective = SegmentationObjective(student_s1())
