@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common.files import UserError, atomic, shown
-from common.labels import check_organs, parse_labels
+from common.labels import as_words, check_organs, parse_labels
 from common.views import HU_WINDOW, PLANES, bounds_of
 
 FORMAT = 1
@@ -71,6 +71,8 @@ def check_content(content: dict, path: Path) -> None:
     kinds = {"config": dict, "patients": dict, "classes": int, "size": int, "epoch": int}
     if bad := [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]:
         raise UserError(f"{shown(path)} is no whole checkpoint: {', '.join(bad)} missing or odd.")
+    if not all(isinstance(names, list) for names in content["patients"].values()):
+        raise UserError(f"{shown(path)}: its patients are no lists.")
     if content.get("organs") is not None:
         _check_organs(content, path)
     try:
@@ -94,8 +96,7 @@ def _check_organs(content: dict, path: Path) -> None:
     whole = isinstance(labels, dict) and [*labels] == organs
     if not whole or not all(isinstance(values, list) for values in labels.values()):
         raise UserError(f"{shown(path)}: its labels are not those of its organs.")
-    as_words = [f"{name}={','.join(map(str, values))}" for name, values in labels.items()]
-    parse_labels(as_words, flag=shown(path))
+    parse_labels(as_words(labels), flag=shown(path))
 
 
 def _check_archive(path: Path) -> None:

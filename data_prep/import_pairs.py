@@ -179,12 +179,13 @@ def organs_of(config: Config) -> dict[str, tuple[int, ...]]:
     return parse_labels(words, flag="--classes")
 
 
-def convert(pair: Pair, config: Config, folder: Path, values: set[int]) -> Slice | str:
+def convert(
+    pair: Pair, config: Config, folder: Path, labels: dict[str, tuple[int, ...]], values: set[int]
+) -> Slice | str:
     """Write one pair as square PNGs; its manifest row, or what is wrong with it.
 
     The values of an index mask are added to `values`.
     """
-    labels = organs_of(config)
     try:
         image = read_picture(pair.image)[0]
         if labels:
@@ -230,7 +231,7 @@ def main(config: Config) -> None:
         (partial / kind).mkdir(parents=True)
     try:
         with ThreadPoolExecutor() as pool:
-            work = pool.map(lambda pair: convert(pair, config, partial, values), pairs)
+            work = pool.map(lambda pair: convert(pair, config, partial, labels, values), pairs)
             rows = list(tqdm(work, total=len(pairs), disable=None, leave=False))
         if problems := [row for row in rows if isinstance(row, str)]:
             raise UserError(
