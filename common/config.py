@@ -21,7 +21,7 @@ from pathlib import Path
 from types import UnionType
 from typing import ClassVar, Union, get_args, get_origin, get_type_hints
 
-from common.files import UserError, shown
+from common.files import UserError, read_json, shown
 
 # What an OSError says of the user's disk and paths; any other is a fault of ours.
 OF_THE_MACHINE = {
@@ -72,10 +72,16 @@ def plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def parse(cls, argv: list[str] | None = None, description: str | None = None):
+def parse(
+    cls,
+    argv: list[str] | None = None,
+    description: str | None = None,
+    stage: Path | None = None,
+):
     """Build a config of dataclass `cls` from the command line. Unknown flags exit with 2.
 
-    A `--recipe` sets its values first; other flags, wherever they stand, come after it.
+    A `--recipe` sets its values first, then `--resume` those that the run in `stage` was begun
+    with; other flags, wherever they stand, come after both.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -85,10 +91,19 @@ def parse(cls, argv: list[str] | None = None, description: str | None = None):
     hints = get_type_hints(cls)
     for f in fields(cls):
         _add_flag(parser, f, hints[f.name])
-    recipe = getattr(parser.parse_args(argv), "recipe", None)
-    parser.set_defaults(**cls.recipes.get(recipe, {}))
+    first = parser.parse_args(argv)
+    parser.set_defaults(**cls.recipes.get(getattr(first, "recipe", None), {}))
+    if stage and getattr(first, "resume", False):
+        parser.set_defaults(**begun_with(cls, stage / "runs" / first.name / "config.json"))
     values = vars(parser.parse_args(argv))
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def begun_with(cls, path: Path) -> dict:
+    """The settings in a run's config.json, but for those that say how to begin; none without it."""
+    known = {f.name for f in fields(cls)} - {"resume", "overwrite"}
+    before = read_json(path)["config"] if path.is_file() else {}
+    return {name: value for name, value in before.items() if name in known}
 
 
 def _add_flag(parser: argparse.ArgumentParser, f, kind) -> None:
@@ -131,7 +146,7 @@ def launch(main, cls) -> None:
     script = Path(inspect.getfile(main)).resolve()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        config = parse(cls, description=inspect.getmodule(main).__doc__)
+        config = parse(cls, None, inspect.getmodule(main).__doc__, script.parent)
         if os.environ.get("RANK", "0") == "0":
             print(describe(config, f"{script.parent.name}/{script.name}"), flush=True)
         main(config)
