@@ -39,11 +39,12 @@ def curves(path: Path, log: list[dict], title: str) -> None:
     for name in losses(log[0]):
         left.plot(epochs, [row[name] for row in log], label=name.replace("_", " "))
     left.set(xlabel="epoch", ylabel="weighted loss", yscale="log")
-    left.legend(frameon=False, fontsize=8)
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False, "fontsize": 8}
+    left.legend(**above, ncols=3)
     right.plot(epochs, [row["val_dice"] for row in log], label="mean over patients")
     right.plot(epochs, [row["val_pooled"] for row in log], label="pooled over slices", lw=1)
     right.set(xlabel="epoch", ylabel="validation Dice", ylim=(0, 1))
-    right.legend(frameon=False, fontsize=8, loc="lower right")
+    right.legend(**above, ncols=2)
     figure.suptitle(title, fontsize=10)
     save_figure(path, figure)
 

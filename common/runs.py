@@ -27,17 +27,14 @@ from common.files import (
 )
 from common.interruption import Interruption
 from common.loading import SliceDataset
-from common.settings import TrainConfig
+from common.settings import NOT_LEARNED, TrainConfig
 from common.slices import SliceSet, read_set, read_splits
 from common.unet import parameters
 
-# What may differ between a run and its continuation. None of these changes what is learned, but
-# `epochs`: more of them stretch the cosine, which then goes on from where the longer one would be.
-# `teacher` is a path, and may have moved: the distiller itself remembers which weights it was.
-FREE_ON_RESUME = {
-    *("resume", "overwrite", "epochs", "data", "splits", "device", "workers", "cache_mb"),
-    *("save_every", "teacher", "deterministic"),
-}
+# What may differ between a run and its continuation. More `epochs` stretch the cosine, which then
+# goes on from where the longer one would be. `teacher` is a path, and may have moved: the distiller
+# itself remembers which weights it was.
+FREE_ON_RESUME = NOT_LEARNED | {"epochs", "teacher"}
 
 
 @dataclass

@@ -10,6 +10,11 @@ from common.files import ROOT, UserError
 DATA = ROOT / "data" / "spleen2d"
 SCALES = ("encoder", "bottleneck", "decoder")
 WEIGHTS = ("best", "last")
+# Flags that change nothing of what is learned from the same patients.
+NOT_LEARNED = {
+    *("name", "data", "splits", "resume", "overwrite", "save_every"),
+    *("device", "workers", "cache_mb", "deterministic"),
+}
 # What `--recipe` sets before the other flags are read. The thesis's terms and weights are those of
 # arXiv 2406.03173; 4 and 0.4 are its released code's temperatures.
 RECIPES = {

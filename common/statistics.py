@@ -5,6 +5,7 @@ score is first averaged over the runs that tested it (the seeds), so that more s
 for more patients.
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import stats
 from common import scores
 from common.files import read_json, shown
 from common.scores import PIXELS, mean_and_spread, of_organ, over_organs, overlap_scores
+from common.settings import NOT_LEARNED, StudentConfig
 
 
 def by_patient(
@@ -124,8 +126,11 @@ def in_words(found: dict) -> str:
     return f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
 
 
-def compare(result: dict, title: str, path: Path) -> str:
-    """One line: this run's Dice against the one whose summary.json is `path`."""
+def compare(result: dict, title: str, path: Path, folder: Path | None = None) -> str:
+    """One line: this run's Dice against the one whose summary.json is `path`.
+
+    With `folder`, this run's own, it says where the two were not trained by one recipe.
+    """
     if not path.exists():
         return f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare"
     other = read_json(path)
@@ -142,7 +147,24 @@ def compare(result: dict, title: str, path: Path) -> str:
         return f"{title}: not compared; {shown(path)} is of {theirs}, this run of {ours}"
     known = "" if found["low"] is None else " (95 % interval)"
     chance = "" if found["p"] is None else f", Wilcoxon p {found['p']:.2g}"
+    unequal = unequal_settings(path.parent, folder) if folder else []
     return (
         f"{title}: {in_words(found)} Dice points per patient{known}, "
         f"better in {found['better']} of {found['n']}{chance}"
+        + (f"; NOT ONE RECIPE: {', '.join(unequal)}" if unequal else "")
     )
+
+
+def unequal_settings(theirs: Path, ours: Path) -> list[str]:
+    """Where two runs of students differ in the recipe that both arms share: `epochs 100, here 60`.
+
+    What their config.json do not say (a run that is older than a flag, a moved summary.json) is
+    left out.
+    """
+    files = [folder / "config.json" for folder in (theirs, ours)]
+    if not all(file.is_file() for file in files):
+        return []
+    before, now = (read_json(file).get("config", {}) for file in files)
+    names = [f.name for f in fields(StudentConfig) if f.name not in NOT_LEARNED]
+    shared = [name for name in names if name in before and name in now]
+    return [f"{n} {before[n]}, here {now[n]}" for n in shared if before[n] != now[n]]

@@ -36,7 +36,7 @@ def main(config: Config) -> None:
     data = data_of(folder, config.data)
     result = score_run(folder, data)
     compared = (
-        compare(result, "gain over plain S1", config.plain),
+        compare(result, "gain over plain S1", config.plain, folder),
         compare(result, "against T1", config.teacher),
     )
     print(table(result), *compared, sep="\n")

@@ -93,12 +93,13 @@ def test_the_command_line_is_the_dataclass():
 
 
 def test_a_resumed_run_keeps_the_flags_that_it_was_begun_with(tmp_path):
-    begun = parse(Example, "--name a --epochs 7 --scales c --no-bf16 --teacher x/y --seed 3".split())
+    flags = ["--name", "a", "--epochs", "7", "--scales", "c", "--no-bf16", "--teacher", "x/y"]
+    begun = parse(Example, [*flags, "--seed", "3"])
     write_json(tmp_path / "runs" / "a" / "config.json", {"config": to_json(begun) | {"gone": 1}})
     again = parse(Example, ["--name", "a", "--resume"], stage=tmp_path)
     begun.resume = True
     assert again == begun
-    longer = parse(Example, "--name a --resume --epochs 9".split(), stage=tmp_path)
+    longer = parse(Example, ["--name", "a", "--resume", "--epochs", "9"], stage=tmp_path)
     assert (longer.epochs, longer.seed) == (9, 3)
     # A new run, and one of another name, start from the defaults.
     for words in (["--name", "a"], ["--name", "b", "--resume"]):

@@ -94,6 +94,18 @@ def test_other_patients_another_subset_or_another_epoch_give_no_gain():
     assert gain([result(a=None)], [result(a=None)]) is None
 
 
+def test_compare_names_what_is_not_one_recipe(tmp_path):
+    for name, changes in (("plain", {}), ("same", {"device": "cuda"}), ("other", {"lr": 0.1})):
+        recipe = {"epochs": 60, "lr": 0.01, "device": "cpu", **changes}
+        write_json(tmp_path / name / "config.json", {"config": recipe | {"name": name}})
+        write_json(tmp_path / name / "summary.json", result(a=0.7, b=0.5))
+    plain, mine = tmp_path / "plain" / "summary.json", result(a=0.8, b=0.5)
+    assert "RECIPE" not in compare(mine, "gain", plain, tmp_path / "same")
+    line = compare(mine, "gain", plain, tmp_path / "other")
+    assert line.endswith("NOT ONE RECIPE: lr 0.01, here 0.1")
+    assert "RECIPE" not in compare(mine, "gain", plain, tmp_path / "none")
+
+
 def test_compare_says_it_in_one_line(tmp_path):
     write_json(tmp_path / "s.json", result(a=0.7, b=0.5))
     line = compare(result(a=0.8, b=0.5), "gain", tmp_path / "s.json")
