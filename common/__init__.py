@@ -4,5 +4,5 @@ files -> config -> settings -> arms -> labels -> volumes -> cases -> layouts -> 
 -> slices -> pictures -> splits -> loading -> device -> unet -> transunet -> losses -> contrast ->
 maps -> surfaces -> scores -> measures -> distillation -> checkpoint -> statistics -> tables ->
 errors -> embedding -> figures -> report -> charts -> study -> interruption -> runs -> engine ->
-teachers -> trained -> reconstruction -> segment -> export -> predict -> steps
+teachers -> trained -> reconstruction -> jobs -> segment -> export -> predict -> steps
 """

@@ -59,6 +59,21 @@ def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing: tuple) -> dict:
     return {**overlap_scores(*counts), **surface_scores(mask, truth, spacing)}
 
 
+def rows(about: dict) -> list[dict]:
+    """A table's row for each organ of a volume: its name, measures and scores, if there are any."""
+    each = about["organs"] if "organs" in about else {about["organ"]: about}
+    measured = ("volume_ml", "length_mm", "slices_with_organ")
+    return [
+        {
+            "volume": about["volume"],
+            "organ": organ,
+            **{name: row[name] for name in measured},
+            **(row["scores"] or {}),
+        }
+        for organ, row in each.items()
+    ]
+
+
 def in_words(about: dict) -> str:
     """`spleen_8: spleen 115.8 ml, 98 mm long, in 12 of 32 slices`, and the scores if there are.
 

@@ -1,12 +1,9 @@
 """Whole CT volumes through a trained model: masks in the files' own geometry, sheets, measures."""
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator
 from glob import escape
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -17,9 +14,10 @@ from tqdm import tqdm
 from common import figures
 from common.cases import errors, image_doubts, side_doubts
 from common.device import autocast, to_device
-from common.files import UserError, bullets, shown, write_json
+from common.files import UserError, bullets, shown, write_csv, write_json
+from common.jobs import Job, is_ours, list_jobs, map_endings
 from common.labels import to_mask
-from common.measures import findings, in_words, largest_components, on_the_left
+from common.measures import findings, in_words, largest_components, on_the_left, rows
 from common.settings import InferenceConfig
 from common.trained import Trained, probabilities, range_in_words, window_of
 from common.views import (
@@ -31,31 +29,14 @@ from common.views import (
     to_square,
 )
 from common.views import window as shades
-from common.volumes import DICOM, Volume, is_dicom, read_volume, stem, write_volume
-
-NIFTI = (".nii", ".nii.gz")
-
-
-class Job(NamedTuple):
-    """One volume to segment: its file, its true mask if there is one, and what will be written."""
-
-    volume: Path
-    truth: Path | None
-    mask: Path
-
-    def beside(self, ending: str) -> Path:
-        """A file beside the mask, of the same name but for the ending."""
-        return self.mask.with_name(stem(self.mask) + ending)
-
-    def written(self, maps: list[str]) -> list[Path]:
-        """All files that it will leave; `maps` are the endings of its probability maps."""
-        return [self.mask, *map(self.beside, (".png", ".json", *maps))]
+from common.volumes import Volume, read_volume, stem, write_volume
 
 
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     """Segment `--volume`: masks as .nii.gz, and beside each a sheet (.png) and measures (.json).
 
-    A file that cannot be used does not stop the others: UserError names all of them at the end.
+    Of a folder they are a table, too: volumes.csv, a row for each volume and organ. A file that
+    cannot be used does not stop the others: UserError names all of them at the end.
     """
     wanted = window_of(run, config)
     if (plane := run.checkpoint.get("axis") or "axial") != "axial":
@@ -64,99 +45,29 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
         )
     known = run.checkpoint.get("window") or None not in (config.hu_low, config.hu_high)
     guess = "" if known else " (a guess: see --hu-low, --hu-high)"
-    jobs, problems = list_jobs(run, config), []
+    jobs, problems, measured = list_jobs(run, config), [], []
     print(f"epoch {run.checkpoint['epoch']}, {range_in_words(wanted)}{guess}, on {run.device}")
     for job in jobs:
         try:
-            print(_segment_one(model, run, config, job, wanted), flush=True)
+            about = _segment_one(model, run, config, job, wanted)
+            print(in_a_line(about, job), flush=True)
+            measured += rows(about)
         except UserError as error:
             problems.append(str(error))
         except (OSError, ValueError, MemoryError) as error:  # a name or a file like no other
             problems.append(f"{ascii(shown(job.volume))}: {type(error).__name__}: {error}")
+    if config.volume.is_dir() and measured:
+        table = jobs[0].mask.with_name("volumes.csv")
+        write_csv(table, measured)
+        print(f"table -> {shown(table)}")
     if problems:
         raise UserError(
             f"{len(problems)} of {len(jobs)} volumes were not segmented:{bullets(problems, 200)}"
         )
 
 
-def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
-    """What is to be segmented, and where to. The output's folder is made.
-
-    UserError if there is nothing to do, if a true mask is missing, or if a volume, a true mask, a
-    foreign file or another output would be replaced.
-    """
-    volumes, single = volume_files(config.volume), not config.volume.is_dir()
-    output = config.output or run.folder / "volumes"
-    named = output.name.endswith(NIFTI) and not output.is_dir()
-    if output.is_file() and not named or output.suffix and not (named or output.is_dir()):
-        raise UserError(f"--output {shown(output)}: name a folder, a .nii or a .nii.gz.")
-    if named and not single:
-        raise UserError(f"--output {shown(output)} is one file; --volume is a folder.")
-    masks = [output] if named else [output / f"{stem(v)}.nii.gz" for v in volumes]
-    truths = [None] * len(volumes)
-    if config.truth:
-        if not single and not config.truth.is_dir():
-            raise UserError("--truth must be a folder where --volume is one.")
-        truths = [config.truth / v.name if config.truth.is_dir() else config.truth for v in volumes]
-    if lost := [shown(path) for path in truths if path and not path.is_file()]:
-        raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
-    jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
-    _check_outputs(jobs, config, map_endings(run, config))
-    try:
-        jobs[0].mask.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {shown(output)}: {error.strerror}.") from None
-    return jobs
-
-
-def map_endings(run: Trained, config: InferenceConfig) -> list[str]:
-    """How the files of the organs' probability maps end; none if they are not wanted."""
-    return [f"_probability{s}.nii.gz" for s in run.suffixes if config.probabilities]
-
-
-def _check_outputs(jobs: list[Job], config: InferenceConfig, maps: list[str]) -> None:
-    """UserError if a file that is not ours to write would be replaced."""
-    given = {path.resolve() for job in jobs for path in job[:2] if path}
-    taken = set()
-    for job in jobs:
-        files = job.written(maps)
-        # In the run's own folder a mask without its JSON is what an interruption has left.
-        left = config.output is None and not job.beside(".json").exists()
-        foreign = [] if left or _ours(job) else [path for path in files if path.exists()]
-        lost = [path for path in files if path.resolve() in given | taken] + foreign
-        if lost:
-            raise UserError(f"{shown(lost[0])} would be replaced; choose another --output.")
-        taken |= {path.resolve() for path in files}
-
-
-def _ours(job: Job) -> bool:
-    """Whether the mask that is there was written by an inference, and not touched since."""
-    try:
-        about = json.loads(job.beside(".json").read_text(encoding="utf-8"))
-        return about["mask_sha256"] == hashlib.sha256(job.mask.read_bytes()).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def volume_files(path: Path) -> list[Path]:
-    """The NIfTI file, or those in the folder, sorted. UserError if there is none."""
-    if not path.exists():
-        raise UserError(f"--volume {shown(path)} does not exist.")
-    inside = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [f for f in inside if f.name.endswith(NIFTI) and not f.name.startswith(".")]
-    files = [f for f in files if f.is_file()]  # no folder, no pipe, no link to nowhere
-    if not files:
-        found = [f for f in (path.rglob("*") if path.is_dir() else inside) if f.is_file()]
-        hint = DICOM if any(map(is_dicom, found)) else ""
-        raise UserError(f"{shown(path)} is, or holds, no .nii or .nii.gz. {hint}".strip())
-    names = [stem(f) for f in files]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{shown(path)} holds {twice[0]} as .nii and as .nii.gz.")
-    return files
-
-
-def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> str:
-    """Segment one volume and write what belongs to it; a line that says what was found."""
+def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> dict:
+    """Segment one volume and write what belongs to it; returns what its JSON holds."""
     began = time.perf_counter()
     volume = read_volume(job.volume, run.checkpoint.get("channel"))
     if not np.isfinite(volume.voxels).all():
@@ -190,7 +101,7 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> st
         + (side_doubts(volume, (mask if truth is None else truth) == left) if left else []),
         **findings(mask, truth, volume.spacing, organs),
     }
-    if _ours(job):  # an earlier inference's maps are not of this mask
+    if is_ours(job):  # an earlier inference's maps are not of this mask
         for old in job.mask.parent.glob(f"{escape(stem(job.mask))}_probability*.nii.gz"):
             old.unlink()
     about["mask_sha256"] = write_volume(job.mask, mask, volume)
@@ -202,7 +113,7 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> st
     figures.sheet(job.beside(".png"), in_words(about), drawn, aspect, colours)
     about["seconds"] = round(time.perf_counter() - began, 3)
     write_json(job.beside(".json"), about)
-    return in_a_line(about, job)
+    return about
 
 
 def seen_before(volume: Path, run: Trained) -> list[str]:

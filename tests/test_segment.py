@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from common.files import UserError, read_json
+from common.files import UserError, read_csv, read_json
+from common.jobs import volume_files
 from common.measures import largest_components, measures
-from common.segment import _stored_index, segment, volume_files
+from common.segment import _stored_index, segment
 from common.settings import InferenceConfig
 from common.trained import Trained
 from common.unet import Output
@@ -96,6 +97,9 @@ def test_the_largest_part_alone_and_its_scores(trained, tmp_path, capsys):
     settings = {"truth": tmp_path / "truth", "largest_component": True}
     go(trained, path.parent, output=tmp_path / "out", **settings)
     about = read_json(tmp_path / "out/ct.json")
+    (row,) = read_csv(tmp_path / "out/volumes.csv")
+    assert (row["volume"], row["organ"], row["dice"]) == ("ct.nii.gz", "spleen", "1.0")
+    assert float(row["volume_ml"]) == pytest.approx(about["volume_ml"])
     assert about["scores"] == {
         **dict.fromkeys(("dice", "iou", "recall", "precision", "nsd_1mm", "nsd_2mm"), 1.0),
         **dict.fromkeys(("hd95_mm", "assd_mm"), 0.0),
@@ -133,6 +137,11 @@ def test_a_bad_file_does_not_stop_the_others(trained, tmp_path):
         "a.nii.gz",
         "d.nii.gz",
     ]
+    table = trained.folder / "volumes" / "volumes.csv"
+    assert [row["volume"] for row in read_csv(table)] == ["a.nii.gz", "d.nii.gz"]
+    table.write_text("my,own\n")
+    with pytest.raises(UserError, match=r"volumes.csv would be replaced"):
+        go(trained, tmp_path / "in")
 
 
 def test_nothing_that_was_given_is_replaced(trained, tmp_path):

@@ -1,0 +1,109 @@
+"""Which CT volumes are to be segmented, where their files go, and what must not be replaced."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from common.files import UserError, bullets, shown
+from common.settings import InferenceConfig
+from common.trained import Trained
+from common.volumes import DICOM, is_dicom, stem
+
+NIFTI = (".nii", ".nii.gz")
+TABLE_BEGINS = b"volume,organ,"  # of a volumes.csv that is ours
+
+
+class Job(NamedTuple):
+    """One volume to segment: its file, its true mask if there is one, and what will be written."""
+
+    volume: Path
+    truth: Path | None
+    mask: Path
+
+    def beside(self, ending: str) -> Path:
+        """A file beside the mask, of the same name but for the ending."""
+        return self.mask.with_name(stem(self.mask) + ending)
+
+    def written(self, maps: list[str]) -> list[Path]:
+        """All files that it will leave; `maps` are the endings of its probability maps."""
+        return [self.mask, *map(self.beside, (".png", ".json", *maps))]
+
+
+def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
+    """What is to be segmented, and where to. The output's folder is made.
+
+    UserError if there is nothing to do, if a true mask is missing, or if a volume, a true mask, a
+    foreign file or another output would be replaced.
+    """
+    volumes, single = volume_files(config.volume), not config.volume.is_dir()
+    output = config.output or run.folder / "volumes"
+    named = output.name.endswith(NIFTI) and not output.is_dir()
+    if output.is_file() and not named or output.suffix and not (named or output.is_dir()):
+        raise UserError(f"--output {shown(output)}: name a folder, a .nii or a .nii.gz.")
+    if named and not single:
+        raise UserError(f"--output {shown(output)} is one file; --volume is a folder.")
+    masks = [output] if named else [output / f"{stem(v)}.nii.gz" for v in volumes]
+    truths = [None] * len(volumes)
+    if config.truth:
+        if not single and not config.truth.is_dir():
+            raise UserError("--truth must be a folder where --volume is one.")
+        truths = [config.truth / v.name if config.truth.is_dir() else config.truth for v in volumes]
+    if lost := [shown(path) for path in truths if path and not path.is_file()]:
+        raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
+    jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
+    table = output / "volumes.csv"
+    if not single and table.exists() and not table.read_bytes().startswith(TABLE_BEGINS):
+        raise UserError(f"{shown(table)} would be replaced; choose another --output.")
+    _check_outputs(jobs, config, map_endings(run, config))
+    try:
+        jobs[0].mask.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {shown(output)}: {error.strerror}.") from None
+    return jobs
+
+
+def map_endings(run: Trained, config: InferenceConfig) -> list[str]:
+    """How the files of the organs' probability maps end; none if they are not wanted."""
+    return [f"_probability{s}.nii.gz" for s in run.suffixes if config.probabilities]
+
+
+def _check_outputs(jobs: list[Job], config: InferenceConfig, maps: list[str]) -> None:
+    """UserError if a file that is not ours to write would be replaced."""
+    given = {path.resolve() for job in jobs for path in job[:2] if path}
+    taken = set()
+    for job in jobs:
+        files = job.written(maps)
+        # In the run's own folder a mask without its JSON is what an interruption has left.
+        left = config.output is None and not job.beside(".json").exists()
+        foreign = [] if left or is_ours(job) else [path for path in files if path.exists()]
+        lost = [path for path in files if path.resolve() in given | taken] + foreign
+        if lost:
+            raise UserError(f"{shown(lost[0])} would be replaced; choose another --output.")
+        taken |= {path.resolve() for path in files}
+
+
+def is_ours(job: Job) -> bool:
+    """Whether the mask that is there was written by an inference, and not touched since."""
+    try:
+        about = json.loads(job.beside(".json").read_text(encoding="utf-8"))
+        return about["mask_sha256"] == hashlib.sha256(job.mask.read_bytes()).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def volume_files(path: Path) -> list[Path]:
+    """The NIfTI file, or those in the folder, sorted. UserError if there is none."""
+    if not path.exists():
+        raise UserError(f"--volume {shown(path)} does not exist.")
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [f for f in inside if f.name.endswith(NIFTI) and not f.name.startswith(".")]
+    files = [f for f in files if f.is_file()]  # no folder, no pipe, no link to nowhere
+    if not files:
+        found = [f for f in (path.rglob("*") if path.is_dir() else inside) if f.is_file()]
+        hint = DICOM if any(map(is_dicom, found)) else ""
+        raise UserError(f"{shown(path)} is, or holds, no .nii or .nii.gz. {hint}".strip())
+    names = [stem(f) for f in files]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{shown(path)} holds {twice[0]} as .nii and as .nii.gz.")
+    return files
