@@ -1,4 +1,4 @@
-"""The commands of README and RESULTS exist, their flags too; its numbers are those of the code."""
+"""Commands of the documents exist, their flags too; links lead somewhere; counts are the code's."""
 
 import re
 import shlex
@@ -13,9 +13,9 @@ from common.config import parse
 from common.transunet import teacher_t2
 from common.unet import parameters, student_s1, student_s2, teacher_t1
 
-README = (ROOT / "README.md").read_text()
-RESULTS = (ROOT / "RESULTS.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README + RESULTS, re.S)
+PAGES = {path: path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))}
+README = PAGES[ROOT / "README.md"]
+BLOCKS = re.findall(r"```bash\n(.*?)```", "".join(PAGES.values()), re.S)
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -56,8 +56,16 @@ def test_make_targets_exist():
 
 
 def test_files_and_pictures_it_links_exist():
-    links = re.findall(r"\]\(([^)#:]+)\)", README + RESULTS)
-    assert links and all((ROOT / link).exists() for link in links)
+    for path, text in PAGES.items():
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+        assert all((path.parent / link).exists() for link in links), path
+    assert all(path.name in README for path in PAGES)
+
+
+def test_modules_and_tests_that_it_names_exist():
+    files = {path.name for path in ROOT.glob("*/*.py")} | {path.name for path in ROOT.glob("*.py")}
+    named = re.findall(r"`(?:\w+/)?(\w+\.py)`", "".join(PAGES.values()))
+    assert named and {*named} <= files
 
 
 def test_parameter_counts():
