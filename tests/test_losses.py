@@ -31,6 +31,28 @@ def test_perfect_prediction_costs_nothing_also_on_an_empty_slice():
     assert DiceBCELoss()(logits, mask).item() < 1e-6
 
 
+def test_of_several_organs_dice_is_the_mean_over_those_on_the_slice():
+    torch.manual_seed(0)
+    logits, mask = torch.randn(2, 4, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
+    mask[0, 2:6], mask[0, 8:9, 3:7] = 1, 3  # the other slice shows no organ
+    probability = logits.softmax(1)
+    terms = []
+    for k in (1, 3):
+        truth = (mask[0] == k).float()
+        overlap = (probability[0, k] * truth).sum()
+        terms.append(1 - (2 * overlap + 1) / (probability[0, k].sum() + truth.sum() + 1))
+    expected = sum(terms) / 2 / 2 + nn.functional.cross_entropy(logits, mask)
+    assert torch.allclose(DiceBCELoss()(logits, mask), expected, atol=1e-6)
+
+
+def test_a_batch_of_several_organs_costs_the_mean_of_its_images():
+    """So that accumulated and distributed batches give the gradient of the whole one."""
+    logits, mask = torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 8, 8))
+    mask[0] = 0
+    each = [DiceBCELoss()(logits[i : i + 1], mask[i : i + 1]) for i in range(4)]
+    assert torch.allclose(DiceBCELoss()(logits, mask), torch.stack(each).mean(), atol=1e-6)
+
+
 def test_one_channel_equals_two_channel_softmax():
     logits, mask = torch.randn(3, 1, 12, 12), (torch.rand(3, 12, 12) > 0.5).long()
     two = torch.cat([torch.zeros_like(logits), logits], dim=1)
