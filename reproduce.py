@@ -219,7 +219,7 @@ def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
     arm, fold, seed = training
     folder = folder_of(training, config)
     record, aside = folder.parent / f"{folder.name}.json", flags(device=config.device)
-    splits = split_name(fold, arm.labels, config)
+    splits = split_name(fold, config.of, arm.labels)
     inputs = tuple(data / name for name in ("dataset.json", "manifest.csv", splits))
     common = flags(data=data, name=folder.name)
     group = TEACHERS.get(arm.stage, "students").lower()
@@ -256,7 +256,7 @@ def main(config: Config) -> None:
     trainings = list(dict.fromkeys(trainings))  # a teacher that several seeds share appears once
     check_flags([step for t in trainings for step in steps_of(t, config, data)])
     run_steps(first, results / "log.txt", config.overwrite)
-    write_splits(arms, config, data)
+    write_splits(data, config.folds, config.of, {arm.labels for arm in arms if arm.labels})
     steps = [step for t in trainings for step in steps_of(t, config, data)]
     check_settings(steps, config.overwrite)
     run_steps(steps, results / "log.txt", config.overwrite)

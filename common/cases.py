@@ -1,21 +1,15 @@
-"""The patients of a Decathlon folder: what is listed, what is wrong with it, reading it checked."""
+"""The cases of a Decathlon folder: what is listed, what is wrong with it, reading it checked."""
 
 import hashlib
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
-from common.files import UserError, bullets, read_json, shown
+from common.files import UserError, read_json, shown
 from common.volumes import Volume, read_volume, stem
 
 AIR_HU = -300  # below it is air, in the lungs or around the patient
@@ -82,7 +76,9 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def errors(image: Volume, label: Volume, allowed: Iterable[int] | None = ONE_ORGAN) -> list[str]:
+def problems_of(
+    image: Volume, label: Volume, allowed: Iterable[int] | None = ONE_ORGAN
+) -> list[str]:
     """Why an image and its label cannot be used together; empty if they can.
 
     `allowed` are the values that the label may hold; None: any whole number from 0 on.
@@ -99,7 +95,7 @@ def errors(image: Volume, label: Volume, allowed: Iterable[int] | None = ONE_ORG
 
 
 def _odd_values(label: np.ndarray, allowed: Iterable[int] | None) -> list[str]:
-    """Whether a label holds values that are not `allowed` (see `errors`)."""
+    """Whether a label holds values that are not `allowed` (see `problems_of`)."""
     if allowed is None:
         good, usual = (label >= 0) & (label % 1 == 0), "whole numbers from 0 on"
     else:
@@ -174,10 +170,10 @@ def read_case(
 ) -> tuple[Volume, Volume]:
     """Image and label of one case, checked against each other. UserError says what is wrong.
 
-    `allowed` are the values of the label (see `errors`), `channel` that of a 4D image.
+    `allowed` are the values of the label (see `problems_of`), `channel` that of a 4D image.
     """
     image, label = read_volume(case.image, channel), read_volume(case.label)
-    if found := errors(image, label, allowed):
+    if found := problems_of(image, label, allowed):
         raise UserError(f"{shown(case.label)}: {'; '.join(found)}.")
     return image, label
 
@@ -195,47 +191,3 @@ def twins(prints: dict[str, str]) -> list[list[str]]:
     for name, found in prints.items():
         same.setdefault(found, []).append(name)
     return [names for names in same.values() if len(names) > 1]
-
-
-def run_all(work, cases: Sequence, workers: int, title: str) -> list:
-    """`work(case)` for every case in `workers` processes, in order; memory: one case a process.
-
-    UserErrors do not stop the others: they are raised as one, naming all bad cases, at the end.
-    Interrupted, it ends with the cases that are under way; killed, they end with it.
-    """
-    results, problems = [], []
-    pool = ProcessPoolExecutor(max(1, min(workers, len(cases))), initializer=_leave_to_parent)
-    try:
-        futures = [pool.submit(work, case) for case in cases]
-        for future in tqdm(futures, desc=title, disable=None, leave=False):
-            try:
-                results.append(future.result())
-            except UserError as error:
-                problems.append(str(error))
-            except BrokenProcessPool:
-                raise UserError(
-                    "A worker process was ended from outside, most likely for want of memory. "
-                    "Try --workers 1; what is finished is kept."
-                ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if problems:
-        raise UserError(
-            f"{len(problems)} of {len(cases)} cases cannot be used:{bullets(problems, 200)}"
-        )
-    return results
-
-
-def _leave_to_parent() -> None:
-    """Ctrl-C reaches every process of a terminal; the parent alone decides what it means.
-
-    A worker whose parent is gone, with its lock on the folder, must not write beside the next one.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Wait for the parent's end, however it comes; then end at once, in the middle of a case."""
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -11,8 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from common import embedding
 from common.embedding import Embedding
-from common.errors import KINDS
 from common.figures import losses, save_figure
+from common.mistakes import KINDS
 from common.statistics import in_words
 
 # After Okabe and Ito: colours that colour-blind eyes tell apart, one a model.
@@ -132,7 +132,7 @@ def curves(path: Path, logs: dict[str, list[list[dict]]]) -> None:
 
 
 def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
-    """A bar a model: the kinds of its errors (`common.errors`) in percent of the organ's pixels."""
+    """A bar a model: its kinds of errors (`common.mistakes`) in percent of the organ's pixels."""
     figure = Figure((8, 1.2 + 0.38 * len(shares)), layout="constrained")
     axis = figure.subplots()
     _stack(axis, [*shares.values()])

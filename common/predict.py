@@ -16,7 +16,6 @@ from common.reconstruction import write_reconstructions
 from common.scores import predicted
 from common.segment import segment
 from common.settings import InferenceConfig
-from common.slices import read_image, read_mask
 from common.trained import Trained, forward, probabilities
 
 
@@ -128,7 +127,7 @@ def _write_overlays(run: Trained, count: int) -> None:
     those slices without it in which most is predicted.
     """
     false = {
-        s: np.count_nonzero(read_image(run.folder / "predictions" / f"{s.name}.png"))
+        s: np.count_nonzero(run.data.prediction(run.folder, s))
         for s in run.slices
         if not s.foreground
     }
@@ -141,10 +140,6 @@ def _write_overlays(run: Trained, count: int) -> None:
         slices = worst + [organ[i] for i in sorted({*places.round().astype(int).tolist()})]
     colours = figures.legend(run.data.organs, run.data.colours)
     for s in slices:
-        truth, mask = (
-            read_mask(folder / f"{s.name}.png", run.classes)
-            for folder in (run.data.folder / "masks", run.folder / "predictions")
-        )
-        image = read_image(run.data.folder / "images" / f"{s.name}.png")
-        pixels = figures.panels(image, truth, mask, colours)
+        truth, mask = run.data.truth(s), run.data.prediction(run.folder, s)
+        pixels = figures.panels(run.data.image(s), truth, mask, colours)
         figures.save_picture(run.folder / "overlays" / f"{s.name}.png", pixels)

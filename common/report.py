@@ -15,11 +15,9 @@ from PIL import Image
 
 from common import figures
 from common.files import read_json, shown, write_text
-from common.scores import SCORES, number, with_spread
-from common.slices import Slice, SliceSet, read_image, read_mask
-from common.surfaces import SURFACE_SCORES
+from common.scores import TITLES, number, with_spread
+from common.slices import Slice, SliceSet
 
-TITLES = {s: s.replace("dice", "Dice").replace("iou", "IoU") for s in SCORES} | SURFACE_SCORES
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -177,10 +175,7 @@ def _worst(folder: Path, data: SliceSet, result: dict, count: int) -> list[str]:
     for case in _order(result)[:count]:
         rated = []
         for s in data.of([case]):
-            masks = [
-                read_mask(parent / f"{s.name}.png", data.classes)
-                for parent in (data.folder / "masks", folder / "predictions")
-            ]
+            masks = data.truth(s), data.prediction(folder, s)
             rated.append((s, *masks, int((masks[0] != masks[1]).sum())))
         largest = max(rated, key=lambda row: row[0].foreground)
         wrong = max(rated, key=lambda row: row[3])
@@ -194,10 +189,9 @@ def _worst(folder: Path, data: SliceSet, result: dict, count: int) -> list[str]:
 
 def _slice(data: SliceSet, s: Slice, truth: np.ndarray, mask: np.ndarray, words: str) -> str:
     """CT | truth | prediction of one slice."""
-    image = read_image(data.folder / "images" / f"{s.name}.png")
     stream = io.BytesIO()
     colours = figures.legend(data.organs, data.colours)
-    Image.fromarray(figures.panels(image, truth, mask, colours)).save(stream, "png")
+    Image.fromarray(figures.panels(data.image(s), truth, mask, colours)).save(stream, "png")
     which = "truth, prediction" if colours else "truth (green), prediction (orange)"
     return _picture(stream.getvalue(), f"{words}. CT, {which}")
 

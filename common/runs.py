@@ -28,7 +28,8 @@ from common.files import (
 from common.interruption import Interruption
 from common.loading import SliceDataset
 from common.settings import NOT_LEARNED, TrainConfig
-from common.slices import SliceSet, read_set, read_splits
+from common.slices import SliceSet, read_set
+from common.splits import read_splits
 from common.unet import parameters
 
 # What may differ between a run and its continuation. More `epochs` stretch the cosine, which then

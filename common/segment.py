@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import figures
-from common.cases import errors, image_doubts, side_doubts
+from common.cases import image_doubts, problems_of, side_doubts
 from common.device import autocast, to_device
 from common.files import UserError, bullets, shown, write_csv, write_json
 from common.jobs import Job, is_ours, list_jobs, map_endings
@@ -162,7 +162,7 @@ def _read_truth(path: Path, volume: Volume, run: Trained) -> np.ndarray:
     """
     truth, labels = read_volume(path), run.checkpoint.get("labels")
     allowed = None if labels else range(len(run.organs) + 1)
-    if found := errors(volume, truth, allowed):
+    if found := problems_of(volume, truth, allowed):
         raise UserError(f"{shown(path)}: {'; '.join(found)}.")
     if not labels:
         return truth.voxels.astype(np.uint8)

@@ -1,15 +1,16 @@
-"""The slice data set on disk: images, masks, manifest, and splits by patient.
+"""The slice data set on disk: images, masks, manifest.
 
 images/<case>_<slice:03d>.png   8-bit grey
 masks/<case>_<slice:03d>.png    {0, 255} for one class, class indices for several
 manifest.csv                    case, slice, foreground (pixels), source (file it came from)
 dataset.json                    name, source, window, size, cases (geometry); classes: the organs'
                                 names in the order of their mask values; perhaps their colours
-splits.json                     seed, folds, fold, patients of train / val / test / student
+splits.json                     who is in train / val / test / student (see common/splits.py)
 """
 
 import io
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,10 +83,26 @@ class SliceSet:
         rows = [f"{s.name} {s.foreground}" for s in self.of(cases)]
         return zlib.crc32("\n".join(rows).encode())
 
-    def of(self, cases: list[str]) -> list[Slice]:
+    def of(self, cases: Iterable[str]) -> list[Slice]:
         """The slices of these cases."""
         wanted = set(cases)
         return [s for s in self.slices if s.case in wanted]
+
+    def patients_of(self, cases: Iterable[str]) -> set[str]:
+        """Whose these cases are; a case without slices counts as a patient."""
+        return {self.patients.get(case, case) for case in cases}
+
+    def image(self, s: Slice) -> np.ndarray:
+        """A slice's image, uint8 `(H, W)`; errors as of `read_image`."""
+        return read_image(self.folder / "images" / f"{s.name}.png")
+
+    def truth(self, s: Slice) -> np.ndarray:
+        """A slice's mask as class indices, uint8 `(H, W)`; errors as of `read_mask`."""
+        return read_mask(self.folder / "masks" / f"{s.name}.png", self.classes)
+
+    def prediction(self, run: Path, s: Slice) -> np.ndarray:
+        """What the run in that folder has predicted for a slice, as `truth`."""
+        return read_mask(run / "predictions" / f"{s.name}.png", self.classes)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -182,81 +199,6 @@ def check_same_organs(trained: list[str] | None, data: SliceSet, path: Path) -> 
         )
 
 
-def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) -> dict:
-    """Split patients, never slices: 70 % train, 10 % val, 20 % test, at least one in each.
-
-    With `folds` the test patients are fold number `fold` of that many: over all folds every
-    patient is tested exactly once. `student` is a fixed half of the train patients (rounded up).
-    One or two patients cannot be split: they are test patients.
-    """
-    cases = sorted(set(cases))
-    if len(cases) < 3:  # too few to train on: a data set to predict
-        parts = {"train": [], "val": [], "test": cases, "student": []}
-        return {"seed": seed, "folds": 0, "fold": 0, **parts}
-    if not folds and fold:
-        raise UserError(f"--fold {fold} needs --folds.")
-    if folds and not (2 <= folds <= len(cases) and 0 <= fold < folds):
-        raise UserError(
-            f"--folds {folds} --fold {fold}: folds run from 2 to the number of patients "
-            f"({len(cases)}), fold from 0 to folds - 1."
-        )
-    order = np.random.default_rng(seed).permutation(cases).tolist()
-    test = order[fold::folds] if folds else order[: max(1, round(0.2 * len(order)))]
-    rest = [case for case in order if case not in test]
-    count = min(max(1, round(0.1 * len(order))), len(rest) - 1)
-    if count < 1:
-        raise UserError(f"{len(cases)} patients in {folds} folds leave none to validate on.")
-    val, train = rest[:count], rest[count:]
-    splits = {"train": train, "val": val, "test": test, "student": train[: -(-len(train) // 2)]}
-    return {
-        "seed": seed,
-        "folds": folds,
-        "fold": fold,
-        **{part: sorted(names) for part, names in splits.items()},
-    }
-
-
-def with_labels(splits: dict, percent: float) -> dict:
-    """The same split, with the labels of `percent` of the training patients (at least one).
-
-    Nested: fewer are a subset of more, and half of them are the split's own `student`.
-    """
-    rng = np.random.default_rng(splits.get("seed", 0))
-    known = rng.permutation(splits["student"]).tolist()
-    rest = rng.permutation([c for c in splits["train"] if c not in known]).tolist()
-    count = max(1, int(len(splits["train"]) * percent / 100 + 0.5))
-    return {**splits, "student": sorted((known + rest)[:count])}
-
-
-def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str, list[str]]:
-    """The patients of `train`, `val`, `test` and `student`; checked, or UserError.
-
-    Refused: a patient in two of train, val and test, be it with two volumes; a student patient
-    outside train; a patient without slices; nobody in a part that is `needed`.
-    """
-    path = data.folder / name
-    splits = read_json(path, MAKE_DATA)
-    parts = ("train", "val", "test", "student")
-    if not isinstance(splits, dict) or not all(isinstance(splits.get(p), list) for p in parts):
-        raise UserError(f"{shown(path)} lacks one of the lists {', '.join(parts)}.")
-    problems = [f"{part} is empty" for part in needed if not splits[part]]
-    known = {s.case for s in data.slices}
-    for part in parts:
-        problems += [f"{part}: {c} has no slices" for c in splits[part] if c not in known]
-    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        there = {data.patients.get(c, c): c for c in splits[b]}
-        for case in splits[a]:
-            if (patient := data.patients.get(case, case)) in there:
-                other = "" if case in splits[b] else f"{there[patient]}, of the same patient, "
-                problems.append(f"{case} is in {a} and {other}in {b}")
-    problems += [
-        f"student: {c} is not in train" for c in splits["student"] if c not in splits["train"]
-    ]
-    if problems:
-        raise UserError(f"{shown(path)}: " + "; ".join(problems[:10]))
-    return {part: splits[part] for part in parts}
-
-
 def check_output(folder: Path, overwrite: bool) -> None:
     """UserError if `folder` holds anything that a new data set must not replace.
 
@@ -270,20 +212,3 @@ def check_output(folder: Path, overwrite: bool) -> None:
         raise UserError(
             f"{shown(folder)} holds a data set. Choose another --output, or --overwrite it."
         )
-
-
-def check_patients(trained: dict, splits: dict, subset: tuple[str, ...], path: Path) -> None:
-    """UserError if the model in `path` has seen patients that `subset` is to be judged on.
-
-    `trained` holds the patients that it was trained on (`train`, perhaps `unlabelled`) and chosen
-    by (`val`). Scores of a split made anew after a training would be scores on training patients.
-    """
-    shown_to_it = {*trained["train"], *trained.get("unlabelled", ())}
-    seen = {"test": {*shown_to_it, *trained["val"]}, "val": shown_to_it}
-    for part in subset:
-        if leaked := sorted(seen.get(part, set()) & set(splits[part])):
-            raise UserError(
-                f"{shown(path)} has been trained or chosen on {part} patients of this split "
-                f"({', '.join(leaked[:5])}): the split has changed since. Train again, or name "
-                "the split of that training with --splits."
-            )

@@ -1,13 +1,64 @@
-"""Splits by patient where a patient has several volumes, and the splits that a study makes."""
+"""Splits by patient, never by slice: made, shared out, read and checked.
 
-from collections.abc import Mapping
+splits.json holds lists of cases: `train`, `val`, `test`, and `student`, the part of train whose
+labels the students may use; seed, folds and fold say how they were dealt.
+"""
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from common.arms import Arm
-from common.files import UserError, write_json
-from common.slices import make_splits, read_set, read_splits, with_labels
+import numpy as np
+
+from common.files import UserError, read_json, shown, write_json
+from common.slices import MAKE_DATA, SliceSet, read_set
 
 PARTS = ("train", "val", "test", "student")
+
+
+def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) -> dict:
+    """Split patients, never slices: 70 % train, 10 % val, 20 % test, at least one in each.
+
+    With `folds` the test patients are fold number `fold` of that many: over all folds every
+    patient is tested exactly once. `student` is a fixed half of the train patients (rounded up).
+    One or two patients cannot be split: they are test patients.
+    """
+    cases = sorted(set(cases))
+    if len(cases) < 3:  # too few to train on: a data set to predict
+        parts = {"train": [], "val": [], "test": cases, "student": []}
+        return {"seed": seed, "folds": 0, "fold": 0, **parts}
+    if not folds and fold:
+        raise UserError(f"--fold {fold} needs --folds.")
+    if folds and not (2 <= folds <= len(cases) and 0 <= fold < folds):
+        raise UserError(
+            f"--folds {folds} --fold {fold}: folds run from 2 to the number of patients "
+            f"({len(cases)}), fold from 0 to folds - 1."
+        )
+    order = np.random.default_rng(seed).permutation(cases).tolist()
+    test = order[fold::folds] if folds else order[: max(1, round(0.2 * len(order)))]
+    rest = [case for case in order if case not in test]
+    count = min(max(1, round(0.1 * len(order))), len(rest) - 1)
+    if count < 1:
+        raise UserError(f"{len(cases)} patients in {folds} folds leave none to validate on.")
+    val, train = rest[:count], rest[count:]
+    splits = {"train": train, "val": val, "test": test, "student": train[: -(-len(train) // 2)]}
+    return {
+        "seed": seed,
+        "folds": folds,
+        "fold": fold,
+        **{part: sorted(names) for part, names in splits.items()},
+    }
+
+
+def with_labels(splits: dict, percent: float) -> dict:
+    """The same split, with the labels of `percent` of the training patients (at least one).
+
+    Nested: fewer are a subset of more, and half of them are the split's own `student`.
+    """
+    rng = np.random.default_rng(splits.get("seed", 0))
+    known = rng.permutation(splits["student"]).tolist()
+    rest = rng.permutation([c for c in splits["train"] if c not in known]).tolist()
+    count = max(1, int(len(splits["train"]) * percent / 100 + 0.5))
+    return {**splits, "student": sorted((known + rest)[:count])}
 
 
 def split_patients(patients: Mapping[str, str], seed=0, folds=0, fold=0) -> dict:
@@ -29,30 +80,80 @@ def _in_cases(splits: dict, patients: Mapping[str, str]) -> dict:
     return {**splits, **{p: [c for patient in splits[p] for c in cases[patient]] for p in PARTS}}
 
 
-def split_name(fold: int | None, labels: int | None, config) -> str:
-    """The splits file of a fold (of `config.of`) and a share of labels, in the data's folder."""
+def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str, list[str]]:
+    """The patients of `train`, `val`, `test` and `student`; checked, or UserError.
+
+    Refused: a patient in two of train, val and test, be it with two volumes; a student patient
+    outside train; a patient without slices; nobody in a part that is `needed`.
+    """
+    path = data.folder / name
+    splits = read_json(path, MAKE_DATA)
+    if not isinstance(splits, dict) or not all(isinstance(splits.get(p), list) for p in PARTS):
+        raise UserError(f"{shown(path)} lacks one of the lists {', '.join(PARTS)}.")
+    problems = [f"{part} is empty" for part in needed if not splits[part]]
+    known = {s.case for s in data.slices}
+    for part in PARTS:
+        problems += [f"{part}: {c} has no slices" for c in splits[part] if c not in known]
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        there = {data.patients.get(c, c): c for c in splits[b]}
+        for case in splits[a]:
+            if (patient := data.patients.get(case, case)) in there:
+                other = "" if case in splits[b] else f"{there[patient]}, of the same patient, "
+                problems.append(f"{case} is in {a} and {other}in {b}")
+    problems += [
+        f"student: {c} is not in train" for c in splits["student"] if c not in splits["train"]
+    ]
+    if problems:
+        raise UserError(f"{shown(path)}: " + "; ".join(problems[:10]))
+    return {part: splits[part] for part in PARTS}
+
+
+def check_patients(
+    trained: dict, data: SliceSet, splits: dict, subset: Iterable[str], path: Path
+) -> None:
+    """UserError if the model in `path` has seen patients that `subset` is to be judged on.
+
+    `trained` is its checkpoint: the cases that it was trained on (`train`, perhaps `unlabelled`)
+    and chosen by (`val`), and whose they are. Scores of a split made anew after a training would be
+    scores on training patients, be it with another volume of theirs.
+    """
+    cases, whose = trained["patients"], trained.get("patient_of") or {}
+    shown_to_it = [*cases["train"], *cases.get("unlabelled", ())]
+    seen = {"test": [*shown_to_it, *cases["val"]], "val": shown_to_it}
+    for part in subset:
+        known = {whose.get(case, case) for case in seen.get(part, ())} | {*seen.get(part, ())}
+        here = {case: {case, data.patients.get(case, case)} for case in splits[part]}
+        if leaked := sorted(case for case, names in here.items() if names & known):
+            raise UserError(
+                f"{shown(path)} has been trained or chosen on {part} patients of this split "
+                f"({', '.join(leaked[:5])}): the split has changed since. Train again, or name "
+                "the split of that training with --splits."
+            )
+
+
+def split_name(fold: int | None, of: int, labels: int | None) -> str:
+    """The splits file of a fold (of `of`) and of a percentage of labels, in the data's folder."""
     parts = ["splits"]
     if fold is not None:
-        parts.append(f"fold{fold}of{config.of}")
+        parts.append(f"fold{fold}of{of}")
     if labels is not None:
         parts.append(f"labels{labels}")
     return "_".join(parts) + ".json"
 
 
-def write_splits(arms: list[Arm], config, data: Path) -> None:
-    """The splits files of all of `config.folds` (of `config.of`) and shares of labels.
+def write_splits(data: Path, folds: Iterable[int], of: int, shares: set[int]) -> None:
+    """The splits files of all folds (none: of the set's own split) and percentages of labels.
 
     UserError if the smallest share would be less than one patient.
     """
     known = read_set(data)
     patients = known.patients
-    shares = {arm.labels for arm in arms if arm.labels}
-    for fold in config.folds or (None,):
+    for fold in tuple(folds) or (None,):
         if fold is None:
             splits = read_splits(known, "splits.json", ("train",))
         else:
-            splits = split_patients(patients, 0, config.of, fold)
-            write_json(data / split_name(fold, None, config), splits)
+            splits = split_patients(patients, 0, of, fold)
+            write_json(data / split_name(fold, of, None), splits)
         count = len({patients[case] for case in splits["train"]})
         if shares and count * min(shares) < 100:
             raise UserError(
@@ -61,4 +162,4 @@ def write_splits(arms: list[Arm], config, data: Path) -> None:
             )
         for share in shares:
             made = share_of_labels(splits, share, patients)
-            write_json(data / split_name(fold, share, config), made)
+            write_json(data / split_name(fold, of, share), made)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from common import charts, embedding, figures
-from common.errors import error_pixels, error_shares, of_each_organ, repaired_pixels
 from common.files import UserError, read_csv, read_json, shown
+from common.mistakes import error_pixels, error_shares, of_each_organ, repaired_pixels
 from common.scores import count, overlap_scores
-from common.slices import SliceSet, read_image, read_mask
+from common.slices import SliceSet
 from common.statistics import by_patient, interval
 from common.tables import write_study
 
@@ -97,10 +97,9 @@ def _draw_errors(folder: Path, runs: dict[str, dict], bases: dict[str, str], dat
         for key in runs[models[0]]:
             found = [runs[model][key] for model in models]
             for s in data.of(read_json(found[0] / "inference.json")["cases"]):
-                folders = (data.folder / "masks", *(run / "predictions" for run in found))
-                truth, *masks = (read_mask(f / f"{s.name}.png", data.classes) for f in folders)
+                truth, masks = data.truth(s), (data.prediction(run, s) for run in found)
                 errors = of_each_organ(kinds, len(data.organs), truth, *masks)
-                rows.append((s.case, int((truth > 0).sum()), errors))
+                rows.append((data.patients[s.case], int((truth > 0).sum()), errors))
         return error_shares(rows)
 
     alone = {m: shares(lambda truth, mask: error_pixels(mask, truth), m) for m in runs}
@@ -150,13 +149,13 @@ def _compare_masks(path: Path, runs: dict[str, Path], dice: dict, data: SliceSet
     places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"}
     rows = []
     for place, title in places.items():
-        best = max(data.of([order[place]]), key=lambda s: s.foreground)
-        file = f"{best.name}.png"
-        truth = read_mask(data.folder / "masks" / file, data.classes)
-        masks = {m: read_mask(r / "predictions" / file, data.classes) for m, r in runs.items()}
+        theirs = [s for s in data.slices if data.patients[s.case] == order[place]]
+        best = max(theirs, key=lambda s: s.foreground)
+        truth = data.truth(best)
+        masks = {m: data.prediction(run, best) for m, run in runs.items()}
         row = {
             "title": f"{title} patient,\nmean Dice {dice[order[place]]:.3f}\n{best.name}",
-            "image": read_image(data.folder / "images" / file),
+            "image": data.image(best),
             "truth": truth,
             "masks": masks,
             "dice": {m: slice_dice(mask, truth, len(data.organs)) for m, mask in masks.items()},

@@ -15,7 +15,8 @@ from common.loading import SliceDataset, WithUnlabelled, loader
 from common.runs import Run
 from common.scores import number
 from common.settings import DistillationConfig
-from common.slices import check_patients, check_same_organs
+from common.slices import check_same_organs
+from common.splits import check_patients
 
 
 def load_teacher(
@@ -32,7 +33,7 @@ def load_teacher(
     """
     known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
     checkpoint.check_content(known, path)
-    check_patients(known["patients"], run.splits, ("val", "test"), path)
+    check_patients(known, run.data, run.splits, ("val", "test"), path)
     check_same_organs(known.get("organs"), run.data, path)
     if known["classes"] != run.classes:
         raise UserError(f"{shown(path)} has {known['classes']} channels, not {run.classes}.")

@@ -14,7 +14,8 @@ from common.device import autocast, fuse, layout, pick_device, to_device
 from common.files import UserError, shown
 from common.loading import SliceDataset, loader
 from common.settings import InferenceConfig
-from common.slices import Slice, SliceSet, check_patients, check_same_organs, read_set, read_splits
+from common.slices import Slice, SliceSet, check_same_organs, read_set
+from common.splits import check_patients, read_splits
 from common.unet import Output
 from common.views import HU_WINDOW
 
@@ -85,7 +86,7 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
         cases = sorted({s.case for s in data.slices})
     else:
         splits = read_splits(data, config.splits or content["config"]["splits"], (config.subset,))
-        check_patients(content["patients"], splits, (config.subset,), path)
+        check_patients(content, data, splits, (config.subset,), path)
         cases = splits[config.subset]
     return Trained(folder, path, content, device, data, tuple(cases), tuple(data.of(cases)))
 

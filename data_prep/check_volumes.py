@@ -25,11 +25,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common.cases import ONE_ORGAN, Case, doubts, errors, fingerprint, image_doubts, run_all, twins
+from common.cases import (
+    ONE_ORGAN,
+    Case,
+    doubts,
+    fingerprint,
+    image_doubts,
+    problems_of,
+    twins,
+)
 from common.config import launch, option
 from common.files import UserError, read_json, shown
 from common.labels import count_values, parse_labels, remarks
 from common.layouts import VolumesConfig, find_cases, named_labels
+from common.processes import run_all
 from common.volumes import Volume, read_volume
 
 
@@ -89,7 +98,7 @@ def check(case: Case, rules: Rules) -> Checked:
     if unread:
         return Checked(None, None, unread, [], {})
     image, label = volumes
-    found = errors(image, label, rules.allowed)
+    found = problems_of(image, label, rules.allowed)
     odd = image_doubts(image, rules.hu) if found else doubts(*volumes, rules.labels, rules.hu)
     each = float(np.prod(label.spacing)) / 1000
     ml = {} if found else {v: n * each for v, n in count_values(label.voxels).items()}

@@ -43,7 +43,8 @@ from common.labels import count_values, parse_labels, remarks, to_mask
 from common.layouts import looks_grouped, patient_rule
 from common.pictures import binary, read_picture
 from common.settings import DATA
-from common.slices import Slice, check_output, in_short, make_splits, write_set
+from common.slices import Slice, check_output, in_short, write_set
+from common.splits import make_splits
 from common.views import to_square
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")

@@ -27,7 +27,6 @@ import nibabel as nib
 import numpy as np
 
 from common import config as base
-from common.cases import run_all
 from common.config import launch, option
 from common.files import (
     ROOT,
@@ -40,6 +39,7 @@ from common.files import (
     write_json,
 )
 from common.phantom import ORGANS, make_patient
+from common.processes import run_all
 
 ORIENTATIONS = ("LAS", "RAS", "LPS", "RPS", "LAI")
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs")

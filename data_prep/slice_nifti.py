@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 
-from common.cases import ONE_ORGAN, Case, doubts, fingerprint, read_case, run_all, twins
+from common.cases import ONE_ORGAN, Case, doubts, fingerprint, read_case, twins
 from common.config import launch, option
 from common.files import (
     UserError,
@@ -53,6 +53,7 @@ from common.files import (
 )
 from common.labels import as_words, count_values, parse_labels, remarks, to_mask
 from common.layouts import VolumesConfig, list_all, looks_grouped, named_labels, patients_of
+from common.processes import run_all
 from common.settings import DATA
 from common.slices import Slice, check_output, in_short, write_set
 from common.splits import split_patients

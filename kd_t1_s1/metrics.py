@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.config import launch, option
 from common.files import ROOT
 from common.report import write_report
-from common.scores import data_of, score_run, table
+from common.scoring import data_of, score_run, table
 from common.settings import MetricsConfig
 from common.statistics import compare
 

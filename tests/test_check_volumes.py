@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, load_script, run
 
-from common.cases import doubts, errors
+from common.cases import doubts, problems_of
 from common.files import UserError
 from common.volumes import read_volume
 
@@ -192,7 +192,7 @@ def test_left_and_right_are_the_patient_s_whatever_the_file_s_axes(tmp_path):
                 image = image.as_reoriented(nib.orientations.ornt_transform(start, end))
                 nib.save(image, tmp_path / f"{kind}.nii.gz")
                 volumes.append(read_volume(tmp_path / f"{kind}.nii.gz"))
-            assert errors(*volumes) == []
+            assert problems_of(*volumes) == []
             assert bool(doubts(*volumes)) != left
 
 

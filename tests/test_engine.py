@@ -12,7 +12,8 @@ from common.files import UserError, read_csv, read_json, write_json
 from common.losses import MultiTaskObjective, SegmentationObjective
 from common.runs import start
 from common.settings import DistillationConfig, StudentConfig
-from common.slices import read_set, read_splits
+from common.slices import read_set
+from common.splits import read_splits
 from common.teachers import add_unlabelled, load_teacher
 from common.unet import UNet, student_s1, teacher_t1
 

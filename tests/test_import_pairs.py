@@ -8,7 +8,8 @@ from PIL import Image
 
 from common.files import UserError, read_json
 from common.loading import SliceDataset
-from common.slices import read_mask, read_set, read_splits
+from common.slices import read_mask, read_set
+from common.splits import read_splits
 
 script = load_script(ROOT / "data_prep/import_pairs.py")
 

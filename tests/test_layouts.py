@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +10,6 @@ from conftest import ROOT, load_script
 from PIL import Image
 from test_check_volumes import ct, organ
 
-from common.arms import grid
 from common.files import UserError, read_json, write_json
 from common.layouts import looks_grouped
 from common.slices import read_image, read_set
@@ -121,8 +119,7 @@ def test_both_frames_of_an_acdc_patient_are_on_one_side_of_every_split(acdc, cap
     assert sorted(tested) == sorted(data.info["cases"]) and len(tested) == 12
     assert "12 volumes of 6 patients" in capsys.readouterr().out
     # reproduce.py deals the same set into folds and shares of labels of its own.
-    arms = [arm._replace(labels=50) for arm in grid(("student_s1",))]
-    write_splits(arms, SimpleNamespace(folds=(0, 1), of=2), data.folder)
+    write_splits(data.folder, (0, 1), 2, {50})
     tested = []
     for fold in (0, 1):
         tested += whole_patients(read_json(data.folder / f"splits_fold{fold}of2.json"))

@@ -11,10 +11,10 @@ import torch
 from conftest import load_script, run
 from PIL import Image
 
-from common.errors import error_pixels, of_each_organ
 from common.figures import legend, outlined, panels
 from common.files import UserError, read_csv, read_json, write_json
 from common.measures import on_the_left
+from common.mistakes import error_pixels, of_each_organ
 from common.phantom import ORGANS
 from common.scores import per_case, summary, table
 from common.segment import decided, segment

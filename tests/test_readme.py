@@ -59,7 +59,7 @@ def test_files_and_pictures_it_links_exist():
     for path, text in PAGES.items():
         links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
         assert all((path.parent / link).exists() for link in links), path
-    assert all(path.name in README for path in PAGES)
+    assert all(path.name in README for path in PAGES if path != ROOT / "README.md")
 
 
 def test_modules_and_tests_that_it_names_exist():

@@ -11,7 +11,7 @@ from PIL import Image
 from common.figures import save_picture
 from common.files import UserError, read_csv, read_json, write_csv, write_json
 from common.report import write_report
-from common.scores import score_run
+from common.scoring import score_run
 from common.slices import read_set
 
 SIZE = 16

@@ -8,7 +8,7 @@ import pytest
 from conftest import PAIRS, ROOT, STAGES, load_script, run
 from PIL import Image
 
-from common.arms import STUDIES, ablation, grid
+from common.arms import SHARES, STUDIES, ablation, grid
 from common.config import parse
 from common.files import UserError, read_json, write_json
 from common.slices import read_set
@@ -123,25 +123,21 @@ def test_a_share_of_labels_has_its_split_and_as_many_steps(reproduce):
 
 
 def test_a_share_of_less_than_a_patient_is_refused(reproduce, own_slices):
-    config = reproduce.Config(data=own_slices, study="labels")
     with pytest.raises(UserError, match="needs 20 of them"):
-        reproduce.write_splits(config.arms(), config, own_slices)
+        reproduce.write_splits(own_slices, (), 5, {*SHARES})
 
 
 def test_a_share_of_labels_and_every_fold_are_splits_of_the_same_patients(reproduce, own_slices):
     cases = sorted({s.case for s in read_set(own_slices).slices})
     splits = {"train": cases[:-2], "val": cases[-2:-1], "test": cases[-1:], "student": cases[:1]}
     write_json(own_slices / "splits.json", splits)
-    arms = [a._replace(labels=100) for a in grid(("student_s1",))]
-    config = reproduce.Config(data=own_slices, name="n")
-    reproduce.write_splits(arms, config, own_slices)
+    reproduce.write_splits(own_slices, (), 5, {100})
     written = read_json(own_slices / "splits_labels100.json")
     assert written == {**splits, "student": splits["train"]}
     (own_slices / "splits.json").write_text('{"test": []}')
     with pytest.raises(UserError, match="lacks one of the lists"):
-        reproduce.write_splits(arms, config, own_slices)
-    folds = reproduce.Config(data=own_slices, name="n", folds=(0, 1), of=2)
-    reproduce.write_splits(grid(("student_s1",)), folds, own_slices)
+        reproduce.write_splits(own_slices, (), 5, {100})
+    reproduce.write_splits(own_slices, (0, 1), 2, set())
     tested = [read_json(own_slices / f"splits_fold{k}of2.json")["test"] for k in (0, 1)]
     assert sorted(tested[0] + tested[1]) == cases
 

@@ -9,15 +9,13 @@ from common.files import UserError, read_json, write_csv, write_json
 from common.reconstruction import mse, psnr, ssim
 from common.scores import (
     count,
-    flat,
     mean_and_spread,
     overlap_scores,
     per_case,
     predicted,
-    score_run,
     summary,
-    table,
 )
+from common.scoring import flat, score_run, table
 from common.slices import read_set
 from common.statistics import by_patient, gain, pooled
 

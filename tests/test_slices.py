@@ -10,15 +10,8 @@ from PIL import Image
 
 from common.files import UserError, read_csv, write_json
 from common.loading import SliceDataset, TrainSampler, augmented, loader
-from common.slices import (
-    Slice,
-    check_patients,
-    make_splits,
-    read_image,
-    read_set,
-    read_splits,
-    with_labels,
-)
+from common.slices import Slice, SliceSet, read_image, read_set
+from common.splits import check_patients, make_splits, read_splits, with_labels
 
 PARTS = ("train", "val", "test")
 
@@ -88,13 +81,19 @@ def test_two_volumes_of_one_patient_on_two_sides_are_a_leak(own_slices):
 
 
 def test_a_model_is_not_judged_on_patients_that_it_has_seen(tmp_path):
-    trained = {"train": ["a", "b"], "val": ["c"]}
+    trained = {"patients": {"train": ["a", "b"], "val": ["c"]}}
     splits = {"train": ["a"], "val": ["c"], "test": ["d"]}
-    check_patients(trained, splits, ("val", "test"), tmp_path)
+    rows = [Slice(case, 0, 1) for case in ("a", "b", "c", "d", "d_2")]
+    data = SliceSet(tmp_path, {"patients": {"d_2": "d"}}, rows)
+    check_patients(trained, data, splits, ("val", "test"), tmp_path)
     with pytest.raises(UserError, match=r"test patients.*\(c\)"):
-        check_patients(trained, {**splits, "test": ["c", "d"]}, ("test",), tmp_path)
+        check_patients(trained, data, {**splits, "test": ["c", "d"]}, ("test",), tmp_path)
     with pytest.raises(UserError, match=r"val patients.*\(b\)"):
-        check_patients(trained, {**splits, "val": ["b"]}, ("val", "test"), tmp_path)
+        check_patients(trained, data, {**splits, "val": ["b"]}, ("val", "test"), tmp_path)
+    # Another volume of a patient that it was trained on.
+    earlier = {"patients": {"train": ["d_1"], "val": ["c"]}, "patient_of": {"d_1": "d"}}
+    with pytest.raises(UserError, match=r"test patients.*\(d_2\)"):
+        check_patients(earlier, data, {**splits, "test": ["d_2"]}, ("test",), tmp_path)
 
 
 def test_the_data_set_is_what_is_on_disk(slices):

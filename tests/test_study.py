@@ -8,9 +8,9 @@ from PIL import Image
 
 from common import charts, study
 from common.embedding import Embedding
-from common.errors import KINDS
 from common.figures import save_picture
 from common.files import UserError, write_json
+from common.mistakes import KINDS
 from common.scores import overlap_scores
 from common.slices import Slice, SliceSet
 from common.study import add_up

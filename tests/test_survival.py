@@ -20,7 +20,8 @@ from common import checkpoint
 from common.config import Config, launch, option
 from common.files import UserError, lock_folder
 from common.loading import SliceDataset, loader, unbroken
-from common.slices import read_set, read_splits
+from common.slices import read_set
+from common.splits import read_splits
 from common.unet import student_s1
 
 

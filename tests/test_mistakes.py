@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from common.errors import KINDS, error_pixels, error_shares, repaired_pixels
+from common.mistakes import KINDS, error_pixels, error_shares, repaired_pixels
 
 
 def mask(*boxes):
