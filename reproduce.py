@@ -57,15 +57,16 @@ QUICK = {
 class Config(base.Config):
     """What to run, and on what. A value that is left out is the stage's own default."""
 
-    quick: bool = option(False, "small and short, on the phantom")
+    quick: bool = option(False, "small and short, on the phantom if no data are named")
     study: str = option("grid", "all models, or an ablation of one pair", ("grid", *STUDIES))
     models: tuple[str, ...] = option(
         STAGES,
         "stages of the grid; a pair brings its teacher and its plain student",
         choices=STAGES,
+        low=1,
     )
     pair: str = option("kd_t1_s1", "the pair of an ablation", choices=tuple(PAIRS))
-    seeds: tuple[int, ...] = option((0,), "seeds of the trainings")
+    seeds: tuple[int, ...] = option((0,), "seeds of the trainings", low=1)
     folds: tuple[int, ...] = option((), "folds to test on; none: the data set's own split")
     of: int = option(5, "how many folds the patients are dealt into", low=2)
     subset: str = option(
@@ -85,8 +86,10 @@ class Config(base.Config):
     classes: str = option(
         "spleen", "organs: the spleen, or all that the volumes' dataset.json names", ORGANS
     )
-    patients: int | None = option(None, "patients of the phantom (--quick: 16)", low=1)
-    thickness: float | None = option(None, "slice thickness of the phantom in mm")
+    patients: int | None = option(
+        None, "take the phantom, of so many patients (--quick: 16)", low=1
+    )
+    thickness: float | None = option(None, "take the phantom, with slices so thick, in mm")
     size: int | None = option(None, "height and width of the slices", low=1)
     t1: str = option("", "more flags for T1's train.py, as in --t1='--width 32'")
     t2: str = option("", "more flags for T2's train.py")
@@ -99,8 +102,6 @@ class Config(base.Config):
         """Fill in what --quick means."""
         super().__post_init__()
         self._check()
-        # The steps run in the repository's root, wherever this was started.
-        self.input, self.data = (p and p.resolve() for p in (self.input, self.data))
         if self.quick:
             for name, value in QUICK.items():
                 given = getattr(self, name)
@@ -115,8 +116,6 @@ class Config(base.Config):
         """UserError for what cannot be meant."""
         if self.input and self.data:
             raise UserError("--input (volumes) and --data (slices) exclude each other.")
-        if not self.seeds or not self.models:
-            raise UserError("--seeds and --models need at least one value each.")
         if bad := [k for k in self.folds if not 0 <= k < self.of]:
             raise UserError(
                 f"--folds {bad[0]}: with --of {self.of} they run from 0 to {self.of - 1}."
@@ -145,13 +144,14 @@ class Config(base.Config):
         check_words("--distilled", self.distilled, {"--control", "--unlabelled"}, why)
         check_words("--distilled", self.distilled, taken)
 
-    def arms(self) -> list["Arm"]:
+    def arms(self) -> list[Arm]:
         """The models of the study."""
         return grid(self.models) if self.study == "grid" else ablation(self.study, self.pair)
 
     def part(self) -> str:
-        """The results' sub-folder: none for the whole grid, whose tables no part replaces."""
-        models = "" if {*self.models} == {*STAGES} else "-".join(self.models)
+        """The results' sub-folder: none for all models. Its tables are of the folds and seeds that
+        were asked for last."""
+        models = "" if {*self.models} == {*STAGES} else "-".join(sorted({*self.models}))
         name = models if self.study == "grid" else f"{self.study}_{self.pair}"
         unusual = [v for v in (self.subset, self.weights) if v not in ("test", "best")]
         return "_".join(filter(None, (name, *unusual)))
@@ -163,7 +163,8 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
         return config.data, []
     record, steps = ROOT / "results" / config.name / "data.json", ()
     several = None if config.classes == Config.classes else config.classes
-    volumes = config.input or (TASK09 if TASK09.exists() and not config.quick else None)
+    synthetic = config.quick or config.patients or config.thickness  # asked for by these, too
+    volumes = config.input or (TASK09 if TASK09.exists() and not synthetic else None)
     if volumes is None:
         volumes = ROOT / "data" / f"phantom_{config.name}"
         made = flags(output=volumes, patients=config.patients, thickness=config.thickness)

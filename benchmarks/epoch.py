@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import ConstantLR
-from training import alone, objective_of, peak_memory, seconds
+from training import alone, machine, objective_of, peak_memory, seconds
 
 from common import config as base
 from common.arms import STAGES
@@ -43,12 +43,12 @@ class Config(base.Config):
     """What to measure."""
 
     models: tuple[str, ...] = option(
-        ("teacher_t1_unet", "student_s1", "kd_t1_s1"), "stages", choices=STAGES
+        ("teacher_t1_unet", "student_s1", "kd_t1_s1"), "stages", choices=STAGES, low=1
     )
     size: int = option(256, "height and width of the slices", low=16)
     batch_size: int = option(16, "slices a batch", low=1)
     slices: int = option(64, "slices of an epoch, at most", low=1)
-    workers: tuple[int, ...] = option((-1,), "loader processes; -1: train.py's default")
+    workers: tuple[int, ...] = option((-1,), "loader processes; -1: train.py's default", low=1)
     rounds: int = option(3, "epochs of each form, after one to warm up", low=1)
     operations: int = option(0, "how many of PyTorch's slowest operations to list", low=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
@@ -167,14 +167,11 @@ def row_of(result: dict) -> dict[str, str]:
 def main(config: Config) -> None:
     """Measure each stage in a process of its own, print a table, write the JSON."""
     device = pick_device(config.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
-    results = []
+    about, results = machine(device), []
     with tempfile.TemporaryDirectory() as home:
         data = phantom(Path(home), config)
         for stage in config.models:
             results.append(alone(measure, stage, data, config))
-    about = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
     about |= {"size": config.size, "batch_size": config.batch_size, "rounds": config.rounds}
     write_json(config.output, {**about, "stages": results})
     print(f"\n{markdown([row_of(result) for result in results])}")

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from training import NETWORKS as BY_STAGE
-from training import alone, peak_memory
+from training import alone, machine, peak_memory
 
 from common import config as base
 from common.arms import STUDENTS, TEACHERS
@@ -44,9 +44,9 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 class Config(base.Config):
     """What to measure."""
 
-    networks: tuple[str, ...] = option((*NETWORKS,), "networks", choices=(*NETWORKS,))
+    networks: tuple[str, ...] = option((*NETWORKS,), "networks", choices=(*NETWORKS,), low=1)
     size: int = option(256, "height and width of the slices", low=16)
-    batches: tuple[int, ...] = option(BATCHES, "batch sizes of which the fastest is sought")
+    batches: tuple[int, ...] = option(BATCHES, "batch sizes of which the fastest is sought", low=1)
     rounds: int = option(5, "measured passes of each form, after one to warm up", low=1)
     compiled: bool = option(False, "measure torch.compile, too")
     volume: Path | None = option(None, "a CT in NIfTI: seconds from file to file")
@@ -131,9 +131,7 @@ def whole_volume(name: str, config: Config, device: torch.device) -> dict:
 def main(config: Config) -> None:
     """Measure all networks, print a table, write the JSON."""
     device = pick_device(config.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    found, rows = [], []
+    about, found, rows = machine(device), [], []
     for network in config.networks:
         result = measure(network, config, device)
         row = {
@@ -152,7 +150,6 @@ def main(config: Config) -> None:
             row["its peak memory, MB"] = f"{result['volume_peak_memory_mb']:.0f}"
         found.append(result)
         rows.append(row)
-    about = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
     about |= {"size": config.size, "rounds": config.rounds}
     write_json(config.output, {**about, "networks": found})
     print(f"\n{markdown(rows)}\n-> {shown(config.output.resolve())}")

@@ -36,7 +36,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import config as base
-from common.arms import PAIRS, STAGES
+from common import unet
+from common.arms import PAIRS, STAGES, STUDENTS
 from common.config import launch, option
 from common.device import autocast, has_bf16, layout, pick_device
 from common.distillation import Distiller
@@ -45,21 +46,16 @@ from common.losses import MultiTaskObjective, SegmentationObjective
 from common.settings import DistillationConfig
 from common.tables import markdown
 from common.transunet import teacher_t2
-from common.unet import student_s1, student_s2, teacher_t1
 
-NETWORKS = {
-    "teacher_t1_unet": teacher_t1,
-    "teacher_t2_transunet": teacher_t2,
-    "student_s1": student_s1,
-    "student_s2": student_s2,
-}
+NETWORKS = {"teacher_t1_unet": unet.teacher_t1, "teacher_t2_transunet": teacher_t2}
+NETWORKS |= {name: getattr(unet, name) for name in STUDENTS}  # functions of their stages' names
 
 
 @dataclass
 class Config(base.Config):
     """What to measure."""
 
-    models: tuple[str, ...] = option(STAGES, "stages", choices=STAGES)
+    models: tuple[str, ...] = option(STAGES, "stages", choices=STAGES, low=1)
     size: int = option(256, "height and width of the images", low=16)
     batch_size: int = option(4, "images a step", low=1)
     rounds: int = option(5, "measured steps of each form, after one to warm up", low=1)
@@ -193,16 +189,22 @@ def measure(stage: str, config: Config, device: torch.device) -> dict:
     }
 
 
+def machine(device: torch.device) -> dict:
+    """What a table's figures were measured on; printed, too."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
 def main(config: Config) -> None:
     """Measure all stages, print a table, write the JSON."""
     device = pick_device(config.device)
     bf16 = config.bf16 and has_bf16(device)
+    about = machine(device)
     peaks = {"plain": peak(torch.float32, device)}
     peaks["default"] = peak(torch.bfloat16, device) if bf16 else peaks["plain"]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(
-        f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; at best "
-        f"{peaks['plain'] / 1e12:.2f} TFLOP/s float32, "
+        f"at best {peaks['plain'] / 1e12:.2f} TFLOP/s float32, "
         + (f"{peaks['default'] / 1e12:.2f} bf16" if bf16 else "no bf16")
     )
     found, rows = [], []
@@ -224,7 +226,6 @@ def main(config: Config) -> None:
             }
         )
         print(f"{stage}: {rows[-1]['speed-up']}", flush=True)
-    about = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
     about |= {"size": config.size, "batch_size": config.batch_size, "rounds": config.rounds}
     write_json(config.output, {**about, "peak_flops": peaks, "stages": found})
     print(f"\n{markdown(rows)}\n-> {shown(config.output.resolve())}")

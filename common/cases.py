@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from common.files import UserError, read_json, shown
+from common.labels import on_the_left
 from common.volumes import Volume, read_volume, stem
 
 AIR_HU = -300  # below it is air, in the lungs or around the patient
@@ -149,20 +150,18 @@ def side_doubts(image: Volume, organ: np.ndarray) -> list[str]:
 def doubts(
     image: Volume,
     label: Volume,
-    labels: Mapping[str, tuple[int, ...]] | None = None,
+    labels: Mapping[str, tuple[int, ...]],
     hu: bool = True,
 ) -> list[str]:
-    """What is odd about an image with its label, and may be meant.
+    """What is odd about an image with its label, and may be meant: the spleen's side, too.
 
-    `labels` are the values of each organ, where they are named: then the spleen's side alone is
-    looked at. Without `hu` the image is no CT.
+    `labels` are the values of each organ. Without `hu` the image is no CT.
     """
-    named = np.isin(label.voxels, sum(labels.values(), ())) if labels else label.voxels > 0
-    found = [] if named.any() else ["the label is empty"]
+    each = [np.isin(label.voxels, values) for values in labels.values()]
+    found = [] if any(organ.any() for organ in each) else ["the label is empty"]
     found += image_doubts(image, hu)
-    if labels:
-        named = np.isin(label.voxels, labels.get("spleen", ()))
-    return found + (side_doubts(image, named) if hu else [])
+    left = on_the_left([*labels]) if hu else None
+    return found + (side_doubts(image, each[left - 1]) if left else [])
 
 
 def read_case(

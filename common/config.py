@@ -31,7 +31,10 @@ OF_THE_MACHINE = {
 
 
 def option(default, help: str, choices: tuple | None = None, low=None, high=None):
-    """A dataclass field with its help text; `choices`, or `low` to `high`, limit the values."""
+    """A dataclass field with its help text; `choices`, or `low` to `high`, limit the values.
+
+    Of a tuple `low=1` says that it must not be empty.
+    """
     limits = {"choices": choices, "low": low, "high": high}
     return field(default=default, metadata={"help": help, **limits})
 
@@ -43,10 +46,21 @@ class Config:
     recipes: ClassVar[dict[str, dict]] = {}  # what `--recipe NAME` sets
 
     def __post_init__(self):
-        """UserError naming every flag whose value is outside its limits."""
+        """UserError naming every flag whose value is outside its limits.
+
+        Paths become absolute: what is kept of them is read from other folders, too.
+        """
+        for f in fields(self):
+            if isinstance(path := getattr(self, f.name), Path):
+                # Not resolved: a link's own name is a volume's or a data set's name.
+                setattr(self, f.name, Path(os.path.abspath(path)))  # noqa: PTH100
         problems = []
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
+            if isinstance(value, tuple):
+                if len(value) < (low or 0):
+                    problems.append(f"--{f.name.replace('_', '-')} needs at least one value")
+                continue
             above = low is None or value is None or value >= low
             below = high is None or value is None or value <= high
             if not (above and below):
@@ -101,8 +115,9 @@ def parse(
 
 def begun_with(cls, path: Path) -> dict:
     """The settings in a run's config.json, but for those that say how to begin; none without it."""
-    known = {f.name for f in fields(cls)} - {"resume", "overwrite"}
-    before = read_json(path)["config"] if path.is_file() else {}
+    known = {f.name for f in fields(cls)} - {"resume", "overwrite", "name"}
+    about = read_json(path) if path.is_file() else {}
+    before = about.get("config", {}) if isinstance(about, dict) else {}
     return {name: value for name, value in before.items() if name in known}
 
 
@@ -155,6 +170,9 @@ def launch(main, cls) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         if error.errno not in OF_THE_MACHINE:
             raise

@@ -39,7 +39,8 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     volumes, single = volume_files(config.volume), not config.volume.is_dir()
     output = config.output or run.folder / "volumes"
     named = output.name.endswith(NIFTI) and not output.is_dir()
-    if output.is_file() and not named or output.suffix and not (named or output.is_dir()):
+    other = output.suffix.lower() in (".gz", ".png", ".json", ".csv", ".dcm", ".nrrd", ".mha")
+    if not named and (output.is_file() or other and not output.is_dir()):
         raise UserError(f"--output {shown(output)}: name a folder, a .nii or a .nii.gz.")
     if named and not single:
         raise UserError(f"--output {shown(output)} is one file; --volume is a folder.")

@@ -65,6 +65,13 @@ def parse_labels(
     return found
 
 
+def on_the_left(organs: Sequence[str]) -> int | None:
+    """The mask value, from 1, of an organ that lies on the patient's left: the spleen, or the one
+    organ of a checkpoint that is older than the names. None if there is none."""
+    names = [name.lower() for name in organs]
+    return next((k for k, n in enumerate(names, start=1) if n in ("spleen", "organ")), None)
+
+
 def as_words(labels: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """What `parse_labels` makes these of."""
     return tuple(f"{name}={','.join(map(str, values))}" for name, values in labels.items())
@@ -117,8 +124,8 @@ def remarks(labels: Mapping[str, tuple[int, ...]], found: set[int], flag: str) -
 def check_organs(names, colours, path: Path) -> None:
     """UserError if the organs' names or colours in a dataset.json or checkpoint cannot be used."""
     texts = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
-    if not texts or not names or len(names) != len({*names}) or len(names) > 254:
-        raise UserError(f"{shown(path)}: its organs are no list of up to 254 different names.")
+    if not texts or not names or len(names) != len({*names}) or len(names) > MOST:
+        raise UserError(f"{shown(path)}: its organs are no list of up to {MOST} different names.")
     if colours is None:
         return
     hexes = isinstance(colours, list) and all(

@@ -18,13 +18,6 @@ def largest_components(mask: np.ndarray, organs: int) -> np.ndarray:
     return kept
 
 
-def on_the_left(organs: list[str]) -> int | None:
-    """The mask value of an organ that lies on the patient's left: the spleen, or the one organ of a
-    checkpoint that is older than the names."""
-    names = [name.lower() for name in organs]
-    return next((k for k, n in enumerate(names, start=1) if n in ("spleen", "organ")), None)
-
-
 def findings(mask: np.ndarray, truth: np.ndarray | None, spacing, organs: list[str]) -> dict:
     """Measures of each organ in a mask of class indices, and with a truth its scores."""
     each = {}

@@ -104,7 +104,9 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     if config.deterministic:
         # cuBLAS reads it when it starts; without it PyTorch refuses to promise anything.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        # Some operations have no such form on a GPU (of several organs the cross-entropy): PyTorch
+        # then warns and names them.
+        torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config.seed)
     return run
 

@@ -65,6 +65,7 @@ def per_case(
     patient has several. See `over_organs` for the rows.
     """
     cases, counts = np.asarray(list(cases)), np.asarray(counts, dtype=np.int64)
+    several = any(patients[case] != case for case in cases) if patients else False
     rows = {}
     for case in map(str, np.unique(cases)):
         mine = cases == case
@@ -77,7 +78,7 @@ def per_case(
             for organ, pixels in zip(organs, counts[mine].sum(0).tolist(), strict=True)
         }
         rows[case] = {"slices": int(mine.sum()), **over_organs(each)}
-        if patients and patients[case] != case:
+        if several:
             rows[case]["patient"] = patients[case]
     return rows
 

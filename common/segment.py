@@ -16,8 +16,8 @@ from common.cases import image_doubts, problems_of, side_doubts
 from common.device import autocast, to_device
 from common.files import UserError, bullets, shown, write_csv, write_json
 from common.jobs import Job, is_ours, list_jobs, map_endings
-from common.labels import to_mask
-from common.measures import findings, in_words, largest_components, on_the_left, rows
+from common.labels import on_the_left, to_mask
+from common.measures import findings, in_words, largest_components, rows
 from common.settings import InferenceConfig
 from common.trained import Trained, probabilities, range_in_words, window_of
 from common.views import (

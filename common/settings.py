@@ -74,11 +74,6 @@ class TrainConfig(Config):
         1, "epochs between two last.pt; Ctrl-C, SIGTERM and the last epoch write it too", low=1
     )
 
-    def __post_init__(self):
-        """The data set's whole path is kept: inference finds it from any folder."""
-        super().__post_init__()
-        self.data = self.data.resolve()
-
 
 @dataclass
 class TeacherConfig(TrainConfig):

@@ -50,10 +50,12 @@ class Config(VolumesConfig):
 
 
 class Rules(NamedTuple):
-    """What is asked of a case: its organs' values, if they are named; those that its label may
-    hold (None: any); the channel of a 4D image; whether it is CT."""
+    """What is asked of a case: its organs' values; whether these are several organs, or one of
+    another value than 1; what its label may hold (None: anything); the channel of a 4D image;
+    whether it is CT."""
 
     labels: dict[str, tuple[int, ...]]
+    several: bool
     allowed: tuple[int, ...] | None
     channel: int | None
     hu: bool
@@ -78,9 +80,9 @@ def rules_of(config: Config) -> Rules:
     index = config.input / "dataset.json"
     listed = read_json(index) if index.exists() else {}
     kind = str(listed.get("modality") or "CT") if isinstance(listed, dict) else "CT"
-    several = {v for values in labels.values() for v in values} != {1}
     return Rules(
-        labels if several else {},
+        labels or {"spleen": (1,)},
+        bool(labels) and {v for values in labels.values() for v in values} != {1},
         None if config.labels else allowed,
         config.channel,
         "CT" in kind.upper(),
@@ -160,7 +162,7 @@ def main(config: Config) -> None:
     rows += [("warning", *found) for found in unlisted(cases, there, config.images is None)]
     print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {unit:>9} {'organ ml':>12}")
     print("\n".join(case.line for case in checked.values() if case.line))
-    if rules.labels:
+    if rules.several:
         print("\n" + "\n".join(per_organ([*checked.values()], rules.labels)))
         found = {value for case in checked.values() for value in case.ml}
         texts = [line.partition(": ") for line in remarks(rules.labels, found, "--labels")]
@@ -173,7 +175,7 @@ def main(config: Config) -> None:
         total = len({*bad, *(case.name for case in cases)})
         raise UserError(f"{wrong} of {total} cases cannot be used; the errors stand above.")
     print(f"{len(cases)} cases are sound; warnings: {sum(row[0] == 'warning' for row in rows)}")
-    if rules.labels and not config.labels:
+    if rules.several and not config.labels:
         print("several organs: say which with slice_nifti.py --labels, all or by their names")
 
 

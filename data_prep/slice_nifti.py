@@ -146,6 +146,14 @@ def partial_folder(config: Config) -> Path:
     return config.output.with_name(config.output.name + ".partial")
 
 
+def keep_others(config: Config) -> None:
+    """Files that somebody has put beside the set's own, like splits of their own, stay there."""
+    home, old = partial_folder(config), config.output
+    for path in () if config.overwrite or not old.exists() else old.iterdir():
+        if path.is_file() and not (home / path.name).exists():
+            shutil.copy2(path, home / path.name)
+
+
 def slice_case(case: Case, config: Config) -> dict:
     """Write the slices of one volume into the partial folder; its record: geometry and rows.
 
@@ -164,14 +172,14 @@ def slice_case(case: Case, config: Config) -> dict:
                     shutil.copy2(folder / name, home / name)
                 write_json(home / ".done" / f"{case.name}.json", record)
             return record
-    labels = parse_labels(config.labels)
-    image, label = read_case(case, None if labels else ONE_ORGAN, config.channel)
+    labels = parse_labels(config.labels) or {config.organ: (1,)}
+    image, label = read_case(case, None if config.labels else ONE_ORGAN, config.channel)
     spacing = pixel_spacing(image.spacing, config.axis)
     bounds = bounds_of(image.voxels, made_from["set"]["window"])
     rows = []
     for index in range(image.voxels.shape[PLANES[config.axis][0]]):
         grey = window(view_of(image.voxels, index, config.axis), *bounds)
-        mask = to_mask(view_of(label.voxels, index, config.axis), labels or {config.organ: (1,)})
+        mask = to_mask(view_of(label.voxels, index, config.axis), labels)
         grey = to_square(grey, spacing, config.size, mask=False)
         mask = to_square(mask, spacing, config.size, mask=True)
         rows.append([index, int((mask > 0).sum())])
@@ -181,7 +189,7 @@ def slice_case(case: Case, config: Config) -> dict:
     record = {"geometry": image.geometry() | axis, "rows": rows, "made_from": made_from}
     hu = not config.percentiles
     record |= {"fingerprint": fingerprint(image), "doubts": doubts(image, label, labels, hu)}
-    if labels:
+    if config.labels:
         record["values"] = [*count_values(label.voxels)]
     write_json(home / ".done" / f"{case.name}.json", record)
     return record
@@ -269,6 +277,7 @@ def main(config: Config) -> None:
         several = {"patients": patients} if config.patient else {}
         info = {**describe_set(config), **known_colours(config), **several, "cases": geometry}
         write_set(partial_folder(config), info, slices, splits)
+        keep_others(config)
         replace_folder(partial_folder(config), config.output)
     warn(config, cases, records)
     organs = describe_set(config)["classes"]

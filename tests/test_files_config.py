@@ -87,8 +87,8 @@ class Example(TrainConfig):
 def test_the_command_line_is_the_dataclass():
     config = parse(Example, ["--lr", "0.5", "--no-bf16", "--scales", "c", "--teacher", "x/y"])
     assert (config.lr, config.bf16, config.scales) == (0.5, False, ("c",))
-    assert config.teacher == Path("x/y") and config.epochs == TrainConfig.epochs
-    assert to_json(config)["teacher"] == "x/y"
+    assert config.teacher == Path.cwd() / "x/y" and config.epochs == TrainConfig.epochs
+    assert to_json(config)["teacher"] == str(Path.cwd() / "x/y")
     assert parse(Example, ["--scales"]).scales == ()
 
 

@@ -9,7 +9,7 @@ from conftest import ROOT, load_script, run
 from PIL import Image
 from test_check_volumes import ct
 
-from common.cases import errors
+from common.cases import problems_of
 from common.files import UserError, read_json
 from common.labels import named_in, parse_labels
 from common.layouts import VolumesConfig, list_all
@@ -211,9 +211,9 @@ def test_a_value_that_nothing_names_is_an_error_until_the_labels_are_named(folde
 def test_a_truth_of_several_organs_is_checked_by_its_range(folder):
     case = list_all(VolumesConfig(input=folder))[0]
     image, label = read_volume(case.image), read_volume(case.label)
-    assert errors(image, label, range(7)) == []
-    assert errors(image, label, range(4)) == ["the label holds the values 6 beside 0 to 3"]
-    assert "2, 3, 6 beside 0 and 1" in errors(image, label)[0]
+    assert problems_of(image, label, range(7)) == []
+    assert problems_of(image, label, range(4)) == ["the label holds the values 6 beside 0 to 3"]
+    assert "2, 3, 6 beside 0 and 1" in problems_of(image, label)[0]
 
 
 def test_the_phantom_with_all_its_organs(repo, phantom, tmp_path):
