@@ -161,7 +161,8 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
     """The slice data set, and the steps that make it."""
     if config.data:
         return config.data, []
-    record, steps = ROOT / "results" / config.name / "data.json", ()
+    data, steps = ROOT / "data" / f"slices_{config.name}", ()
+    record = data.with_name(f"{data.name}.json")
     several = None if config.classes == Config.classes else config.classes
     synthetic = config.quick or config.patients or config.thickness  # asked for by these, too
     volumes = config.input or (TASK09 if TASK09.exists() and not synthetic else None)
@@ -173,7 +174,6 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
     index = (volumes / "dataset.json",)
     check = ("data_prep/check_volumes.py", *flags(input=volumes))
     steps += (Step(check, *index, record, index, steps),)
-    data = ROOT / "data" / f"slices_{config.name}"
     made = flags(input=volumes, output=data, size=config.size, labels=several)
     cut = ("data_prep/slice_nifti.py", *made)
     steps += (Step(cut, data / "dataset.json", record, index, steps),)

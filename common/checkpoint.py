@@ -73,6 +73,9 @@ def check_content(content: dict, path: Path) -> None:
         raise UserError(f"{shown(path)} is no whole checkpoint: {', '.join(bad)} missing or odd.")
     if not all(isinstance(names, list) for names in content["patients"].values()):
         raise UserError(f"{shown(path)}: its patients are no lists.")
+    whose = content.get("patient_of", {})
+    if not isinstance(whose, dict) or not all(isinstance(name, str) for name in whose.values()):
+        raise UserError(f"{shown(path)}: whose its cases are cannot be read.")
     if content.get("organs") is not None:
         _check_organs(content, path)
     try:

@@ -49,13 +49,14 @@ class Distiller(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, size: int, config: DistillationConfig
+        self, student: nn.Module, teacher: nn.Module | None, size: int, config: DistillationConfig
     ):
         super().__init__()
         self.model = student
-        self._teacher = (teacher.eval().requires_grad_(False),)
-        self.fingerprint = fingerprint(teacher)
-        fuse(teacher)
+        self._teacher = (teacher,)
+        self.fingerprint = fingerprint(teacher) if teacher else "none"
+        if teacher:
+            fuse(teacher.eval().requires_grad_(False))
         self.config = config
         self.weights = {s: getattr(config, s) for s in config.scales if getattr(config, s)}
         self.segmentation = DiceBCELoss()
@@ -63,7 +64,7 @@ class Distiller(nn.Module):
         self.channelwise = ChannelwiseLoss(config.channel_temperature)
         self.affinity = PairwiseAffinity()
         mine = _channels(student, size)
-        theirs = mine if config.control == "no-teacher" else _channels(teacher, size)
+        theirs = _channels(teacher, size) if teacher else mine
         self.scales = nn.ModuleDict(
             {scale: self._contrast(mine[scale], theirs[scale]) for scale in self.weights}
         )
@@ -81,8 +82,8 @@ class Distiller(nn.Module):
         return form(student, teacher, temperature)
 
     @property
-    def teacher(self) -> nn.Module:
-        """The frozen teacher."""
+    def teacher(self) -> nn.Module | None:
+        """The frozen teacher; None with the control `no-teacher`."""
         return self._teacher[0]
 
     def get_extra_state(self) -> dict[str, str]:
@@ -158,7 +159,7 @@ class Distiller(nn.Module):
         a contrast by the labels alone.
         """
         control = self.config.control
-        if control == "no-teacher":
+        if self.teacher is None:
             features = {name: value.detach() for name, value in output.features.items()}
             return Output(output.logits.detach(), features, None)
         known = self.teacher(images, reconstruct=False)

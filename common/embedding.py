@@ -19,7 +19,7 @@ class Embedding(NamedTuple):
 
     features: np.ndarray
     kinds: np.ndarray
-    cases: np.ndarray
+    patients: np.ndarray
 
 
 def draw(features: Tensor, batch: dict, pixels: int = 8) -> Embedding | None:
@@ -29,8 +29,8 @@ def draw(features: Tensor, batch: dict, pixels: int = 8) -> Embedding | None:
     at in the same places.
     """
     found = []
-    for feature, mask, name, case in zip(
-        features, batch["mask"], batch["name"], batch["case"], strict=True
+    for feature, mask, name, patient in zip(
+        features, batch["mask"], batch["name"], batch["patient"], strict=True
     ):
         if not mask.any():
             continue
@@ -40,7 +40,8 @@ def draw(features: Tensor, batch: dict, pixels: int = 8) -> Embedding | None:
         real = places.classes >= 0
         at = places.positions[real].to(feature.device)
         vectors = features_at(feature[None], at, tuple(kinds.shape[-2:])).float().cpu().numpy()
-        found.append(Embedding(vectors, places.classes[real].numpy(), np.full(len(vectors), case)))
+        whose = np.full(len(vectors), patient)
+        found.append(Embedding(vectors, places.classes[real].numpy(), whose))
     return join(found)
 
 
@@ -53,7 +54,7 @@ def save(path: Path, drawn: Embedding) -> None:
     """Write it as a NumPy archive of half-precision features, atomically."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         half = drawn.features.astype(np.float16)
-        np.savez_compressed(file, features=half, kinds=drawn.kinds, cases=drawn.cases)
+        np.savez_compressed(file, features=half, kinds=drawn.kinds, cases=drawn.patients)
 
 
 def load(path: Path) -> Embedding:
@@ -87,8 +88,8 @@ def separation(drawn: Embedding) -> float:
     patient's others do not show every class.
     """
     right = np.zeros(len(drawn.kinds), dtype=bool)
-    for case in np.unique(drawn.cases):
-        mine = drawn.cases == case
+    for patient in np.unique(drawn.patients):
+        mine = drawn.patients == patient
         others = drawn.features[~mine]
         if len(np.unique(drawn.kinds[~mine])) < len(CLASSES):
             return float("nan")

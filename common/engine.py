@@ -164,13 +164,12 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     if run.world > 1:
         dist.barrier()
         dist.destroy_process_group()
-    say_the_best(run, log)
+    say_the_best(run)
 
 
 def train_epochs(objective, batches, optimizer, schedule, run: Run, config, log: list[dict]):
     """Train, validate and save until `log` has a row for each of `config.epochs`."""
     parallel = over_processes(objective, run)
-    best = max((row["val_dice"] for row in log), default=-1.0)
     run.saved = len(log)
     for epoch in range(len(log) + 1, config.epochs + 1):
         began = time.perf_counter()
@@ -186,15 +185,16 @@ def train_epochs(objective, batches, optimizer, schedule, run: Run, config, log:
         val = evaluate(objective.model, run.val, run, config)
         dice, pooled = val["per_patient"]["dice"]["mean"] or 0.0, val["pooled"]["dice"] or 0.0
         log.append({"epoch": epoch, "lr": rate, **losses, "val_dice": dice, "val_pooled": pooled})
+        is_best = dice > run.best[1]
+        run.best = (epoch, dice) if is_best else run.best
         if run.rank == 0:
-            save_epoch(objective, optimizer, run, config, log, is_best=dice > best)
+            save_epoch(objective, optimizer, run, config, log, is_best)
         run.say(
             f"epoch {epoch:>3}/{config.epochs}  "
             + "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            + f"  val Dice {dice:.4f}{' *' if dice > best else ''}  {seconds:.1f} s, "
+            + f"  val Dice {dice:.4f}{' *' if is_best else ''}  {seconds:.1f} s, "
             f"{len(run.train) / seconds:.0f} slices/s"
         )
-        best = max(best, dice)
 
 
 def adamw(objective: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -203,14 +203,12 @@ def adamw(objective: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(learned, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def say_the_best(run: Run, log: list[dict]) -> None:
+def say_the_best(run: Run) -> None:
     """The epoch that best.pt holds."""
-    chosen = max(log, key=lambda row: row["val_dice"])
-    run.say(
-        f"best epoch {chosen['epoch']}: validation Dice {chosen['val_dice']:.4f} per patient, "
-        f"{chosen['val_pooled']:.4f} pooled -> {shown(run.folder / 'best.pt')}"
-    )
-    if not chosen["val_dice"]:
+    epoch, dice = run.best
+    where = shown(run.folder / "best.pt")
+    run.say(f"best epoch {epoch}: validation Dice {dice:.4f} per patient -> {where}")
+    if not dice:
         run.say("no organ was found in any validation slice: train for more --epochs")
 
 

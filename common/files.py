@@ -125,6 +125,8 @@ def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
 
     A finished training is never lost to a second `python train.py`.
     """
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other.")
     if resume and not (folder / "config.json").exists():
         there = sorted(path.parent.name for path in folder.parent.glob("*/config.json"))
         raise UserError(

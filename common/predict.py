@@ -59,8 +59,9 @@ def predict(
         "seconds_per_slice": seconds / len(run.slices),
     }
     write_json(done, about)
+    patients = run.data.patients_of(run.cases)
     print(
-        f"{len(run.slices)} masks of {len(run.cases)} patients ({config.subset}), epoch "
+        f"{len(run.slices)} masks of {len(patients)} patients ({config.subset}), epoch "
         f"{about['epoch']} -> {shown(run.folder / 'predictions')}\n"
         f"{1000 * about['seconds_per_slice']:.1f} ms a slice, files included; "
         f"{about['latency_ms']:.1f} ms a forward pass of one slice on {run.device}"
@@ -103,11 +104,10 @@ def _write_features(model: nn.Module, run: Trained, config: InferenceConfig, mos
     """features.npz: the last features at some pixels of up to `most` slices with the organ."""
     organ = [s for s in run.slices if s.foreground]
     places = np.linspace(0, len(organ) - 1, min(len(organ), most)).round().astype(int)
-    slices = [organ[i] for i in places]
-    drawn = [
-        embedding.draw(output.features["decoder"], batch)
-        for batch, output in forward(model, run, slices, config)
-    ]
+    slices, drawn = [organ[i] for i in places], []
+    for batch, output in forward(model, run, slices, config):
+        batch["patient"] = [run.data.patients[case] for case in batch["case"]]
+        drawn.append(embedding.draw(output.features["decoder"], batch))
     if pixels := embedding.join([part for part in drawn if part]):
         embedding.save(run.folder / "features.npz", pixels)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from common import figures
 from common.files import read_json, shown, write_text
-from common.scores import TITLES, number, with_spread
+from common.scores import TITLES, by_patient, number, with_spread
 from common.slices import Slice, SliceSet
 
 STYLE = """
@@ -93,7 +93,7 @@ def _about(result: dict, data: SliceSet) -> str:
         filter(
             None,
             (
-                f"{len(result['cases'])} {result['subset']} patients",
+                f"{len(_dice_of_patients(result))} {result['subset']} patients",
                 f"{result['slices']} slices of {data.size}x{data.size} pixels",
                 ", ".join(data.organs) if len(data.organs) < 4 else f"{len(data.organs)} organs",
                 f"{result['weights']} epoch ({result['epoch']})",
@@ -150,13 +150,19 @@ def _patients(result: dict) -> str:
     for case in _order(result):
         row = result["cases"][case]
         lines.append([case, row["slices"], *(number(row[s]) for s in known)])
-    return _table(["patient", "slices", *(TITLES[s] for s in known)], lines)
+    several = any("patient" in row for row in result["cases"].values())
+    first = "volume" if several else "patient"
+    return _table([first, "slices", *(TITLES[s] for s in known)], lines)
+
+
+def _dice_of_patients(result: dict) -> dict[str, float | None]:
+    """Each patient's Dice, the mean over its volumes."""
+    return by_patient(result["cases"].items(), "dice")
 
 
 def _dots(result: dict) -> bytes:
     """Each patient's Dice as a dot, in their order, and the mean as a line; a PNG."""
-    dice = [result["cases"][case]["dice"] for case in _order(result)]
-    known = [d for d in dice if d is not None]
+    known = sorted(dice for dice in _dice_of_patients(result).values() if dice is not None)
     figure = Figure((8, 2.4), layout="constrained")
     axis = figure.subplots()
     axis.plot(range(1, len(known) + 1), known, "o", color="#0072b2", ms=5)

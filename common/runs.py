@@ -54,6 +54,7 @@ class Run:
     world: int = 1
     lock: object = None  # held as long as the run is
     saved: int = 0  # the epoch that last.pt holds
+    best: tuple[int, float] = (0, -1.0)  # epoch and validation Dice of best.pt
     unsaved: dict | None = None  # what it would hold of a later one, which --save-every left out
     interruption: Interruption = field(default_factory=Interruption)
 
@@ -97,8 +98,9 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     patients = {"train": splits[share], "val": splits["val"]}
     run = Run(folder, stage.name, device, data, splits, patients, train, val, rank, world, lock)
     run.say(
-        f"{len(train)} training slices of {len(splits[share])} patients ({share}), {len(val)} "
-        f"validation slices of {len(splits['val'])}; {run.size}x{run.size} pixels; "
+        f"{len(train)} training slices of {len(data.patients_of(splits[share]))} patients "
+        f"({share}), {len(val)} validation slices of {len(data.patients_of(splits['val']))}; "
+        f"{run.size}x{run.size} pixels; "
         f"{device}{' bf16' if config.bf16 and has_bf16(device) else ' float32'}"
     )
     if config.deterministic:
@@ -175,6 +177,7 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         **of_data(run.data),
         "parameters": parameters(objective.model),
         "patients": run.patients,
+        "patient_of": {c: run.data.patients[c] for cases in run.patients.values() for c in cases},
         "slices": run.data.digest(run.patients["train"]),
         "processes": run.world,
         "epoch": len(log),
@@ -257,5 +260,9 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         run.say(f"note: {before} processes before, {run.world} now, each with --batch-size slices")
     checkpoint.load_weights(objective, state["objective"], path)
     optimizer.load_state_dict(state["optimizer"])
+    run.best = max(((r["epoch"], r["val_dice"]) for r in state["log"]), key=lambda pair: pair[1])
+    if (path := run.folder / "best.pt").exists():  # maybe of an epoch that a kill has lost
+        chosen = checkpoint.load(path, run.stage)
+        run.best = chosen["epoch"], chosen["val_dice"]
     run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")
     return state["log"]

@@ -158,6 +158,12 @@ class DistillationConfig(StudentConfig):
             raise UserError("--unlabelled: --share train leaves no patient without labels.")
         if self.unlabelled and not self.augment:
             raise UserError("--unlabelled draws by the augmentation's seed: not with --no-augment.")
+        scales = [scale for scale in self.scales if getattr(self, scale)]
+        terms = ("prediction", "channelwise", "border", "relation")
+        if self.unlabelled and not (scales or any(getattr(self, term) for term in terms)):
+            raise UserError("--unlabelled has no effect without a term of the teacher's.")
+        if self.queue and not scales:
+            raise UserError("--queue has no effect without --scales.")
         if self.queue and self.contrast != "dense":
             raise UserError(f"--queue is for --contrast dense, not for {self.contrast}.")
 

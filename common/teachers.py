@@ -21,7 +21,7 @@ from common.splits import check_patients
 
 def load_teacher(
     path: Path, stage: str, build: Callable[[dict], nn.Module], run: Run, config: DistillationConfig
-) -> nn.Module:
+) -> nn.Module | None:
     """The teacher in `path`, on the run's device; its validation Dice is printed.
 
     `build(checkpoint)` makes the network. UserError if the checkpoint is missing, of another stage
@@ -29,8 +29,11 @@ def load_teacher(
     validation or test.
     With the control `random-teacher` the network keeps its random weights, with BatchNorm
     statistics of the training slices: without those its features would all but vanish, and the
-    control would control nothing.
+    control would control nothing. With `no-teacher` there is none, and none is needed: None.
     """
+    if config.control == "no-teacher":
+        run.say("no teacher: the student's own output in its place (a control)")
+        return None
     known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
     checkpoint.check_content(known, path)
     check_patients(known, run.data, run.splits, ("val", "test"), path)
@@ -45,9 +48,6 @@ def load_teacher(
         _own_statistics(teacher, run, config)
     else:
         checkpoint.load_weights(teacher, checkpoint.model_weights(known), path)
-    if config.control == "no-teacher":
-        run.say("no teacher: the student's own output in its place (a control)")
-        return teacher
     dice = evaluate(teacher, run.val, run, config)["per_patient"]["dice"]["mean"]
     random = ", its weights left random (a control)" if config.control == "random-teacher" else ""
     run.say(f"teacher {shown(path)}{random}: validation Dice {number(dice)} per patient")
@@ -67,7 +67,8 @@ def add_unlabelled(run: Run, config: DistillationConfig) -> None:
         raise UserError("--unlabelled: every training patient's labels are the student's already.")
     run.train = WithUnlabelled(run.train, SliceDataset(run.data, slices, config.cache_mb))
     run.patients["unlabelled"] = others
-    run.say(f"and {len(slices)} slices of {len(others)} more patients, without their labels")
+    count = len(run.data.patients_of(others))
+    run.say(f"and {len(slices)} slices of {count} more patients, without their labels")
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from common import checkpoint
@@ -33,7 +34,12 @@ class Trained:
     device: torch.device
     data: SliceSet | None = None
     cases: tuple[str, ...] = ()
-    slices: tuple[Slice, ...] = ()
+    dataset: SliceDataset | None = None
+
+    @property
+    def slices(self) -> list[Slice]:
+        """The slices to predict."""
+        return self.dataset.slices
 
     @property
     def classes(self) -> int:
@@ -59,10 +65,10 @@ class Trained:
 
 
 def open_run(config: InferenceConfig, script: str) -> Trained:
-    """Find the run's best.pt, or last.pt, and, but for volumes and exports, its slices.
+    """Read the run's best.pt, or last.pt, and, but for volumes and exports, its slices.
 
-    UserError if either is missing, if the model was trained on slices of another size, or if it
-    was trained or chosen on patients that this split calls test patients.
+    UserError if either is missing or damaged, if the model was trained on slices of another size,
+    or if it was trained or chosen on patients that this split calls test patients.
     """
     stage = Path(script).resolve().parent
     folder = stage / "runs" / config.name
@@ -88,7 +94,8 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
         splits = read_splits(data, config.splits or content["config"]["splits"], (config.subset,))
         check_patients(content, data, splits, (config.subset,), path)
         cases = splits[config.subset]
-    return Trained(folder, path, content, device, data, tuple(cases), tuple(data.of(cases)))
+    dataset = SliceDataset(data, data.of(cases))
+    return Trained(folder, path, content, device, data, tuple(cases), dataset)
 
 
 def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
@@ -131,8 +138,9 @@ def forward(
     change=None,
 ) -> Iterator[tuple[dict, Output]]:
     """Batches of the slices with the model's output; `change(batch)` may alter images."""
-    dataset = SliceDataset(run.data, slices)
-    for batch in tqdm(loader(dataset, config.batch_size), disable=None, leave=False):
+    places = {s: place for place, s in enumerate(run.slices)}
+    wanted = Subset(run.dataset, [places[s] for s in slices])
+    for batch in tqdm(loader(wanted, config.batch_size), disable=None, leave=False):
         batch = to_device(batch, run.device, config.channels_last)
         if change is not None:
             batch["image"] = change(batch)

@@ -20,8 +20,9 @@ def batch_of(count, size=32):
 
 def distiller(**changes):
     torch.manual_seed(0)
-    student = student_s1()
-    return Distiller(student, teacher_t1(width=4), 32, DistillationConfig(**changes))
+    student, config = student_s1(), DistillationConfig(**changes)
+    teacher = None if config.control == "no-teacher" else teacher_t1(width=4)
+    return Distiller(student, teacher, 32, config)
 
 
 # The distiller
@@ -70,7 +71,8 @@ def test_two_channels_and_a_softmax_are_one_channel_and_a_sigmoid():
         torch.manual_seed(1)  # the pixels that the contrast draws
         losses = objective.scale_terms(student, teacher, kinds)
         losses |= objective.map_terms(student, teacher, batch["mask"])
-        losses["segmentation"] = objective.segmentation(student.logits, batch["mask"])
+        # Where the organ is: what is not there, only the one-channel form counts in its Dice.
+        losses["segmentation"] = objective.segmentation(student.logits[:2], batch["mask"][:2])
         found.append(losses)
     assert len(found[0]) == 8
     # A mean over channels: the background's, 0 everywhere in both, is one more and adds nothing.
@@ -178,10 +180,8 @@ def test_a_control_has_the_teacher_look_at_another_image(control, shift):
 
 def test_without_a_teacher_its_maps_are_the_student_s_own_and_the_contrast_is_left():
     objective = distiller(control="no-teacher", **dict.fromkeys(MAPS, 1.0))
-    calls = []
-    objective.teacher.register_forward_hook(lambda *_: calls.append(1))
+    assert objective.teacher is None
     losses = objective(batch_of(4))
-    assert not calls
     for name in MAPS:
         assert losses[name].item() == pytest.approx(0, abs=1e-5), name
     objective.zero_grad()

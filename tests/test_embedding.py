@@ -26,7 +26,7 @@ def test_a_patient_is_judged_by_the_others_alone():
     # One of two patients has its classes' features exchanged in a ring. By the other's means all
     # pixels of both are wrong; by their own, or by those of both, some would be right.
     turned = found.features.copy()
-    mine = found.cases == "p0"
+    mine = found.patients == "p0"
     turned[mine] = np.roll(turned[mine], 30, axis=0)
     assert embedding.separation(found._replace(features=turned)) == 0
 
@@ -34,7 +34,7 @@ def test_a_patient_is_judged_by_the_others_alone():
 def test_the_plane_takes_what_lacks_a_class():
     found = drawn(0.1)
     for kept in (found.kinds != 1, found.kinds == 0):
-        part = Embedding(found.features[kept], found.kinds[kept], found.cases[kept])
+        part = Embedding(found.features[kept], found.kinds[kept], found.patients[kept])
         assert np.isfinite(embedding.plane(part)).all()
         assert np.isnan(embedding.separation(part))
 
@@ -50,12 +50,12 @@ def test_the_plane_shows_the_organ_on_the_right_and_the_border_above():
 def test_the_draw_is_balanced_and_the_same_for_every_network(tmp_path):
     mask = torch.zeros(3, 32, 32, dtype=torch.long)
     mask[:2, 8:22, 8:22] = 1
-    batch = {"mask": mask, "name": ["a_0", "a_1", "b_0"], "case": ["a", "a", "b"]}
+    batch = {"mask": mask, "name": ["a_0", "a_1", "b_0"], "patient": ["a", "a", "b"]}
     here = torch.arange(32 * 32).float().view(1, 1, 32, 32).expand(3, -1, -1, -1)
     one, other = embedding.draw(here, batch), embedding.draw(torch.cat([here, here], 1), batch)
     assert (one.features[:, 0] == other.features[:, 1]).all()
-    assert np.bincount(one.kinds).tolist() == [16, 16, 16] and set(one.cases) == {"a"}
+    assert np.bincount(one.kinds).tolist() == [16, 16, 16] and set(one.patients) == {"a"}
     embedding.save(tmp_path / "features.npz", one)
     again = embedding.load(tmp_path / "features.npz")
-    assert (again.kinds == one.kinds).all() and (again.cases == one.cases).all()
+    assert (again.kinds == one.kinds).all() and (again.patients == one.patients).all()
     assert embedding.draw(here[2:], {k: v[2:] for k, v in batch.items()}) is None

@@ -13,10 +13,11 @@ from PIL import Image
 
 from common.figures import legend, outlined, panels
 from common.files import UserError, read_csv, read_json, write_json
-from common.measures import on_the_left
+from common.labels import on_the_left
 from common.mistakes import error_pixels, of_each_organ
 from common.phantom import ORGANS
-from common.scores import per_case, summary, table
+from common.scores import per_case, summary
+from common.scoring import table
 from common.segment import decided, segment
 from common.settings import InferenceConfig, MetricsConfig
 from common.slices import read_mask, read_set
