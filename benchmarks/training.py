@@ -148,8 +148,8 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def peak(dtype: torch.dtype, device: torch.device, tries: int = 7) -> float:
-    """Floating-point operations a second that the device reaches at its best, over some tries.
+def peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second that the device reaches, at the best of seven tries.
 
     Of a large matrix product and of a 3x3 convolution of 256 channels: neither is the faster one
     on every processor.
@@ -162,8 +162,8 @@ def peak(dtype: torch.dtype, device: torch.device, tries: int = 7) -> float:
     convolution.to(memory_format=torch.channels_last)
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        product = min(seconds(lambda: a @ b, device) for _ in range(tries))
-        convolved = min(seconds(lambda: convolution(images), device) for _ in range(tries))
+        product = min(seconds(lambda: a @ b, device) for _ in range(7))
+        convolved = min(seconds(lambda: convolution(images), device) for _ in range(7))
     return max(2 * n**3 / product, 2 * 9 * 256**2 * images[:, 0].numel() / convolved)
 
 

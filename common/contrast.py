@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from common.losses import full_precision
 
+DIMENSION = 64  # of the projections
+
 
 class Places(NamedTuple):
     """Drawn pixels of a batch: flat `positions` `(M,)`, their `classes` `(M,)` or -1; and from what
@@ -122,7 +124,7 @@ class DenseContrast(nn.Module):
     """Pixels of each organ, border and background, drawn evenly: same class attracts, others repel.
 
     A student pixel's positives are the teacher's pixels of its class, in any image (supervised
-    contrast). Each side has its own linear projection to `dimension`, applied to the drawn pixels
+    contrast). Each side has its own linear projection to 64 dimensions, applied to the drawn pixels
     alone: what a 1x1 convolution would give there, at a fraction of the cost. With `queue` the
     keys of that many earlier draws are kept as more keys (as in MoCo, He et al., arXiv 1911.05722);
     the queue holds the frozen teacher's features, before the projection, so that none goes stale.
@@ -133,13 +135,12 @@ class DenseContrast(nn.Module):
         student: int,
         teacher: int,
         temperature: float,
-        dimension: int = 64,
         queue: int = 0,
     ):
         super().__init__()
         self.temperature = temperature
-        self.student = nn.Linear(student, dimension)
-        self.teacher = nn.Linear(teacher, dimension)
+        self.student = nn.Linear(student, DIMENSION)
+        self.teacher = nn.Linear(teacher, DIMENSION)
         self.register_buffer("queue", torch.zeros(queue, teacher))
         self.register_buffer("queue_classes", torch.full((queue,), -1))
 
@@ -176,11 +177,11 @@ class RegionContrast(nn.Module):
     ReCo, arXiv 2104.04465, without its mining): a few vectors an image, free of the pixels' noise.
     """
 
-    def __init__(self, student: int, teacher: int, temperature: float, dimension: int = 64):
+    def __init__(self, student: int, teacher: int, temperature: float):
         super().__init__()
         self.temperature = temperature
-        self.student = nn.Linear(student, dimension)
-        self.teacher = nn.Linear(teacher, dimension)
+        self.student = nn.Linear(student, DIMENSION)
+        self.teacher = nn.Linear(teacher, DIMENSION)
 
     def forward(self, student: Tensor, teacher: Tensor, places: Places) -> Tensor:
         """Feature maps `(N, c, h, w)` of both, a scalar; of `places` the labels are used."""
@@ -198,11 +199,11 @@ class ImageContrast(nn.Module):
     4 million dimensions. The negatives are the other images of the batch.
     """
 
-    def __init__(self, student: int, teacher: int, temperature: float, dimension: int = 64):
+    def __init__(self, student: int, teacher: int, temperature: float):
         super().__init__()
         self.temperature = temperature
-        self.student = nn.Linear(16 * student, dimension)
-        self.teacher = nn.Linear(16 * teacher, dimension)
+        self.student = nn.Linear(16 * student, DIMENSION)
+        self.teacher = nn.Linear(16 * teacher, DIMENSION)
 
     def forward(self, student: Tensor, teacher: Tensor, places: Places | None = None) -> Tensor:
         """Feature maps `(N, c, h, w)` of both, a scalar; `places` is not used."""
@@ -236,18 +237,14 @@ class FeatureHint(nn.Module):
 class PairwiseAffinity(nn.Module):
     """How alike any two places of an image are, compared as numbers (Liu et al., arXiv 1903.04197).
 
-    Maps are averaged to `cells` x `cells` places; the loss is the mean squared difference between
+    Maps are averaged to 16x16 places; the loss is the mean squared difference between
     the cosine similarities of all pairs of places in the student's map and in the teacher's. There
     is nothing to project: similarities have no channels.
     """
 
-    def __init__(self, cells: int = 16):
-        super().__init__()
-        self.cells = cells
-
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Feature maps `(N, c, h, w)` of both, a scalar."""
-        size = [min(self.cells, *student.shape[-2:], *teacher.shape[-2:])] * 2
+        size = [min(16, *student.shape[-2:], *teacher.shape[-2:])] * 2
         with full_precision(student):
             s, t = (F.adaptive_avg_pool2d(x.float(), size).flatten(2) for x in (student, teacher))
             s, t = F.normalize(s, dim=1), F.normalize(t, dim=1)

@@ -17,8 +17,16 @@ FAR = 1 << 16  # label values below it are counted through a table
 
 
 def plain_name(name: str) -> str:
-    """An organ's name as it is used in tables and file names: `right kidney` -> `right_kidney`."""
+    """An organ's name as it is used in flags, tables and files: `right kidney` -> `right_kidney`.
+
+    Letters of all alphabets stay: it is written, not only filed.
+    """
     return re.sub(r"[^\w.+-]+", "_", name).strip("_")
+
+
+def file_name(name: str) -> str:
+    """A name as it is safe in a file's name on every disk: ASCII alone."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._") or "case"
 
 
 def parse_labels(

@@ -53,15 +53,12 @@ class Canvas:
             total += np.float32(self.rng.uniform(1, 3.5)) * np.sin(phase + self.rng.uniform(0, 6.3))
         return total
 
-    def ellipsoid(self, centre, radii, turn: float = 0.0, power: float = 2.0) -> np.ndarray:
+    def ellipsoid(self, centre, radii, turn: float = 0.0) -> np.ndarray:
         """Mask of an ellipsoid, turned by `turn` radians in the axial plane."""
         dx, dy, dz = self.x - centre[0], self.y - centre[1], self.z - centre[2]
         c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
         dx, dy = c * dx + s * dy, c * dy - s * dx
-        if power == 2.0:
-            return (dx / radii[0]) ** 2 + (dy / radii[1]) ** 2 + (dz / radii[2]) ** 2 < 1
-        parts = (np.abs(d / r) ** power for d, r in zip((dx, dy, dz), radii, strict=True))
-        return sum(parts) < 1
+        return (dx / radii[0]) ** 2 + (dy / radii[1]) ** 2 + (dz / radii[2]) ** 2 < 1
 
     def tube(self, centre, radii) -> np.ndarray:
         """Mask of a vertical elliptic cylinder."""

@@ -69,14 +69,14 @@ def predict(
 
 
 @torch.inference_mode()
-def milliseconds(model: nn.Module, run: Trained, config: InferenceConfig, passes=20) -> float:
-    """Shortest time of a forward pass of one slice, without files, after three to warm up.
+def milliseconds(model: nn.Module, run: Trained, config: InferenceConfig) -> float:
+    """Shortest of 20 forward passes of one slice in ms, without files, after three to warm up.
 
     The shortest: what another process takes from this one is not the network's.
     """
     image = torch.zeros(1, 3, run.data.size, run.data.size, device=run.device)
     image, times = image.contiguous(memory_format=layout(config.channels_last)), []
-    for _ in range(3 + passes):
+    for _ in range(3 + 20):
         began = time.perf_counter()
         with autocast(run.device, config.bf16):
             model(image, reconstruct=False)
@@ -100,10 +100,10 @@ def _write_masks(model: nn.Module, run: Trained, config: InferenceConfig) -> Non
             _write_probabilities(run, batch["name"], output.logits)
 
 
-def _write_features(model: nn.Module, run: Trained, config: InferenceConfig, most=200) -> None:
-    """features.npz: the last features at some pixels of up to `most` slices with the organ."""
+def _write_features(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
+    """features.npz: the last features at some pixels of up to 200 slices with the organ."""
     organ = [s for s in run.slices if s.foreground]
-    places = np.linspace(0, len(organ) - 1, min(len(organ), most)).round().astype(int)
+    places = np.linspace(0, len(organ) - 1, min(len(organ), 200)).round().astype(int)
     slices, drawn = [organ[i] for i in places], []
     for batch, output in forward(model, run, slices, config):
         batch["patient"] = [run.data.patients[case] for case in batch["case"]]

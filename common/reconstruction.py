@@ -28,14 +28,14 @@ def psnr(image: Tensor, reference: Tensor) -> Tensor:
     return -10 * mse(image, reference).clamp(min=1e-10).log10()
 
 
-def ssim(image: Tensor, reference: Tensor, sigma: float = 1.5) -> Tensor:
+def ssim(image: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity per image of `(N, c, H, W)` in 0..1 (Wang et al., 2004) -> `(N,)`.
 
-    The paper's form: an 11x11 Gaussian window, constants 0.01 and 0.03, means over all places
-    where the window lies inside the image.
+    The paper's form: an 11x11 Gaussian window (sigma 1.5), constants 0.01 and 0.03, means over all
+    places where the window lies inside the image.
     """
     offsets = torch.arange(-5, 6, dtype=torch.float64)
-    bell = torch.exp(-(offsets**2) / (2 * sigma**2))
+    bell = torch.exp(-(offsets**2) / (2 * 1.5**2))
     bell = (bell / bell.sum()).to(image)
     channels = image.shape[1]
 

@@ -61,7 +61,7 @@ def with_labels(splits: dict, percent: float) -> dict:
     return {**splits, "student": sorted((known + rest)[:count])}
 
 
-def split_patients(patients: Mapping[str, str], seed=0, folds=0, fold=0) -> dict:
+def split_patients(patients: Mapping[str, str], seed: int, folds: int, fold: int) -> dict:
     """`make_splits` of the patients, in cases: all of a patient's lie in the same part."""
     return _in_cases(make_splits([*patients.values()], seed, folds, fold), patients)
 

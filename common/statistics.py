@@ -65,10 +65,8 @@ def wilcoxon(gains: list[float]) -> float | None:
     return float(stats.wilcoxon(gains).pvalue) if np.any(gains) else None
 
 
-def gain(
-    results: list[dict], base: list[dict], score: str = "dice", organ: str | None = None
-) -> dict | None:
-    """Paired gain over `base` in points (100 x score), over the patients that both have scored.
+def gain(results: list[dict], base: list[dict], organ: str | None = None) -> dict | None:
+    """Paired gain in Dice points (100 x Dice) over `base`, over the patients that both have scored.
 
     `mean`, `std`, `n` and `better` (how many gained) over patients, `low` and `high` (95 %
     bootstrap over patients), `p` (Wilcoxon). None unless both hold the same patients of the same
@@ -79,7 +77,7 @@ def gain(
     known = {tuple(r["classes"]) for r in every if "classes" in r}  # older summaries have none
     if len(kinds) > 1 or len(known) > 1:
         return None
-    mine, theirs = (by_patient(found, score, organ) for found in (results, base))
+    mine, theirs = (by_patient(found, "dice", organ) for found in (results, base))
     if mine.keys() != theirs.keys():
         return None
     gains = _paired(mine, theirs)

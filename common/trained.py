@@ -1,6 +1,5 @@
 """A finished training, ready to predict with."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from common import checkpoint
 from common.device import autocast, fuse, layout, pick_device, to_device
 from common.files import UserError, shown
+from common.labels import file_name
 from common.loading import SliceDataset, loader
 from common.settings import InferenceConfig
 from common.slices import Slice, SliceSet, check_same_organs, read_set
@@ -54,7 +54,7 @@ class Trained:
     @property
     def suffixes(self) -> list[str]:
         """What a file name gets of each of several organs; of one nothing."""
-        plain = [re.sub(r"[^A-Za-z0-9-]+", "-", name) for name in self.organs]
+        plain = [file_name(name) for name in self.organs]
         apart = len({*plain}) == len(plain)
         names = plain if apart else [f"{k}-{name}" for k, name in enumerate(plain, start=1)]
         return [""] if len(names) == 1 else [f"_{name}" for name in names]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from common.files import UserError
 
+CHANNELS = 3  # of the images: grey, repeated
+
 
 class Output(NamedTuple):
     """What every network of this repository returns for images `(N, 3, H, W)`.
@@ -81,16 +83,15 @@ class UNet(nn.Module):
         count: int = 2,
         classes: int = 1,
         reconstruction: bool = False,
-        in_channels: int = 3,
     ):
         super().__init__()
-        ins = (in_channels, *widths[:-1])
+        ins = (CHANNELS, *widths[:-1])
         self.levels = nn.ModuleList(
             convolutions(i, o, count) for i, o in zip(ins, widths, strict=True)
         )
         self.pool = nn.MaxPool2d(2)
         self.segmentation = Decoder(widths, count, classes)
-        self.reconstruction = Decoder(widths, count, in_channels) if reconstruction else None
+        self.reconstruction = Decoder(widths, count, CHANNELS) if reconstruction else None
         self.multiple = 2 ** (len(widths) - 1)
 
     def forward(self, images: Tensor, reconstruct: bool = True) -> Output:

@@ -24,7 +24,6 @@ every image counts as a patient of its own.
 All files are checked before anything is kept: every problem is reported in one go.
 """
 
-import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +38,7 @@ from tqdm import tqdm
 from common import config as base
 from common.config import launch, option
 from common.files import UserError, bullets, read_csv, replace_folder, shown
-from common.labels import count_values, parse_labels, remarks, to_mask
+from common.labels import count_values, file_name, parse_labels, remarks, to_mask
 from common.layouts import looks_grouped, patient_rule
 from common.pictures import binary, read_picture
 from common.settings import DATA
@@ -145,24 +144,19 @@ def patients_of(found: list[tuple[str, Path, Path]], config: Config) -> list[tup
                 '--patient "^(.+?)[_-]?([0-9]+)$"',
                 flush=True,
             )
-        return [(_plain(name), 0) for name, _, _ in found]
+        return [(file_name(name), 0) for name, _, _ in found]
     missed = [shown(f[1]) for f, (patient, _) in zip(found, named, strict=True) if not patient]
     if missed:
         raise UserError(f"{rule} gives no patient for {len(missed)} images:{bullets(missed)}")
     counters: dict[str, int] = {}
     result = []
     for patient, number in named:
-        case = _plain(patient)
+        case = file_name(patient)
         if number is not None and not number.isdecimal():
             raise UserError(f"{rule}: the slice number {number!r} is not a number.")
         counters[case] = counters.get(case, -1) + 1
         result.append((case, counters[case] if number is None else int(number)))
     return result
-
-
-def _plain(name: str) -> str:
-    """A name that is safe as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._") or "case"
 
 
 def organs_of(config: Config) -> dict[str, tuple[int, ...]]:

@@ -119,7 +119,7 @@ def test_a_volume_gets_a_label_for_each_organ(repo, trained, organs, tmp_path, c
         voxels = np.count_nonzero(np.asarray(mask.dataobj) == value)
         assert row["volume_ml"] == pytest.approx(voxels * np.prod(mask.header.get_zooms()) / 1000)
         assert row["scores"]["dice"] is None or 0 <= row["scores"]["dice"] <= 1, organ
-    maps = [nib.load(tmp_path / f"seg_probability_{o.replace('_', '-')}.nii.gz") for o in ORGANS]
+    maps = [nib.load(tmp_path / f"seg_probability_{o}.nii.gz") for o in ORGANS]
     total = sum(np.asarray(m.dataobj) for m in maps)
     assert total.max() <= 1 + 1e-4 and total.min() >= 0
     assert (tmp_path / "seg.png").exists() and "mean Dice" in capsys.readouterr().out
@@ -248,7 +248,7 @@ def test_small_parts_of_it():
     assert on_the_left(["liver", "Spleen"]) == 2 and on_the_left(["liver"]) is None
     about = {"classes": 3, "organs": ["left kidney", "left_kidney"]}
     held = Trained(Path(), Path(), about, torch.device("cpu"))
-    assert held.suffixes == ["_1-left-kidney", "_2-left-kidney"]
+    assert held.suffixes == ["_1-left_kidney", "_2-left_kidney"]
     truth = np.array([[1, 1, 0, 2, 2, 0]])
     mask = np.array([[1, 0, 0, 2, 1, 0]])
     assert slice_dice(mask, truth, 2) == pytest.approx((2 / 4 + 2 / 3) / 2)
