@@ -7,7 +7,7 @@ Each measurement is a process of its own: the seconds and the largest memory of 
 those that a user has. Writes data_prep.json and data_prep.png into results/benchmarks/.
 """
 
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,12 +39,15 @@ class Config(base.Config):
     )
 
 
-def script(name: str, *flags) -> float:
-    """Run a script of data_prep/; how long it took."""
+def script(name: str, *flags) -> tuple[float, float]:
+    """Run a script of data_prep/: its seconds, and the MB of the largest of its processes."""
     began = time.perf_counter()
     command = [sys.executable, ROOT / "data_prep" / name, *flags]
-    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+    return time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e6
 
 
 def measure(home: Path, config: Config) -> list[dict]:
@@ -56,13 +59,13 @@ def measure(home: Path, config: Config) -> list[dict]:
         script("make_phantom.py", "--output", volumes, "--size", 512, *flags)
         for workers in config.workers:
             out = home / f"out{count}x{workers}"
-            seconds = script(
+            seconds, memory = script(
                 "slice_nifti.py", "--input", volumes, "--output", out, "--workers", workers
             )
             slices = len(read_csv(out / "manifest.csv"))
             row = {"volumes": count, "workers": workers, "slices": slices, "seconds": seconds}
-            rows.append({**row, "slices_a_second": slices / seconds})
-            print(f"{count} volumes, {workers} processes: {seconds:.1f} s", flush=True)
+            rows.append({**row, "slices_a_second": slices / seconds, "largest_process_mb": memory})
+            print(f"{count} volumes, --workers {workers}: {seconds:.1f} s", flush=True)
     return rows
 
 
@@ -73,7 +76,7 @@ def draw(path: Path, rows: list[dict]) -> None:
     for workers in sorted({row["workers"] for row in rows}):
         mine = [row for row in rows if row["workers"] == workers]
         x, y = ([row[key] for row in mine] for key in ("slices", "seconds"))
-        axis.plot(x, y, "o-", label=f"{workers} processes")
+        axis.plot(x, y, "o-", label=f"--workers {workers}")
     axis.set(xlabel="slices of 512x512 voxels", ylabel="seconds", xlim=(0, None), ylim=(0, None))
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
@@ -84,7 +87,6 @@ def main(config: Config) -> None:
     """Measure, print a table, write the JSON and the figure."""
     with tempfile.TemporaryDirectory() as home:
         rows = measure(Path(home), config)
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     slopes = {}
     for workers in config.workers:
         mine = [row for row in rows if row["workers"] == workers]
@@ -92,15 +94,15 @@ def main(config: Config) -> None:
             x, y = ([row[key] for row in mine] for key in ("slices", "seconds"))
             slope, start = np.polyfit(x, y, 1)
             slopes[workers] = {"seconds_a_slice": float(slope), "start_seconds": float(start)}
-    write_json(config.output, {"rows": rows, "fit": slopes, "peak_memory_mb": memory})
+    write_json(config.output, {"rows": rows, "fit": slopes})
     draw(config.output.with_suffix(".png"), rows)
     cells = [
         {k: f"{v:.1f}" if isinstance(v, float) else str(v) for k, v in r.items()} for r in rows
     ]
-    print(f"\n{markdown(cells)}\nlargest process {memory:.0f} MB")
+    print(f"\n{markdown(cells)}")
     for workers, fit in slopes.items():
         slope, begin = 1000 * fit["seconds_a_slice"], fit["start_seconds"]
-        print(f"{workers} processes: {slope:.1f} ms a slice beside {begin:.1f} s to start")
+        print(f"--workers {workers}: {slope:.1f} ms a slice beside {begin:.1f} s to start")
     print(f"-> {shown(config.output.resolve())}")
 
 

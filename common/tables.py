@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.files import UserError, write_csv, write_text
-from common.scores import mean_and_spread, number, with_spread
+from common.scores import SCORES, TITLES, mean_and_spread, number, with_spread
 from common.statistics import by_patient, gain, in_words, organs_of, pooled, seed_spread
 from common.surfaces import SURFACE_SCORES
 
@@ -18,7 +18,6 @@ THESIS = {
     "KD(T2,S2)": {"iou": 0.658, "dice": 0.793, "recall": 0.750, "precision": 0.841},
 }
 
-ORDER = ("iou", "dice", "recall", "precision")  # the thesis's
 POOLED = "Pooled over all slices, as the thesis counts."
 OTHERS = (
     " Its figures are of Task09, split by slice: other data, so compare the order of the models, "
@@ -66,19 +65,19 @@ def write_study(
     beside = THESIS.keys() & runs.keys() and organs == ["spleen"]
     patients, slices, records = [], [], []
     for model, found in results.items():
-        means = {s: mean_and_spread(by_patient(found, s).values()) for s in ORDER}
+        means = {s: mean_and_spread(by_patient(found, s).values()) for s in SCORES}
         spread = seed_spread(runs[model], runs[bases[model]]) if model in bases else None
         pool, thesis = pooled(found), THESIS.get(model, {})
         patients.append(
             {
                 "model": model,
                 "parameters": f"{found[0]['parameters']:,}",
-                **{_title(s): with_spread(means[s]) for s in ORDER},
+                **{TITLES[s]: with_spread(means[s]) for s in SCORES},
                 **_gain_cells(gains.get(model), bases.get(model), spread),
             }
         )
-        theirs = {f"{_title(s)} (thesis)": number(thesis.get(s)) for s in ORDER}
-        ours = {_title(s): number(pool[s]) for s in ORDER}
+        theirs = {f"{TITLES[s]} (thesis)": number(thesis.get(s)) for s in SCORES}
+        ours = {TITLES[s]: number(pool[s]) for s in SCORES}
         slices.append({"model": model, **ours, **(theirs if beside else {})})
         records.append(_record(model, found, means, pool, gains.get(model), spread))
     if not any(row["spread over seeds"] for row in patients):
@@ -158,15 +157,10 @@ def _gain_cells(found: dict | None, base: str | None, spread: float | None) -> d
     }
 
 
-def _title(score: str) -> str:
-    """How a score is written in a table's head."""
-    return {"dice": "Dice", "iou": "IoU"}.get(score, score)
-
-
 def _record(model, results, means, pool, found, spread) -> dict:
     """A model's row of table.csv."""
     row = {"model": model, "parameters": results[0]["parameters"], "runs": len(results)}
-    for s in ORDER:
+    for s in SCORES:
         row |= {f"{s}_mean": means[s]["mean"], f"{s}_std": means[s]["std"], f"{s}_pooled": pool[s]}
     keys = ("mean", "low", "high", "p", "better", "n")
     row |= {f"gain_{key}": found[key] if found else None for key in keys}

@@ -26,7 +26,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # So in a shell's background job: the scripts under test would ignore Ctrl-C, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-torch.set_num_threads(1)  # tiny tensors: threads cost more than they give
+# Tiny tensors: threads cost more than they give, here and in the scripts.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TEACHERS = ("teacher_t1_unet", "teacher_t2_transunet")
 STUDENTS = ("student_s1", "student_s2")
