@@ -24,9 +24,8 @@ from common.device import fuse
 from common.files import UserError
 from common.losses import DiceBCELoss
 from common.maps import ChannelwiseLoss, PredictionMapLoss, shown_channels
-from common.scores import predicted
 from common.settings import DistillationConfig
-from common.unet import Output
+from common.unet import Output, predicted
 
 
 class Distiller(nn.Module):

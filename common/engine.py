@@ -23,7 +23,7 @@ from common.files import UserError, shown
 from common.loading import SliceDataset, TrainSampler, loader, unbroken
 from common.runs import Run, prepare, save_epoch, save_the_rest, take_up
 from common.settings import TrainConfig
-from common.unet import parameters
+from common.unet import parameters, predicted
 
 
 @torch.no_grad()
@@ -36,9 +36,7 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
         batch = to_device(batch, run.device, config.channels_last)
         with autocast(run.device, config.bf16):
             logits = model(batch["image"], reconstruct=False).logits
-        counts.append(
-            scores.count(scores.predicted(logits), batch["mask"], len(run.data.organs)).cpu()
-        )
+        counts.append(scores.count(predicted(logits), batch["mask"], len(run.data.organs)).cpu())
         cases += batch["case"]
         run.interruption.check()
     table = torch.cat(counts).numpy()

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from common.files import UserError, atomic, shown
-from common.trained import Trained, probabilities
+from common.trained import Trained
+from common.unet import probabilities
 
 NEEDS = "pip install onnx onnxscript onnxruntime"
 TOLERANCE = 1e-4  # largest difference of a probability

@@ -13,10 +13,10 @@ from common.device import autocast, layout
 from common.export import export
 from common.files import shown, write_json
 from common.reconstruction import write_reconstructions
-from common.scores import predicted
 from common.segment import segment
 from common.settings import InferenceConfig
-from common.trained import Trained, forward, probabilities
+from common.trained import Trained, forward
+from common.unet import predicted, probabilities
 
 
 def predict(

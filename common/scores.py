@@ -24,11 +24,6 @@ TITLES = {s: s.replace("dice", "Dice").replace("iou", "IoU") for s in SCORES} | 
 PIXELS = ("overlap_pixels", "predicted_pixels", "true_pixels")
 
 
-def predicted(logits: Tensor) -> Tensor:
-    """Logits `(N, C, H, W)` -> class indices `(N, H, W)`; one channel: probability above 0.5."""
-    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
-
-
 def count(prediction: Tensor, truth: Tensor, organs: int = 1) -> Tensor:
     """Pixels of each organ in class indices `(N, H, W)`: int64 `(N, organs, 3)`, as in PIXELS."""
     masks = [(prediction == k, truth == k) for k in range(1, organs + 1)]

@@ -19,7 +19,8 @@ from common.jobs import Job, is_ours, list_jobs, map_endings
 from common.labels import on_the_left, to_mask
 from common.measures import findings, in_words, largest_components, rows
 from common.settings import InferenceConfig
-from common.trained import Trained, probabilities, range_in_words, window_of
+from common.trained import Trained, range_in_words, window_of
+from common.unet import decided, probabilities
 from common.views import (
     axial_view,
     bounds_of,
@@ -146,13 +147,6 @@ def organ_maps(
         with torch.inference_mode(), autocast(run.device, config.bf16):
             logits = model(batch["image"], reconstruct=False).logits
         yield first, from_square(probabilities(logits), shape, spacing)
-
-
-def decided(maps: Tensor) -> Tensor:
-    """Probabilities `(n, organs, H, W)` -> class indices, uint8 `(n, H, W)`: the likeliest organ,
-    where it is likelier than the background. Of one organ: above 0.5."""
-    best, organ = maps.max(1)
-    return ((organ + 1) * (best > 1 - maps.sum(1))).to(torch.uint8)
 
 
 def _read_truth(path: Path, volume: Volume, run: Trained) -> np.ndarray:

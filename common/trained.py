@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
@@ -147,9 +147,3 @@ def forward(
         with torch.inference_mode(), autocast(run.device, config.bf16):
             output = model(batch["image"], reconstruct=reconstruct)
         yield batch, output
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Logits `(N, C, H, W)` -> a float32 map in 0..1 for each organ, `(N, organs, H, W)`."""
-    logits = logits.float()
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]

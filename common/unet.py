@@ -28,6 +28,24 @@ class Output(NamedTuple):
     reconstruction: Tensor | None
 
 
+def predicted(logits: Tensor) -> Tensor:
+    """Logits `(N, C, H, W)` -> class indices `(N, H, W)`; one channel: probability above 0.5."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Logits `(N, C, H, W)` -> a float32 map in 0..1 for each organ, `(N, organs, H, W)`."""
+    logits = logits.float()
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]
+
+
+def decided(maps: Tensor) -> Tensor:
+    """Probabilities `(n, organs, H, W)` -> class indices, uint8 `(n, H, W)`: the likeliest organ,
+    where it is likelier than the background. Of one organ: above 0.5."""
+    best, organ = maps.max(1)
+    return ((organ + 1) * (best > 1 - maps.sum(1))).to(torch.uint8)
+
+
 def convolutions(inputs: int, outputs: int, count: int) -> nn.Sequential:
     """`count` times: 3x3 convolution, batch normalisation, ReLU. Height and width stay."""
     layers = []

@@ -18,13 +18,13 @@ from common.mistakes import error_pixels, of_each_organ
 from common.phantom import ORGANS
 from common.scores import per_case, summary
 from common.scoring import table
-from common.segment import decided, segment
+from common.segment import segment
 from common.settings import InferenceConfig, MetricsConfig
 from common.slices import read_mask, read_set
 from common.statistics import by_patient, compare
 from common.study import add_up, slice_dice
 from common.trained import Trained
-from common.unet import Output, parameters, student_s1
+from common.unet import Output, decided, parameters, student_s1
 
 
 @pytest.fixture(scope="module")

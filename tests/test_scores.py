@@ -12,12 +12,12 @@ from common.scores import (
     mean_and_spread,
     overlap_scores,
     per_case,
-    predicted,
     summary,
 )
 from common.scoring import flat, score_run, table
 from common.slices import read_set
 from common.statistics import by_patient, gain, pooled
+from common.unet import predicted
 
 
 def test_counts_give_the_scores_of_monai():

@@ -8,7 +8,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from common.device import fuse
 from common.files import UserError
 from common.losses import DiceBCELoss, MultiTaskObjective
-from common.scores import count, overlap_scores, predicted
+from common.scores import count, overlap_scores
 from common.transunet import (
     Attention,
     Transformer,
@@ -17,7 +17,7 @@ from common.transunet import (
     take_vit,
     teacher_t2,
 )
-from common.unet import parameters
+from common.unet import parameters, predicted
 
 WIDTH = 192  # the smallest there is
 
