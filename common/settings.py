@@ -38,6 +38,23 @@ RECIPES = {
 
 
 @dataclass
+class SliceSetConfig(Config):
+    """What every script has that writes a slice data set."""
+
+    output: Path = option(DATA, "data set folder to write")
+    size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
+    seed: int = option(0, "seed of the splits", low=0)
+    folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split", low=0)
+    fold: int = option(0, "the fold to test on, 0 to folds - 1", low=0)
+    overwrite: bool = option(False, "replace the data set in the output folder, made anew")
+
+    @property
+    def partial(self) -> Path:
+        """Where the set is made, before it is moved to its place."""
+        return self.output.with_name(self.output.name + ".partial")
+
+
+@dataclass
 class TrainConfig(Config):
     """What every training has: data, optimisation, hardware, run folder."""
 

@@ -153,8 +153,9 @@ def write_set(folder: Path, info: dict, slices: list[Slice], splits: dict) -> No
     write_json(folder / "dataset.json", info)
 
 
-def in_short(slices: list[Slice], splits: dict, organ: str, folder: Path) -> str:
+def in_short(slices: list[Slice], splits: dict, organs: list[str], folder: Path) -> str:
     """One line on a data set that was just written."""
+    organ = organs[0] if len(organs) == 1 else f"any of {len(organs)} organs"
     parts = ", ".join(f"{len(splits[part])} {part}" for part in ("train", "val", "test"))
     return (
         f"{len(slices)} slices ({sum(s.foreground > 0 for s in slices)} with {organ}) of "

@@ -35,13 +35,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image
 from tqdm import tqdm
 
-from common import config as base
 from common.config import launch, option
 from common.files import UserError, bullets, read_csv, replace_folder, shown
 from common.labels import count_values, file_name, parse_labels, remarks, to_mask
 from common.layouts import looks_grouped, patient_rule
 from common.pictures import binary, read_picture
-from common.settings import DATA
+from common.settings import SliceSetConfig
 from common.slices import Slice, check_output, in_short, write_set
 from common.splits import make_splits
 from common.views import to_square
@@ -50,7 +49,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
 
 
 @dataclass
-class Config(base.Config):
+class Config(SliceSetConfig):
     """What to import and how to pair it."""
 
     images: Path = option(Path("images"), "folder of images")
@@ -60,16 +59,10 @@ class Config(base.Config):
     patient: str | None = option(None, "regular expression: group 1 patient, group 2 slice")
     patient_csv: Path | None = option(None, "CSV with the columns file and patient")
     threshold: int | None = option(None, "mask pixels at or above this value are organ")
-    output: Path = option(DATA, "data set folder to write")
     organ: str = option("spleen", "name of what the masks show, without --classes")
     classes: tuple[str, ...] = option(
         (), "organs of index masks: names of the values 1, 2, ..., or NAME=VALUE[,VALUE]"
     )
-    size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
-    seed: int = option(0, "seed of the splits", low=0)
-    folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split", low=0)
-    fold: int = option(0, "the fold to test on, 0 to folds - 1", low=0)
-    overwrite: bool = option(False, "replace the data set in the output folder")
 
 
 @dataclass(frozen=True)
@@ -108,9 +101,9 @@ def find_pairs(config: Config) -> list[tuple[str, Path, Path]]:
         if config.image_suffix == config.mask_suffix:
             raise UserError("Images and masks in one folder need --mask-suffix or --masks.")
         both = set(images.values()) & set(masks.values())
-        longer = images if len(config.image_suffix) < len(config.mask_suffix) else masks
-        for name in [name for name, path in longer.items() if path in both]:
-            del longer[name]
+        both_kinds = images if len(config.image_suffix) < len(config.mask_suffix) else masks
+        for name in [name for name, path in both_kinds.items() if path in both]:
+            del both_kinds[name]
     lonely = [f"{shown(images[n])} has no mask" for n in sorted(images.keys() - masks.keys())]
     lonely += [f"{shown(masks[n])} has no image" for n in sorted(masks.keys() - images.keys())]
     if lonely:
@@ -220,7 +213,7 @@ def main(config: Config) -> None:
     for source in {config.images.resolve(), (config.masks or config.images).resolve()}:
         if source.is_relative_to(config.output.resolve()):
             raise UserError(f"{shown(source)} lies in the --output folder; choose another one.")
-    partial = config.output.with_name(config.output.name + ".partial")
+    partial = config.partial
     shutil.rmtree(partial, ignore_errors=True)
     for kind in ("images", "masks"):
         (partial / kind).mkdir(parents=True)
@@ -248,8 +241,7 @@ def main(config: Config) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print("".join(f"{line}\n" for line in remarks(labels, values, "--classes")), end="")
-    organ = f"any of {len(labels)} organs" if len(labels) > 1 else info["classes"][0]
-    print(in_short(rows, splits, organ, config.output))
+    print(in_short(rows, splits, info["classes"], config.output))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ from common.files import (
 from common.labels import as_words, count_values, parse_labels, remarks, to_mask
 from common.layouts import VolumesConfig, list_all, looks_grouped, named_labels, patients_of
 from common.processes import run_all
-from common.settings import DATA
+from common.settings import SliceSetConfig
 from common.slices import Slice, check_output, in_short, write_set
 from common.splits import split_patients
 from common.views import (
@@ -72,12 +72,10 @@ SPECIAL = ("labels", "axis", "channel")
 
 
 @dataclass
-class Config(VolumesConfig):
+class Config(VolumesConfig, SliceSetConfig):
     """What to slice and how."""
 
     patient: str | None = option(None, "regular expression on a volume's name: group 1 patient")
-    output: Path = option(DATA, "data set folder to write")
-    size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
     hu_low: float = option(HU_WINDOW[0], "HU shown as 0")
     hu_high: float = option(HU_WINDOW[1], "HU shown as 255")
     percentiles: tuple[float, ...] = option(
@@ -85,11 +83,7 @@ class Config(VolumesConfig):
     )
     axis: str = option("axial", "plane of the slices", choices=tuple(PLANES))
     organ: str = option("spleen", "name of what label 1 is, without --labels")
-    seed: int = option(0, "seed of the splits", low=0)
-    folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split", low=0)
-    fold: int = option(0, "the fold to test on, 0 to folds - 1", low=0)
     workers: int = option(2, "processes; each holds one volume in memory", low=1)
-    overwrite: bool = option(False, "slice everything anew, whatever data set is there")
 
 
 def check_config(config: Config) -> Config:
@@ -141,14 +135,9 @@ def known_colours(config: Config) -> dict:
     return {"colours": found["colours"]} if same and "colours" in found else {}
 
 
-def partial_folder(config: Config) -> Path:
-    """Where the set is made."""
-    return config.output.with_name(config.output.name + ".partial")
-
-
 def keep_others(config: Config) -> None:
     """Files that somebody has put beside the set's own, like splits of their own, stay there."""
-    home, old = partial_folder(config), config.output
+    home, old = config.partial, config.output
     for path in () if config.overwrite or not old.exists() else old.iterdir():
         if path.is_file() and not (home / path.name).exists():
             shutil.copy2(path, home / path.name)
@@ -160,7 +149,7 @@ def slice_case(case: Case, config: Config) -> dict:
     The record is kept in `.done/`, written after the last slice. A case that has one there, or in
     an earlier set, made from the same two files with the same settings, is not sliced again.
     """
-    home = partial_folder(config)
+    home = config.partial
     made_from = {
         "files": [hashlib.sha256(p.read_bytes()).hexdigest() for p in (case.image, case.label)],
         "set": describe_set(config),
@@ -214,7 +203,7 @@ def finished(folder: Path, case: str, made_from: dict) -> dict | None:
 def prepare(config: Config, cases: list[Case]) -> None:
     """Make the partial folder ready. UserError if the output holds anything but a data set, or
     one made otherwise while `--overwrite` was not given."""
-    index, home = config.output / "dataset.json", partial_folder(config)
+    index, home = config.output / "dataset.json", config.partial
     ours = False
     if index.exists():
         found = read_json(index)
@@ -276,13 +265,11 @@ def main(config: Config) -> None:
         geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
         several = {"patients": patients} if config.patient else {}
         info = {**describe_set(config), **known_colours(config), **several, "cases": geometry}
-        write_set(partial_folder(config), info, slices, splits)
+        write_set(config.partial, info, slices, splits)
         keep_others(config)
-        replace_folder(partial_folder(config), config.output)
+        replace_folder(config.partial, config.output)
     warn(config, cases, records)
-    organs = describe_set(config)["classes"]
-    organ = organs[0] if len(organs) == 1 else f"any of {len(organs)} organs"
-    print(in_short(slices, splits, organ, config.output))
+    print(in_short(slices, splits, describe_set(config)["classes"], config.output))
     if (count := len({*patients.values()})) < len(cases):
         print(f"these are {len(cases)} volumes of {count} patients, each patient's in one part")
     if not splits["train"]:
