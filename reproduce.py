@@ -63,10 +63,10 @@ class Config(base.Config):
         STAGES,
         "stages of the grid; a pair brings its teacher and its plain student",
         choices=STAGES,
-        low=1,
+        least=1,
     )
     pair: str = option("kd_t1_s1", "the pair of an ablation", choices=tuple(PAIRS))
-    seeds: tuple[int, ...] = option((0,), "seeds of the trainings", low=1)
+    seeds: tuple[int, ...] = option((0,), "seeds of the trainings", low=0, least=1)
     folds: tuple[int, ...] = option((), "folds to test on; none: the data set's own split")
     of: int = option(5, "how many folds the patients are dealt into", low=2)
     subset: str = option(
@@ -102,6 +102,8 @@ class Config(base.Config):
         """Fill in what --quick means."""
         super().__post_init__()
         self._check()
+        # Resolved: the steps' keys are of the data, however they were spelt.
+        self.input, self.data = (p and p.resolve() for p in (self.input, self.data))
         if self.quick:
             for name, value in QUICK.items():
                 given = getattr(self, name)
@@ -128,7 +130,7 @@ class Config(base.Config):
             ("size", self.data and self.size, "with --data"),
             ("classes", self.data and self.classes != Config.classes, "with --data"),
             ("patients", volumes and self.patients, "with --data or --input"),
-            ("thickness", volumes and self.thickness, "with --data or --input"),
+            ("thickness", volumes and self.thickness is not None, "with --data or --input"),
         ):
             if useless:
                 raise UserError(f"--{name} has no effect {where}; leave it out.")
@@ -164,7 +166,7 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
     data, steps = ROOT / "data" / f"slices_{config.name}", ()
     record = data.with_name(f"{data.name}.json")
     several = None if config.classes == Config.classes else config.classes
-    synthetic = config.quick or config.patients or config.thickness  # asked for by these, too
+    synthetic = config.quick or (config.patients, config.thickness) != (None, None)
     volumes = config.input or (TASK09 if TASK09.exists() and not synthetic else None)
     if volumes is None:
         volumes = ROOT / "data" / f"phantom_{config.name}"

@@ -31,8 +31,8 @@ from common.tables import markdown
 class Config(base.Config):
     """How many volumes and processes."""
 
-    volumes: tuple[int, ...] = option((1, 2, 4, 8), "numbers of volumes", low=1)
-    workers: tuple[int, ...] = option((1, 2), "numbers of processes", low=1)
+    volumes: tuple[int, ...] = option((1, 2, 4, 8), "numbers of volumes", low=1, least=1)
+    workers: tuple[int, ...] = option((1, 2), "numbers of processes", low=1, least=1)
     thickness: float = option(3.0, "slice thickness in mm: about 100 slices a volume at 3", low=0.1)
     output: Path = option(
         ROOT / "results/benchmarks/data_prep.json", "JSON file to write; the figure lies beside it"

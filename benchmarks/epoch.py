@@ -43,12 +43,14 @@ class Config(base.Config):
     """What to measure."""
 
     models: tuple[str, ...] = option(
-        ("teacher_t1_unet", "student_s1", "kd_t1_s1"), "stages", choices=STAGES, low=1
+        ("teacher_t1_unet", "student_s1", "kd_t1_s1"), "stages", choices=STAGES, least=1
     )
     size: int = option(256, "height and width of the slices", low=16)
     batch_size: int = option(16, "slices a batch", low=1)
     slices: int = option(64, "slices of an epoch, at most", low=1)
-    workers: tuple[int, ...] = option((-1,), "loader processes; -1: train.py's default", low=1)
+    workers: tuple[int, ...] = option(
+        (-1,), "loader processes; -1: train.py's default", low=-1, least=1
+    )
     rounds: int = option(3, "epochs of each form, after one to warm up", low=1)
     operations: int = option(0, "how many of PyTorch's slowest operations to list", low=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")

@@ -44,9 +44,11 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 class Config(base.Config):
     """What to measure."""
 
-    networks: tuple[str, ...] = option((*NETWORKS,), "networks", choices=(*NETWORKS,), low=1)
+    networks: tuple[str, ...] = option((*NETWORKS,), "networks", choices=(*NETWORKS,), least=1)
     size: int = option(256, "height and width of the slices", low=16)
-    batches: tuple[int, ...] = option(BATCHES, "batch sizes of which the fastest is sought", low=1)
+    batches: tuple[int, ...] = option(
+        BATCHES, "batch sizes of which the fastest is sought", low=1, least=1
+    )
     rounds: int = option(5, "measured passes of each form, after one to warm up", low=1)
     compiled: bool = option(False, "measure torch.compile, too")
     volume: Path | None = option(None, "a CT in NIfTI: seconds from file to file")

@@ -55,7 +55,7 @@ NETWORKS |= {name: getattr(unet, name) for name in STUDENTS}  # functions of the
 class Config(base.Config):
     """What to measure."""
 
-    models: tuple[str, ...] = option(STAGES, "stages", choices=STAGES, low=1)
+    models: tuple[str, ...] = option(STAGES, "stages", choices=STAGES, least=1)
     size: int = option(256, "height and width of the images", low=16)
     batch_size: int = option(4, "images a step", low=1)
     rounds: int = option(5, "measured steps of each form, after one to warm up", low=1)

@@ -7,7 +7,7 @@ trainings, one a fold and seed.
 from itertools import product
 from typing import NamedTuple
 
-from common.settings import RECIPES, SCALES, DistillationConfig
+from common.settings import RECIPES, SCALES, TERMS, DistillationConfig
 
 TEACHERS = {"teacher_t1_unet": "T1", "teacher_t2_transunet": "T2"}
 STUDENTS = {"student_s1": "S1", "student_s2": "S2"}
@@ -20,11 +20,7 @@ SHARES = (5, 10, 25, 50, 100)  # percent of the training patients whose labels a
 # Off with every term, whatever the stages' defaults are; then an arm turns its own on.
 NO_TERMS = (
     ("--segmentation", "1")
-    + tuple(
-        word
-        for name in ("prediction", "channelwise", "border", "relation")
-        for word in (f"--{name}", "0")
-    )
+    + tuple(word for name in TERMS for word in (f"--{name}", "0"))
     + ("--scales",)
 )
 MAP = str(DistillationConfig.prediction)

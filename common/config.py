@@ -11,9 +11,12 @@ gives `--width 64`, a `--help` with every default, and one clear line for a user
 """
 
 import argparse
+import contextlib
 import errno
 import inspect
+import io
 import os
+import select
 import signal
 import sys
 from dataclasses import asdict, dataclass, field, fields
@@ -30,12 +33,12 @@ OF_THE_MACHINE = {
 }
 
 
-def option(default, help: str, choices: tuple | None = None, low=None, high=None):
+def option(default, help: str, choices: tuple | None = None, low=None, high=None, least=0):
     """A dataclass field with its help text; `choices`, or `low` to `high`, limit the values.
 
-    Of a tuple `low=1` says that it must not be empty.
+    Of a tuple its values, of which there must be `least`.
     """
-    limits = {"choices": choices, "low": low, "high": high}
+    limits = {"choices": choices, "low": low, "high": high, "least": least}
     return field(default=default, metadata={"help": help, **limits})
 
 
@@ -52,17 +55,15 @@ class Config:
         """
         for f in fields(self):
             if isinstance(path := getattr(self, f.name), Path):
-                # Not resolved: a link's own name is a volume's or a data set's name.
-                setattr(self, f.name, Path(os.path.abspath(path)))  # noqa: PTH100
+                setattr(self, f.name, absolute(path))
         problems = []
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
-            if isinstance(value, tuple):
-                if len(value) < (low or 0):
-                    problems.append(f"--{f.name.replace('_', '-')} needs at least one value")
-                continue
-            above = low is None or value is None or value >= low
-            below = high is None or value is None or value <= high
+            if isinstance(value, tuple) and len(value) < f.metadata["least"]:
+                problems.append(f"--{f.name.replace('_', '-')} needs at least one value")
+            values = value if isinstance(value, tuple) else () if value is None else (value,)
+            above = low is None or all(v >= low for v in values)
+            below = high is None or all(v <= high for v in values)
             if not (above and below):
                 flag = "--" + f.name.replace("_", "-")
                 limit = f"at least {low}" if high is None else f"from {low} to {high}"
@@ -72,6 +73,13 @@ class Config:
         name = getattr(self, "name", None)
         if name is not None and (name in ("", ".", "..") or Path(name).name != name):
             raise UserError(f"--name {name!r} is not a plain folder name.")
+
+
+def absolute(path: Path) -> Path:
+    """A path from the root on. What is kept of it is read from other folders, too; its own name
+    stays, if it is a link: that is a volume's or a data set's."""
+    named = path.name not in ("", "..")
+    return path.parent.resolve() / path.name if named else path.resolve()
 
 
 def to_json(config) -> dict:
@@ -105,20 +113,45 @@ def parse(
     hints = get_type_hints(cls)
     for f in fields(cls):
         _add_flag(parser, f, hints[f.name])
+    argv = sys.argv[1:] if argv is None else argv
     first = parser.parse_args(argv)
-    parser.set_defaults(**cls.recipes.get(getattr(first, "recipe", None), {}))
     if stage and getattr(first, "resume", False):
-        parser.set_defaults(**begun_with(cls, stage / "runs" / first.name / "config.json"))
+        before = begun_with(parser, cls, stage / "runs" / first.name / "config.json")
+        recipe = getattr(parser.parse_args(before), "recipe", None)
+        if before and getattr(parser.parse_args([*before, *argv]), "recipe", None) != recipe:
+            raise UserError(f"--resume: the run was begun with --recipe {recipe}; leave it out.")
+        argv = [*before, *argv]
+    parser.set_defaults(**cls.recipes.get(getattr(first, "recipe", None), {}))
     values = vars(parser.parse_args(argv))
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def begun_with(cls, path: Path) -> dict:
-    """The settings in a run's config.json, but for those that say how to begin; none without it."""
-    known = {f.name for f in fields(cls)} - {"resume", "overwrite", "name"}
-    about = read_json(path) if path.is_file() else {}
-    before = about.get("config", {}) if isinstance(about, dict) else {}
-    return {name: value for name, value in before.items() if name in known}
+def begun_with(parser: argparse.ArgumentParser, cls, path: Path) -> list[str]:
+    """The settings in a run's config.json as flags, but for those that say how to begin, and for
+    paths that are gone; none without it. UserError if they are none of `cls`."""
+    about = read_json(path) if path.is_file() else {"config": {}}
+    before = about.get("config") if isinstance(about, dict) else None
+    words = []
+    for f in fields(cls) if isinstance(before, dict) else ():
+        value, flag = before.get(f.name), f.name.replace("_", "-")
+        moved = isinstance(f.default, Path) and not Path(str(value)).exists()
+        if value is None or moved or f.name in ("resume", "overwrite", "name"):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words.append(f"--{flag}={value}")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as complaint:
+            parser.parse_args(words)
+    except SystemExit:
+        reason = complaint.getvalue().strip().splitlines()[-1].split("error: ")[-1]
+        raise UserError(f"{shown(path)}: {reason}.") from None
+    if not isinstance(before, dict):
+        raise UserError(f"{shown(path)} holds no settings.")
+    return words
 
 
 def _add_flag(parser: argparse.ArgumentParser, f, kind) -> None:
@@ -153,6 +186,13 @@ def describe(config, title: str) -> str:
     return "\n".join([title, *lines])
 
 
+def reader_has_gone() -> bool:
+    """Whether nobody reads standard output any more: `| head` has read enough."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno())
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def launch(main, cls) -> None:
     """Run `main(config)` as a script: exit code 1 and one line, no traceback, for a UserError, for
     a full or read-only disk and for a GPU whose memory is too small. Ctrl-C exits with 130 and
@@ -165,12 +205,15 @@ def launch(main, cls) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(describe(config, f"{script.parent.name}/{script.name}"), flush=True)
         main(config)
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:
+        if not reader_has_gone():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:

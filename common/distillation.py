@@ -24,7 +24,7 @@ from common.device import fuse
 from common.files import UserError
 from common.losses import DiceBCELoss
 from common.maps import ChannelwiseLoss, PredictionMapLoss, shown_channels
-from common.settings import DistillationConfig
+from common.settings import TERMS, DistillationConfig
 from common.unet import Output, predicted
 
 
@@ -51,6 +51,8 @@ class Distiller(nn.Module):
         self, student: nn.Module, teacher: nn.Module | None, size: int, config: DistillationConfig
     ):
         super().__init__()
+        if (teacher is None) != (config.control == "no-teacher"):
+            raise ValueError("a teacher, or the control no-teacher: one of them")
         self.model = student
         self._teacher = (teacher,)
         self.fingerprint = fingerprint(teacher) if teacher else "none"
@@ -67,8 +69,7 @@ class Distiller(nn.Module):
         self.scales = nn.ModuleDict(
             {scale: self._contrast(mine[scale], theirs[scale]) for scale in self.weights}
         )
-        maps = config.prediction, config.channelwise, config.border, config.relation
-        self.taught = bool(self.weights) or any(maps)
+        self.taught = bool(self.weights) or any(getattr(config, term) for term in TERMS)
 
     def _contrast(self, student: int, teacher: int) -> nn.Module:
         """The chosen form for maps with so many channels."""
@@ -91,7 +92,7 @@ class Distiller(nn.Module):
 
     def set_extra_state(self, state: dict[str, str]) -> None:
         """UserError if a resumed run was begun with another teacher."""
-        if state["teacher"] != self.fingerprint:
+        if self.teacher and state["teacher"] != self.fingerprint:
             raise UserError(
                 "This run was begun with another teacher: the weights in --teacher have changed "
                 "since. Train under another --name, or anew with --overwrite."

@@ -54,13 +54,14 @@ def save(path: Path, drawn: Embedding) -> None:
     """Write it as a NumPy archive of half-precision features, atomically."""
     with atomic(path) as temporary, temporary.open("wb") as file:
         half = drawn.features.astype(np.float16)
-        np.savez_compressed(file, features=half, kinds=drawn.kinds, cases=drawn.patients)
+        np.savez_compressed(file, features=half, kinds=drawn.kinds, patients=drawn.patients)
 
 
 def load(path: Path) -> Embedding:
     """Read what `save` wrote."""
     with np.load(path, allow_pickle=False) as held:
-        return Embedding(held["features"].astype(np.float32), held["kinds"], held["cases"])
+        whose = held["patients" if "patients" in held else "cases"]  # the name that it had once
+        return Embedding(held["features"].astype(np.float32), held["kinds"], whose)
 
 
 def plane(drawn: Embedding) -> np.ndarray:

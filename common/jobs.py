@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from common.files import UserError, bullets, shown
+from common.files import UserError, bullets, read_csv, shown
+from common.measures import COLUMNS
 from common.settings import InferenceConfig
 from common.trained import Trained
 from common.volumes import DICOM, is_dicom, stem
 
 NIFTI = (".nii", ".nii.gz")
-TABLE_BEGINS = b"volume,organ,"  # of a volumes.csv that is ours
 
 
 class Job(NamedTuple):
@@ -53,15 +53,25 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     if lost := [shown(path) for path in truths if path and not path.is_file()]:
         raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
     jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
-    table = output / "volumes.csv"
-    if not single and table.exists() and not table.read_bytes().startswith(TABLE_BEGINS):
-        raise UserError(f"{shown(table)} would be replaced; choose another --output.")
     _check_outputs(jobs, config, map_endings(run, config))
     try:
         jobs[0].mask.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {shown(output)}: {error.strerror}.") from None
     return jobs
+
+
+def earlier_rows(table: Path, jobs: list[Job]) -> list[dict]:
+    """The rows of an earlier volumes.csv about other volumes than those of the jobs, whose masks
+    are still there. UserError if it has other columns than ours: somebody's own."""
+    if not table.exists():
+        return []
+    with table.open(encoding="utf-8", errors="replace") as file:
+        if file.readline().rstrip("\n") != ",".join(COLUMNS):
+            raise UserError(f"{shown(table)} would be replaced; choose another --output.")
+    now = {job.volume.name for job in jobs}
+    rows = [row for row in read_csv(table) if row["volume"] not in now]
+    return [row for row in rows if table.with_name(f"{stem(Path(row['volume']))}.nii.gz").exists()]
 
 
 def map_endings(run: Trained, config: InferenceConfig) -> list[str]:

@@ -24,9 +24,10 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name).strip("_")
 
 
-def file_name(name: str) -> str:
-    """A name as it is safe in a file's name on every disk: ASCII alone."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._") or "case"
+def file_name(name: str, otherwise: str) -> str:
+    """A name as it is safe in a file's name on every disk: ASCII alone; if nothing is left,
+    `otherwise`."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._") or otherwise
 
 
 def parse_labels(

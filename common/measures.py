@@ -3,8 +3,11 @@
 import numpy as np
 from scipy import ndimage
 
-from common.scores import number, over_organs, overlap_scores
+from common.scores import TITLES, number, over_organs, overlap_scores
 from common.surfaces import surface_scores
+
+# Of volumes.csv; the scores are empty without a truth.
+COLUMNS = ("volume", "organ", "volume_ml", "length_mm", "slices_with_organ", *TITLES)
 
 
 def largest_components(mask: np.ndarray, organs: int) -> np.ndarray:
@@ -55,16 +58,9 @@ def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing: tuple) -> dict:
 def rows(about: dict) -> list[dict]:
     """A table's row for each organ of a volume: its name, measures and scores, if there are any."""
     each = about["organs"] if "organs" in about else {about["organ"]: about}
-    measured = ("volume_ml", "length_mm", "slices_with_organ")
-    return [
-        {
-            "volume": about["volume"],
-            "organ": organ,
-            **{name: row[name] for name in measured},
-            **(row["scores"] or {}),
-        }
-        for organ, row in each.items()
-    ]
+    named = {"volume": about["volume"]}
+    found = [named | {"organ": k} | row | (row["scores"] or {}) for k, row in each.items()]
+    return [{column: row.get(column) for column in COLUMNS} for row in found]
 
 
 def in_words(about: dict) -> str:

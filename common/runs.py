@@ -34,8 +34,8 @@ from common.unet import parameters
 
 # What may differ between a run and its continuation. More `epochs` stretch the cosine, which then
 # goes on from where the longer one would be. `teacher` is a path, and may have moved: the distiller
-# itself remembers which weights it was.
-FREE_ON_RESUME = NOT_LEARNED | {"epochs", "teacher"}
+# itself remembers which weights it was. `weights_folder` is read for the first weights alone.
+FREE_ON_RESUME = NOT_LEARNED | {"epochs", "teacher", "weights_folder"}
 
 
 @dataclass
@@ -252,7 +252,7 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
     if changed:
         raise UserError(
             f"{shown(run.folder)} was made with another configuration ({'; '.join(changed)}). "
-            "Resume it with the same flags, or train under another --name."
+            "Resume it without such flags, or train under another --name."
         )
     if config.epochs != (before := state["config"]["epochs"]):
         run.say(f"{before} epochs were planned, now {config.epochs}: the cosine is another one")
@@ -260,9 +260,11 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         run.say(f"note: {before} processes before, {run.world} now, each with --batch-size slices")
     checkpoint.load_weights(objective, state["objective"], path)
     optimizer.load_state_dict(state["optimizer"])
-    run.best = max(((r["epoch"], r["val_dice"]) for r in state["log"]), key=lambda pair: pair[1])
-    if (path := run.folder / "best.pt").exists():  # maybe of an epoch that a kill has lost
-        chosen = checkpoint.load(path, run.stage)
+    try:  # maybe of an epoch that a kill has lost
+        chosen = checkpoint.load(run.folder / "best.pt", run.stage)
         run.best = chosen["epoch"], chosen["val_dice"]
+    except UserError as error:
+        run.best = (0, -1.0)
+        run.say(f"note: {error} The best of the epochs to come will be kept.")
     run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")
     return state["log"]

@@ -15,7 +15,7 @@ from common import figures
 from common.cases import image_doubts, problems_of, side_doubts
 from common.device import autocast, to_device
 from common.files import UserError, bullets, shown, write_csv, write_json
-from common.jobs import Job, is_ours, list_jobs, map_endings
+from common.jobs import Job, earlier_rows, is_ours, list_jobs, map_endings
 from common.labels import on_the_left, to_mask
 from common.measures import findings, in_words, largest_components, rows
 from common.settings import InferenceConfig
@@ -36,8 +36,9 @@ from common.volumes import Volume, read_volume, stem, write_volume
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     """Segment `--volume`: masks as .nii.gz, and beside each a sheet (.png) and measures (.json).
 
-    Of a folder they are a table, too: volumes.csv, a row for each volume and organ. A file that
-    cannot be used does not stop the others: UserError names all of them at the end.
+    Of a folder they are a table, too: volumes.csv, a row for each volume and organ; rows of other
+    volumes whose masks are there stay in it. A file that cannot be used does not stop the others:
+    UserError names all of them at the end.
     """
     wanted = window_of(run, config)
     if (plane := run.checkpoint.get("axis") or "axial") != "axial":
@@ -46,20 +47,22 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
         )
     known = run.checkpoint.get("window") or None not in (config.hu_low, config.hu_high)
     guess = "" if known else " (a guess: see --hu-low, --hu-high)"
-    jobs, problems, measured = list_jobs(run, config), [], []
+    jobs, problems = list_jobs(run, config), []
+    table = jobs[0].mask.with_name("volumes.csv") if config.volume.is_dir() else None
+    measured = earlier_rows(table, jobs) if table else []
     print(f"epoch {run.checkpoint['epoch']}, {range_in_words(wanted)}{guess}, on {run.device}")
     for job in jobs:
         try:
             about = _segment_one(model, run, config, job, wanted)
             print(in_a_line(about, job), flush=True)
             measured += rows(about)
+            if table:
+                write_csv(table, measured)
         except UserError as error:
             problems.append(str(error))
         except (OSError, ValueError, MemoryError) as error:  # a name or a file like no other
             problems.append(f"{ascii(shown(job.volume))}: {type(error).__name__}: {error}")
-    if config.volume.is_dir() and measured:
-        table = jobs[0].mask.with_name("volumes.csv")
-        write_csv(table, measured)
+    if table and measured:
         print(f"table -> {shown(table)}")
     if problems:
         raise UserError(

@@ -9,6 +9,7 @@ from common.files import ROOT, UserError
 
 DATA = ROOT / "data" / "spleen2d"
 SCALES = ("encoder", "bottleneck", "decoder")
+TERMS = ("prediction", "channelwise", "border", "relation")  # of whole maps, beside the contrast
 WEIGHTS = ("best", "last")
 # Flags that change nothing of what is learned from the same patients.
 NOT_LEARNED = {
@@ -83,7 +84,9 @@ class TrainConfig(Config):
     bf16: bool = option(True, "bfloat16 autocast where the hardware has it; losses stay float32")
     channels_last: bool = option(True, "channels-last memory format")
     deterministic: bool = option(
-        False, "on a GPU too, operations that add in a fixed order: slower (a CPU's do anyway)"
+        False,
+        "on a GPU too, operations that add in a fixed order where PyTorch has them; it names the "
+        "others (a CPU's do anyway)",
     )
     workers: int = option(-1, "loader processes; -1: none on a CPU, up to 8 on a GPU", low=-1)
     cache_mb: int = option(4096, "decoded slices kept in memory, in MB", low=0)
@@ -175,12 +178,13 @@ class DistillationConfig(StudentConfig):
             raise UserError("--unlabelled: --share train leaves no patient without labels.")
         if self.unlabelled and not self.augment:
             raise UserError("--unlabelled draws by the augmentation's seed: not with --no-augment.")
+        if self.resume:
+            return  # what was allowed when the run was begun
         scales = [scale for scale in self.scales if getattr(self, scale)]
-        terms = ("prediction", "channelwise", "border", "relation")
-        if self.unlabelled and not (scales or any(getattr(self, term) for term in terms)):
+        if self.unlabelled and not (scales or any(getattr(self, term) for term in TERMS)):
             raise UserError("--unlabelled has no effect without a term of the teacher's.")
         if self.queue and not scales:
-            raise UserError("--queue has no effect without --scales.")
+            raise UserError("--queue has no effect without a scale whose weight is above 0.")
         if self.queue and self.contrast != "dense":
             raise UserError(f"--queue is for --contrast dense, not for {self.contrast}.")
 

@@ -153,13 +153,15 @@ def write_set(folder: Path, info: dict, slices: list[Slice], splits: dict) -> No
     write_json(folder / "dataset.json", info)
 
 
-def in_short(slices: list[Slice], splits: dict, organs: list[str], folder: Path) -> str:
-    """One line on a data set that was just written."""
+def in_short(slices: list[Slice], splits: dict, info: dict, folder: Path) -> str:
+    """One line on a data set that was just written, with `info` as its dataset.json."""
+    organs, whose = info["classes"], info.get("patients", {})
     organ = organs[0] if len(organs) == 1 else f"any of {len(organs)} organs"
-    parts = ", ".join(f"{len(splits[part])} {part}" for part in ("train", "val", "test"))
+    sizes = {p: len({whose.get(c, c) for c in splits[p]}) for p in ("train", "val", "test")}
+    parts = ", ".join(f"{size} {part}" for part, size in sizes.items())
     return (
         f"{len(slices)} slices ({sum(s.foreground > 0 for s in slices)} with {organ}) of "
-        f"{len({s.case for s in slices})} patients: {parts} -> {shown(folder)}"
+        f"{len({whose.get(s.case, s.case) for s in slices})} patients: {parts} -> {shown(folder)}"
     )
 
 

@@ -117,11 +117,12 @@ def check_patients(
     and chosen by (`val`), and whose they are. Scores of a split made anew after a training would be
     scores on training patients, be it with another volume of theirs.
     """
-    cases, whose = trained["patients"], trained.get("patient_of") or {}
-    shown_to_it = [*cases["train"], *cases.get("unlabelled", ())]
-    seen = {"test": [*shown_to_it, *cases["val"]], "val": shown_to_it}
+    parts, whose = trained["patients"], trained.get("patient_of") or {}
+    shown_to_it = [*parts["train"], *parts.get("unlabelled", ())]
+    seen = {"test": [*shown_to_it, *parts["val"]], "val": shown_to_it}
     for part in subset:
-        known = {whose.get(case, case) for case in seen.get(part, ())} | {*seen.get(part, ())}
+        cases = seen.get(part, ())
+        known = {whose.get(case, data.patients.get(case, case)) for case in cases} | {*cases}
         here = {case: {case, data.patients.get(case, case)} for case in splits[part]}
         if leaked := sorted(case for case, names in here.items() if names & known):
             raise UserError(

@@ -138,7 +138,7 @@ def compare(result: dict, title: str, path: Path, folder: Path | None = None) ->
     if found is None:
         other_organs = result.get("classes") != other.get("classes")
         theirs, ours = (
-            f"{len(r['cases'])} {r['subset']} patients, {r['weights']} epoch"
+            f"{len(by_patient([r]))} {r['subset']} patients, {r['weights']} epoch"
             + (f", of {', '.join(r['classes'])}" if other_organs and "classes" in r else "")
             for r in (other, result)
         )
@@ -154,15 +154,23 @@ def compare(result: dict, title: str, path: Path, folder: Path | None = None) ->
 
 
 def unequal_settings(theirs: Path, ours: Path) -> list[str]:
-    """Where two runs of students differ in the recipe that both arms share: `epochs 100, here 60`.
+    """Where two runs of students differ in what both arms share: `epochs 100, here 60`.
 
-    What their config.json do not say (a run that is older than a flag, a moved summary.json) is
-    left out.
+    That is the recipe, the patients, the slices' size and the number of processes. What their
+    config.json do not say (a run that is older than a flag, a moved summary.json) is left out.
     """
     files = [folder / "config.json" for folder in (theirs, ours)]
     if not all(file.is_file() for file in files):
         return []
-    before, now = (read_json(file).get("config", {}) for file in files)
+    before, now = map(read_json, files)
+    recipes = before.get("config", {}), now.get("config", {})
     names = [f.name for f in fields(StudentConfig) if f.name not in NOT_LEARNED]
-    shared = [name for name in names if name in before and name in now]
-    return [f"{n} {before[n]}, here {now[n]}" for n in shared if before[n] != now[n]]
+    pairs = [(name, *(recipe.get(name) for recipe in recipes)) for name in names]
+    pairs += [("slices of", *(f"{made.get('size')} pixels" for made in (before, now)))]
+    count = (made.get("environment", {}).get("processes") for made in (before, now))
+    pairs += [("processes", *count)]
+    unequal = [f"{n} {a}, here {b}" for n, a, b in pairs if None not in (a, b) and a != b]
+    patients = [made.get("patients", {}).get("train") for made in (before, now)]
+    if None not in patients and patients[0] != patients[1]:
+        unequal.append(f"{len(patients[0])} training cases, here {len(patients[1])}, not the same")
+    return unequal

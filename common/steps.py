@@ -68,9 +68,10 @@ def _content(path: Path, changed: int) -> str:
     The colours that a dataset.json may give the organs change no result.
     """
     content = path.read_bytes()
-    if path.name == "dataset.json" and b'"colours"' in content:
+    if path.name == "dataset.json":
         info = read_json(path)
-        info.pop("colours", None)
+        if isinstance(info, dict):
+            info.pop("colours", None)
         content = json.dumps(info, indent=1).encode() + b"\n"
     return hashlib.sha256(content).hexdigest()
 

@@ -146,10 +146,11 @@ def _compare_masks(path: Path, runs: dict[str, Path], dice: dict, data: SliceSet
     if not order:
         print("no test patient shows the organ: no comparison figure")
         return
+    seen = {case for run in runs.values() for case in read_json(run / "inference.json")["cases"]}
     places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"}
     rows = []
     for place, title in places.items():
-        theirs = [s for s in data.slices if data.patients[s.case] == order[place]]
+        theirs = [s for s in data.of(seen) if data.patients[s.case] == order[place]]
         best = max(theirs, key=lambda s: s.foreground)
         truth = data.truth(best)
         masks = {m: data.prediction(run, best) for m, run in runs.items()}

@@ -54,7 +54,7 @@ class Trained:
     @property
     def suffixes(self) -> list[str]:
         """What a file name gets of each of several organs; of one nothing."""
-        plain = [file_name(name) for name in self.organs]
+        plain = [file_name(name, "organ") for name in self.organs]
         apart = len({*plain}) == len(plain)
         names = plain if apart else [f"{k}-{name}" for k, name in enumerate(plain, start=1)]
         return [""] if len(names) == 1 else [f"_{name}" for name in names]

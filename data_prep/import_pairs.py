@@ -137,14 +137,14 @@ def patients_of(found: list[tuple[str, Path, Path]], config: Config) -> list[tup
                 '--patient "^(.+?)[_-]?([0-9]+)$"',
                 flush=True,
             )
-        return [(file_name(name), 0) for name, _, _ in found]
+        return [(file_name(name, "case"), 0) for name, _, _ in found]
     missed = [shown(f[1]) for f, (patient, _) in zip(found, named, strict=True) if not patient]
     if missed:
         raise UserError(f"{rule} gives no patient for {len(missed)} images:{bullets(missed)}")
     counters: dict[str, int] = {}
     result = []
     for patient, number in named:
-        case = file_name(patient)
+        case = file_name(patient, "case")
         if number is not None and not number.isdecimal():
             raise UserError(f"{rule}: the slice number {number!r} is not a number.")
         counters[case] = counters.get(case, -1) + 1
@@ -241,7 +241,7 @@ def main(config: Config) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print("".join(f"{line}\n" for line in remarks(labels, values, "--classes")), end="")
-    print(in_short(rows, splits, info["classes"], config.output))
+    print(in_short(rows, splits, info, config.output))
 
 
 if __name__ == "__main__":

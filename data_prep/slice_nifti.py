@@ -33,6 +33,7 @@ import hashlib
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -136,11 +137,16 @@ def known_colours(config: Config) -> dict:
 
 
 def keep_others(config: Config) -> None:
-    """Files that somebody has put beside the set's own, like splits of their own, stay there."""
-    home, old = config.partial, config.output
-    for path in () if config.overwrite or not old.exists() else old.iterdir():
-        if path.is_file() and not (home / path.name).exists():
-            shutil.copy2(path, home / path.name)
+    """What somebody has put beside the set's own files, like splits of their own, stays there."""
+    ours = {*("images", "masks", ".done", "manifest.csv", "splits.json", "dataset.json")}
+    there = () if config.overwrite or not config.output.exists() else config.output.iterdir()
+    for path in there:
+        if path.name in ours or fnmatch(path.name, ".*.tmp*"):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, config.partial / path.name, dirs_exist_ok=True)
+        else:
+            shutil.copy2(path, config.partial / path.name)
 
 
 def slice_case(case: Case, config: Config) -> dict:
@@ -269,7 +275,7 @@ def main(config: Config) -> None:
         keep_others(config)
         replace_folder(config.partial, config.output)
     warn(config, cases, records)
-    print(in_short(slices, splits, describe_set(config)["classes"], config.output))
+    print(in_short(slices, splits, info, config.output))
     if (count := len({*patients.values()})) < len(cases):
         print(f"these are {len(cases)} volumes of {count} patients, each patient's in one part")
     if not splits["train"]:

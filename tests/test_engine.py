@@ -139,6 +139,20 @@ def test_training_learns_and_evaluate_counts_by_patient(stage, slices):
     assert float(log[-1]["val_dice"]) == pytest.approx(dice["mean"], abs=1e-6)
 
 
+def test_the_best_weights_are_those_that_best_pt_says(stage, slices, capsys):
+    run, _ = train(stage, slices, epochs=2)
+    path = run.folder / "best.pt"
+    # Killed after best.pt of epoch 3 was written, before last.pt.
+    checkpoint.save(path, {**checkpoint.load(path, "stage"), "epoch": 3, "val_dice": 0.99})
+    run, _ = train(stage, slices, epochs=4, resume=True)
+    assert run.best == (3, 0.99) and checkpoint.load(path, "stage")["epoch"] == 3
+    assert "best epoch 3: validation Dice 0.9900" in capsys.readouterr().out
+    path.unlink()
+    run, _ = train(stage, slices, epochs=5, resume=True)
+    assert run.best[0] == checkpoint.load(path, "stage")["epoch"] == 5
+    assert "The best of the epochs to come will be kept" in capsys.readouterr().out
+
+
 def test_resume_with_other_settings_names_them(stage, slices):
     train(stage, slices, epochs=1)
     with pytest.raises(UserError, match="lr: 0.003 -> 0.1"):

@@ -1,7 +1,11 @@
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from common.config import launch, option, parse, to_json
 from common.files import (
@@ -61,6 +65,8 @@ def test_an_existing_run_is_kept_unless_told_otherwise(tmp_path):
     write_json(run / "config.json", {})
     with pytest.raises(UserError, match="--resume.*--name.*--overwrite"):
         check_run(run, resume=False, overwrite=False)
+    with pytest.raises(UserError, match="exclude each other"):
+        check_run(run, resume=True, overwrite=True)
     with pytest.raises(UserError, match="other holds no run to resume; there is a"):
         check_run(tmp_path / "runs" / "other", resume=True, overwrite=False)
     (run / ".last.77.tmp.pt").write_text("half")
@@ -95,12 +101,21 @@ def test_the_command_line_is_the_dataclass():
 def test_a_resumed_run_keeps_the_flags_that_it_was_begun_with(tmp_path):
     flags = ["--name", "a", "--epochs", "7", "--scales", "c", "--no-bf16", "--teacher", "x/y"]
     begun = parse(Example, [*flags, "--seed", "3"])
+    (tmp_path / "data").mkdir()
+    begun.data = tmp_path / "data"
     write_json(tmp_path / "runs" / "a" / "config.json", {"config": to_json(begun) | {"gone": 1}})
     again = parse(Example, ["--name", "a", "--resume"], stage=tmp_path)
     begun.resume = True
     assert again == begun
     longer = parse(Example, ["--name", "a", "--resume", "--epochs", "9"], stage=tmp_path)
     assert (longer.epochs, longer.seed) == (9, 3)
+    with pytest.raises(SystemExit):
+        parse(Example, ["--name", "a", "--resume", "--scales", "z"], stage=tmp_path)
+    # What is no config.json of this script is named.
+    for wrong in ({"config": {"epochs": "many"}}, {"config": {"scales": ["z"]}}, {"config": None}):
+        write_json(tmp_path / "runs" / "odd" / "config.json", wrong)
+        with pytest.raises(UserError, match="odd/config.json"):
+            parse(Example, ["--name", "odd", "--resume"], stage=tmp_path)
     # A new run, and one of another name, start from the defaults.
     for words in (["--name", "a"], ["--name", "b", "--resume"]):
         assert parse(Example, words, stage=tmp_path).epochs == TrainConfig.epochs
@@ -137,3 +152,27 @@ def test_a_user_error_is_one_line_and_exit_1(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         launch(main, Example)
     assert exit.value.code == "error: the file is missing"  # printed to stderr with exit code 1
+
+
+def test_a_path_is_whole_and_a_link_keeps_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "here")
+    there = [parse(Example, ["--data", name]).data for name in ("link", "link/../x", ".", "..")]
+    root = tmp_path.resolve()
+    assert there == [root / "link", root / "far" / "x", root, root.parent]
+
+
+def test_a_reader_that_has_gone_is_no_fault(tmp_path):
+    script = tmp_path / "long" / "script.py"
+    script.parent.mkdir()
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from common.config import launch\nfrom common.settings import TrainConfig\n"
+        "def main(config):\n    print('line\\n' * 100_000)\n"
+        "launch(main, TrainConfig)\n"
+    )
+    command = f"{sys.executable} {script} 2>{tmp_path}/errors | head -n 1"
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PYTHONUNBUFFERED": ""})
+    assert (tmp_path / "errors").read_text() == ""

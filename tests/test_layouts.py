@@ -6,14 +6,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import ROOT, load_script
+from conftest import ROOT, load_script, run
 from PIL import Image
 from test_check_volumes import ct, organ
 
+from common import checkpoint
 from common.files import UserError, read_json, write_json
 from common.layouts import looks_grouped
 from common.slices import read_image, read_set
 from common.splits import write_splits
+from common.study import add_up
 from common.volumes import read_volume, write_volume
 
 check = load_script(ROOT / "data_prep/check_volumes.py")
@@ -136,6 +138,36 @@ def whole_patients(splits) -> list[str]:
         assert patients and all(patients.count(name) == 2 for name in patients)
     assert set(splits["student"]) < set(splits["train"])
     return splits["test"]
+
+
+def test_a_model_of_patients_with_several_volumes_is_scored_by_patient(acdc, repo, tmp_path):
+    data = cut(acdc, **ACDC, labels=("spleen=1",), size=32)
+    flags = ("--data", data.folder, "--name", "acdc")
+    log = run(repo, "student_s1/train.py", *flags, "--epochs", 1, "--batch-size", 8)
+    splits = read_json(data.folder / "splits.json")
+    patients = {part: data.patients_of(splits[part]) for part in ("student", "test")}
+    assert f"slices of {len(patients['student'])} patients (student)" in log
+    run(repo, "student_s1/inference.py", *flags)
+    assert f"{len(patients['test'])} test patients" in run(repo, "student_s1/metrics.py", *flags)
+    folder = repo / "student_s1/runs/acdc"
+    whose = checkpoint.load(folder / "best.pt", "student_s1")["patient_of"]
+    assert {*whose.values()} == data.patients_of([*splits["student"], *splits["val"]])
+    page = (folder / "report.html").read_text()
+    assert f"{len(patients['test'])} test patients" in page and "<th>volume</th>" in page
+    add_up(tmp_path / "study", {"S1": {(None, 0): folder}}, {}, data)
+    assert (tmp_path / "study/comparison.png").exists()
+
+
+def test_files_of_one_s_own_stay_in_a_set_that_is_cut_again(synapse):
+    data = cut(synapse, **SYNAPSE)
+    (data.folder / "notes").mkdir()
+    (data.folder / "notes/a.txt").write_text("mine")
+    write_json(data.folder / "splits_mine.json", {"train": []})
+    (data.folder / ".manifest.99.tmp.csv").write_text("half")
+    cut(synapse, **SYNAPSE)
+    assert (data.folder / "notes/a.txt").read_text() == "mine"
+    assert read_json(data.folder / "splits_mine.json") == {"train": []}
+    assert not list(data.folder.glob(".*.tmp*"))
 
 
 def test_a_patient_with_several_volumes_is_pointed_out(acdc, capsys):

@@ -139,6 +139,11 @@ def test_a_bad_file_does_not_stop_the_others(trained, tmp_path):
     ]
     table = trained.folder / "volumes" / "volumes.csv"
     assert [row["volume"] for row in read_csv(table)] == ["a.nii.gz", "d.nii.gz"]
+    for name in ("b", "c"):
+        (tmp_path / f"in/{name}.nii.gz").unlink()
+    save(tmp_path / "more/e.nii.gz", ct())
+    go(trained, tmp_path / "more")
+    assert [row["volume"] for row in read_csv(table)] == ["a.nii.gz", "d.nii.gz", "e.nii.gz"]
     table.write_text("my,own\n")
     with pytest.raises(UserError, match=r"volumes.csv would be replaced"):
         go(trained, tmp_path / "in")

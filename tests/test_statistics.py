@@ -104,6 +104,11 @@ def test_compare_names_what_is_not_one_recipe(tmp_path):
     line = compare(mine, "gain", plain, tmp_path / "other")
     assert line.endswith("NOT ONE RECIPE: lr 0.01, here 0.1")
     assert "RECIPE" not in compare(mine, "gain", plain, tmp_path / "none")
+    few = {"config": {"lr": 0.01}, "patients": {"train": ["a"]}, "size": 64}
+    for name, changes in (("plain", {"patients": {"train": ["a", "b"]}, "size": 128}), ("few", {})):
+        write_json(tmp_path / name / "config.json", few | changes)
+    line = compare(mine, "gain", plain, tmp_path / "few")
+    assert "slices of 128 pixels, here 64 pixels, 2 training cases, here 1, not the same" in line
 
 
 def test_compare_says_it_in_one_line(tmp_path):

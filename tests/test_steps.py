@@ -1,5 +1,6 @@
 """Scripts in order: what is skipped, resumed, refused and made anew."""
 
+import json
 import os
 import subprocess
 import sys
@@ -39,6 +40,17 @@ def scripts(tmp_path, monkeypatch):
 def step(tmp_path, script, *flags, leaves="best.pt", **changes):
     folder = tmp_path / script.split("/")[0]
     return Step((script, *flags), folder / leaves, tmp_path / f"{folder.name}.json", **changes)
+
+
+def test_colours_change_no_key_and_all_else_does(tmp_path):
+    index = tmp_path / "dataset.json"
+    one = Step(("a/train.py",), tmp_path / "l", tmp_path / "r", (index,))
+    keys = []
+    for time, info in enumerate(({"size": 8}, {"size": 8, "colours": ["#ffffff"]}, {"size": 9})):
+        index.write_text(json.dumps(info))  # by hand: not as write_json sets it
+        os.utime(index, (time, time))
+        keys.append(key(one))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_change_reaches_what_stands_on_it_and_no_more(tmp_path, scripts):

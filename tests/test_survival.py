@@ -48,7 +48,7 @@ def test_a_signal_ends_a_training_in_order_and_meanwhile_a_second_one_is_refused
         assert process.returncode == code and "Traceback" not in output
         assert f"stopped; --resume goes on after epoch {rows(folder)}" in output
         assert not list(folder.glob(".*.tmp*"))
-        flags = (*flags, "--resume") if "--resume" not in flags else flags
+        flags = ("--name", "signals", "--resume")  # the rest is what the run was begun with
 
 
 def test_an_interrupted_slicing_ends_in_order_and_goes_on(repo, phantom, tmp_path):

@@ -1,10 +1,22 @@
 import pytest
 import torch
 
+from common.distillation import Distiller
 from common.files import UserError
 from common.runs import start
 from common.settings import DistillationConfig
-from common.teachers import add_unlabelled
+from common.teachers import add_unlabelled, load_teacher
+from common.unet import student_s1
+
+
+def test_the_control_without_a_teacher_needs_none(stage, slices, tmp_path):
+    config = DistillationConfig(data=slices, control="no-teacher", device="cpu")
+    run = start(config, str(stage), "student")
+    assert load_teacher(tmp_path / "none.pt", "teacher_t1_unet", None, run, config) is None
+    Distiller(student_s1(), None, run.size, config)
+    for teacher, control in ((None, "none"), (student_s1(), "no-teacher")):
+        with pytest.raises(ValueError, match="one of them"):
+            Distiller(student_s1(), teacher, run.size, DistillationConfig(control=control))
 
 
 def test_unlabelled_images_come_from_the_other_training_patients_without_their_masks(stage, slices):
