@@ -30,7 +30,7 @@ class DiceBCELoss(nn.Module):
         BCE  = mean over pixels of the binary cross-entropy (C = 1) or cross-entropy (C > 1)
 
     Dice is counted per image: pooled over the batch, a large spleen would hide a missed small one.
-    The smoothing s also gives an empty slice its gradient: predict nothing there.
+    Of one organ the smoothing s also gives an empty slice its gradient: predict nothing there.
 
     Of several organs (C > 1; the background is in the cross-entropy alone) an image's first term is
     the mean over those that it shows, 0 if it shows none. What is not there is left to the
