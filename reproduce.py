@@ -35,7 +35,15 @@ from common.files import ROOT, UserError, shown, write_json
 from common.settings import WEIGHTS, StudentConfig, TrainConfig
 from common.slices import read_set
 from common.splits import split_name, write_splits
-from common.steps import Step, check_flags, check_settings, check_words, flags, run_steps
+from common.steps import (
+    Step,
+    check_flags,
+    check_outdated,
+    check_settings,
+    check_words,
+    flags,
+    run_steps,
+)
 from common.study import add_up
 
 TASK09 = ROOT / "data" / "Task09_Spleen"
@@ -257,10 +265,11 @@ def main(config: Config) -> None:
     units = list(product(config.folds or (None,), config.seeds))
     trainings = [training_of(arm, *unit, config) for unit in units for arm in arms]
     trainings = list(dict.fromkeys(trainings))  # a teacher that several seeds share appears once
-    check_flags([step for t in trainings for step in steps_of(t, config, data)])
+    steps = [step for t in trainings for step in steps_of(t, config, data)]
+    check_flags(steps)
+    check_outdated(first, config.overwrite, steps)
     run_steps(first, results / "log.txt", config.overwrite)
     write_splits(data, config.folds, config.of, {arm.labels for arm in arms if arm.labels})
-    steps = [step for t in trainings for step in steps_of(t, config, data)]
     check_settings(steps, config.overwrite)
     run_steps(steps, results / "log.txt", config.overwrite)
     folder = results / config.part()

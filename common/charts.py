@@ -191,9 +191,10 @@ def embeddings(path: Path, models: dict[str, Embedding]) -> None:
             x, y = places[drawn.kinds == kind].T
             axis.scatter(x, y, s=3, color=colour, alpha=0.5, lw=0, label=name)
         axis.set(xticks=[], yticks=[])
-        axis.set_title(f"{model}: {embedding.separation(drawn):.2f}", fontsize=9)
+        axis.set_title(f"{model}: separation {embedding.separation(drawn):.2f}", fontsize=9)
         for low_high, values in zip((axis.set_xlim, axis.set_ylim), places.T, strict=True):
-            low_high(*np.percentile(values, (0.5, 99.5)))
+            low, high = np.percentile(values, (0.5, 99.5))
+            low_high(low - (high - low) / 10, high + (high - low) / 10)
     for axis in grid[len(models) :]:
         axis.set_visible(False)
     handles = figure.axes[0].get_legend_handles_labels()

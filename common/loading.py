@@ -111,6 +111,10 @@ class SliceDataset(Dataset):
             raise UserError(f"{shown(path)} is {mask.shape}, its image {image.shape} pixels.")
         if image.shape != (size, size):
             raise UserError(f"{name}.png is {image.shape} pixels; dataset.json says {size}.")
+        if (count := np.count_nonzero(mask)) != (listed := self.slices[index].foreground):
+            raise UserError(
+                f"{shown(path)} holds {count} organ pixels; manifest.csv says {listed}."
+            )
         return torch.from_numpy(np.stack([image, mask]))
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ from common.scores import TITLES, number, over_organs, overlap_scores
 from common.surfaces import surface_scores
 
 # Of volumes.csv; the scores are empty without a truth.
-COLUMNS = ("volume", "organ", "volume_ml", "length_mm", "slices_with_organ", *TITLES)
+COLUMNS = ("volume", "organ", "volume_ml", "length_mm", "slices_with_organ", *TITLES, "doubts")
 
 
 def largest_components(mask: np.ndarray, organs: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing: tuple) -> dict:
 def rows(about: dict) -> list[dict]:
     """A table's row for each organ of a volume: its name, measures and scores, if there are any."""
     each = about["organs"] if "organs" in about else {about["organ"]: about}
-    named = {"volume": about["volume"]}
+    named = {"volume": about["volume"], "doubts": "; ".join(about["doubts"])}
     found = [named | {"organ": k} | row | (row["scores"] or {}) for k, row in each.items()]
     return [{column: row.get(column) for column in COLUMNS} for row in found]
 

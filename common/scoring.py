@@ -15,7 +15,9 @@ from common.views import stack
 
 def data_of(folder: Path, given: Path | None) -> SliceSet:
     """The data set that a run is scored on: the one given, else the one its inference read."""
-    done = read_json(folder / "inference.json", "Run inference.py first.")
+    there = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/best.pt")))
+    hint = "Run inference.py first." if folder.exists() else f"--name one of {there or 'none yet'}."
+    done = read_json(folder / "inference.json", hint)
     return read_set(given or Path(done.get("data", DATA)), "Name it with --data.")
 
 

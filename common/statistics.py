@@ -124,8 +124,10 @@ def in_words(found: dict) -> str:
     return f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
 
 
-def compare(result: dict, title: str, path: Path, folder: Path | None = None) -> str:
-    """One line: this run's Dice against the one whose summary.json is `path`.
+def compare(
+    result: dict, title: str, path: Path, stage: str = "", folder: Path | None = None
+) -> str:
+    """One line: this run's Dice against the one of `stage` whose summary.json is `path`.
 
     With `folder`, this run's own, it says where the two were not trained by one recipe.
     """
@@ -134,6 +136,8 @@ def compare(result: dict, title: str, path: Path, folder: Path | None = None) ->
     other = read_json(path)
     if not {"subset", "weights", "cases"} <= other.keys():
         return f"{title}: {shown(path)} is no summary.json of this version; run metrics.py there"
+    if stage and other.get("stage", stage) != stage:
+        return f"{title}: not compared; {shown(path)} is of {other['stage']}, not of {stage}"
     found = gain([result], [other])
     if found is None:
         other_organs = result.get("classes") != other.get("classes")

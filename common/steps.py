@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -89,9 +90,12 @@ def key(step: Step) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def check_outdated(steps: list[Step], overwrite: bool) -> None:
+def check_outdated(steps: list[Step], overwrite: bool, above: Iterable[Step] = ()) -> None:
     """UserError naming the trainings and data sets that are there but were made otherwise than
-    `steps` would make them, unless `overwrite` allows to replace them."""
+    `steps` would make them, unless `overwrite` allows to replace them.
+
+    With them go the trainings `above` that stand on their data.
+    """
     found = []
     for step in steps:
         known, folder = step.known(), step.leaves.parent
@@ -99,6 +103,9 @@ def check_outdated(steps: list[Step], overwrite: bool) -> None:
         ours = step.trains or (step.makes_data and known)
         if ours and there and known.get("key") != key(step):
             found.append(shown(folder))
+    there = [s.leaves.parent for s in above if s.trains]
+    if found:
+        found += [shown(folder) for folder in there if (folder / "config.json").exists()]
     if found and not overwrite:
         raise UserError(
             f"{len(found)} runs or data sets of this name were made with other flags or data, or "

@@ -83,9 +83,9 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     data = read_set(config.data or Path(content["config"]["data"]), "Name it with --data.")
     if data.classes != content["classes"] or data.size != content["size"]:
         raise UserError(
-            f"{shown(path)} was trained on {content['size']}-pixel slices with "
-            f"{content['classes']} logit channels; those of {shown(data.folder)} have {data.size} "
-            f"pixels and need {data.classes}."
+            f"{shown(path)} was trained on {_kind(content['size'], content['classes'])}; those of "
+            f"{shown(data.folder)} are {_kind(data.size, data.classes)}. Name another --data, or "
+            "another run with --name."
         )
     check_same_organs(content.get("organs"), data, path)
     if config.subset == "all":
@@ -96,6 +96,12 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
         cases = splits[config.subset]
     dataset = SliceDataset(data, data.of(cases))
     return Trained(folder, path, content, device, data, tuple(cases), dataset)
+
+
+def _kind(size: int, channels: int) -> str:
+    """What slices are, in short."""
+    organs = "one organ" if channels == 1 else f"{channels - 1} organs"
+    return f"{size}-pixel slices of {organs}"
 
 
 def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:

@@ -36,8 +36,8 @@ def main(config: Config) -> None:
     data = data_of(folder, config.data)
     result = score_run(folder, data)
     compared = (
-        compare(result, "gain over plain S1", config.plain, folder),
-        compare(result, "against T1", config.teacher),
+        compare(result, "gain over plain S1", config.plain, "student_s1", folder),
+        compare(result, "against T1", config.teacher, "teacher_t1_unet"),
     )
     print(table(result), *compared, sep="\n")
     write_report(folder, data, compared)

@@ -204,7 +204,7 @@ def test_the_script_says_it_in_one_table(repo, phantom, tmp_path):
     sorted((bad / "imagesTr").iterdir())[0].write_bytes(b"")
     output = run(repo, "data_prep/check_volumes.py", "--input", bad, code=1)
     assert "1 of 8 cases cannot be used" in output
-    assert "is no folder" in run(repo, "data_prep/check_volumes.py", code=1)
+    assert "does not exist" in run(repo, "data_prep/check_volumes.py", code=1)
 
 
 def test_check_volumes_names_every_bad_case(repo, phantom, tmp_path):

@@ -100,14 +100,14 @@ def test_compare_names_what_is_not_one_recipe(tmp_path):
         write_json(tmp_path / name / "config.json", {"config": recipe | {"name": name}})
         write_json(tmp_path / name / "summary.json", result(a=0.7, b=0.5))
     plain, mine = tmp_path / "plain" / "summary.json", result(a=0.8, b=0.5)
-    assert "RECIPE" not in compare(mine, "gain", plain, tmp_path / "same")
-    line = compare(mine, "gain", plain, tmp_path / "other")
+    assert "RECIPE" not in compare(mine, "gain", plain, "", tmp_path / "same")
+    line = compare(mine, "gain", plain, "", tmp_path / "other")
     assert line.endswith("NOT ONE RECIPE: lr 0.01, here 0.1")
-    assert "RECIPE" not in compare(mine, "gain", plain, tmp_path / "none")
+    assert "RECIPE" not in compare(mine, "gain", plain, "", tmp_path / "none")
     few = {"config": {"lr": 0.01}, "patients": {"train": ["a"]}, "size": 64}
     for name, changes in (("plain", {"patients": {"train": ["a", "b"]}, "size": 128}), ("few", {})):
         write_json(tmp_path / name / "config.json", few | changes)
-    line = compare(mine, "gain", plain, tmp_path / "few")
+    line = compare(mine, "gain", plain, "", tmp_path / "few")
     assert "slices of 128 pixels, here 64 pixels, 2 training cases, here 1, not the same" in line
 
 
@@ -116,6 +116,9 @@ def test_compare_says_it_in_one_line(tmp_path):
     line = compare(result(a=0.8, b=0.5), "gain", tmp_path / "s.json")
     assert line.startswith("gain: +5.0 Dice points") and "1 of 2" in line
     assert "run inference.py" in compare(result(a=1), "gain", tmp_path / "none.json")
+    write_json(tmp_path / "t.json", {**result(a=0.7, b=0.5), "stage": "student_s2"})
+    line = compare(result(a=0.8, b=0.5), "gain", tmp_path / "t.json", "student_s1")
+    assert line.endswith("t.json is of student_s2, not of student_s1")
     other = compare(result(c=1), "gain", tmp_path / "s.json")
     assert "not compared" in other and "of 2 test patients, best epoch, this run of 1 test" in other
     (tmp_path / "config.json").write_text("{}")
