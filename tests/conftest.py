@@ -48,7 +48,7 @@ def run(repo: Path, *command, cwd: Path | None = None, code: int = 0, **environm
         cwd=cwd or repo,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env={**os.environ, **environment},
         check=False,
     )

@@ -246,7 +246,7 @@ def test_a_wrong_flag_shows_before_anything_runs(reproduce, study, students, wor
 def test_a_part_of_the_study_has_a_folder_of_its_own(reproduce):
     settings = [{}, {"models": ("student_s1", "kd_t1_s1")}, {"study": "scales"}]
     parts = [reproduce.Config(**s).part() for s in settings]
-    assert parts == ["", "student_s1-kd_t1_s1", "scales_kd_t1_s1"]
+    assert parts == ["", "kd_t1_s1-student_s1", "scales_kd_t1_s1"]
 
 
 # The whole of it
