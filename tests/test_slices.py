@@ -292,3 +292,14 @@ def test_a_picture_that_claims_too_many_pixels_is_refused(tmp_path):
         path.write_bytes(head)
         with pytest.raises(UserError, match="bomb.png"):
             read_image(path)
+
+
+def test_a_manifest_that_counts_other_pixels_is_refused(own_slices):
+    text = (own_slices / "manifest.csv").read_text().splitlines()
+    shown = next(i for i, line in enumerate(text[1:], 1) if line.split(",")[2] != "0")
+    case, index, _, source = text[shown].split(",")
+    text[shown] = ",".join((case, index, "0", source))
+    (own_slices / "manifest.csv").write_text("\n".join(text) + "\n")
+    data = read_set(own_slices)
+    with pytest.raises(UserError, match=r"holds \d+ organ pixels; manifest.csv says 0"):
+        SliceDataset(data, data.slices)
