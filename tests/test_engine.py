@@ -6,7 +6,7 @@ import torch
 from conftest import ROOT, Infinite, load_script
 
 from common import checkpoint
-from common.distillation import Distiller, fingerprint
+from common.distillation import Distiller
 from common.engine import evaluate, fit
 from common.files import UserError, read_csv, read_json, write_json
 from common.losses import MultiTaskObjective, SegmentationObjective
@@ -14,7 +14,7 @@ from common.runs import start
 from common.settings import DistillationConfig, StudentConfig
 from common.slices import read_set
 from common.splits import read_splits
-from common.teachers import add_unlabelled, load_teacher
+from common.teachers import add_unlabelled
 from common.unet import UNet, student_s1, teacher_t1
 
 
@@ -186,41 +186,6 @@ def test_a_resume_on_other_patients_or_with_another_teacher_is_refused(stage, ow
     write_json(own_slices / "splits.json", splits)
     with pytest.raises(UserError, match="other patients"):
         train(stage, own_slices, "distilled", epochs=2, resume=True)
-
-
-def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients(
-    stage, own_slices, capsys
-):
-    run, trained = train(stage, own_slices, "teacher", epochs=1, share="train")
-    path, config = run.folder / "best.pt", Config(data=own_slices, name="new", device="cpu")
-
-    def build(known):
-        assert known["epoch"] == 1
-        return teacher_t1(width=4)
-
-    teacher = load_teacher(path, "stage", build, run, config)
-    assert fingerprint(teacher) == fingerprint(trained.model)
-    assert "validation Dice 0." in capsys.readouterr().out
-    last = load_teacher(run.folder / "last.pt", "stage", build, run, config)
-    assert fingerprint(last) == fingerprint(trained.model)  # one epoch: the best and the last
-    capsys.readouterr()
-    control = Config(data=own_slices, name="new", device="cpu", control="random-teacher")
-    random = load_teacher(path, "stage", build, run, control)
-    assert fingerprint(random) != fingerprint(trained.model)
-    # Counted over the training slices: as BatchNorm is built they would be 0 and 1.
-    statistics = {k: v for k, v in random.state_dict().items() if "running" in k}
-    assert all(v.std() > 0 for v in statistics.values() if v.numel() > 1)
-    before = fingerprint(random)
-    random.get_buffer(next(iter(statistics))).add_(1e-6)
-    assert fingerprint(random) == before  # a resume may count them with other threads
-    assert "its weights left random (a control): validation Dice" in capsys.readouterr().out
-    splits = read_json(own_slices / "splits.json")
-    splits["train"][0], splits["test"][0] = splits["test"][0], splits["train"][0]
-    splits["student"] = splits["train"]
-    write_json(own_slices / "splits.json", splits)
-    moved = start(config, str(stage), "student")
-    with pytest.raises(UserError, match="trained or chosen on test patients"):
-        load_teacher(path, "stage", build, moved, config)
 
 
 def test_what_is_refused_leaves_the_old_run_alone(stage, slices):

@@ -16,7 +16,6 @@ from common.layouts import looks_grouped
 from common.slices import read_image, read_set
 from common.splits import write_splits
 from common.study import add_up
-from common.volumes import read_volume, write_volume
 
 check = load_script(ROOT / "data_prep/check_volumes.py")
 slicer = load_script(ROOT / "data_prep/slice_nifti.py")
@@ -251,28 +250,6 @@ def test_one_channel_of_4d_images(brats, capsys):
         assert 100 < np.median(image[3:13, 3:13]) < 156  # the empty rim does not count
     text = capsys.readouterr().out
     assert "no air" not in text and "range of a CT" not in text
-
-
-@pytest.mark.parametrize("codes", ["RAS", "LPS", "SAR"])
-def test_a_channel_of_a_4d_file_is_the_3d_file_of_it(tmp_path, codes):
-    voxels = np.arange(3 * 4 * 5 * 2, dtype=np.int16).reshape(3, 4, 5, 2)
-    start, end = (nib.orientations.axcodes2ornt(c) for c in ("RAS", codes))
-    turn = nib.orientations.ornt_transform(start, end)
-    for scale in (1, 0.5):
-        found = []
-        for name, part in (("four", voxels), ("three", voxels[..., 1])):
-            image = nib.Nifti1Image(part, np.diag([1, 2, 3, 1.0])).as_reoriented(turn)
-            image.header.set_slope_inter(scale, 0)
-            nib.save(image, tmp_path / f"{name}.nii.gz")
-            channel = 1 if name == "four" else None
-            found.append(read_volume(tmp_path / f"{name}.nii.gz", channel))
-        four, three = found
-        assert np.array_equal(four.voxels, three.voxels) and four.voxels.dtype == three.voxels.dtype
-        assert np.array_equal(four.voxels, voxels[..., 1] * scale)
-        assert four.spacing == three.spacing == (1, 2, 3)
-        assert four.geometry() | {"sha256": 0} == three.geometry() | {"sha256": 0}
-        write_volume(tmp_path / "mask.nii.gz", (four.voxels > 9).astype(np.uint8), four)
-        assert nib.load(tmp_path / "mask.nii.gz").shape == three.stored_shape
 
 
 def test_a_4d_folder_is_checked_by_channel_and_needs_no_hu(brats, capsys):

@@ -9,7 +9,6 @@ from torch import nn
 
 from common.files import UserError, read_csv, read_json
 from common.jobs import volume_files
-from common.measures import largest_components, measures
 from common.segment import _stored_index, segment
 from common.settings import InferenceConfig
 from common.trained import Trained
@@ -288,21 +287,3 @@ def test_a_sheet_counts_slices_as_the_file_does(tmp_path):
     for codes, name in (("LPS", "k = 3"), ("RAI", "k = 5"), ("SPL", "i = 3"), ("LIP", "j = 5")):
         volume = read_volume(save(tmp_path / "v.nii.gz", np.zeros((9, 9, 9), np.int16), codes))
         assert _stored_index(volume, 3) == name
-
-
-def test_measures_and_parts_have_their_closed_forms():
-    mask = np.zeros((9, 9, 9), np.uint8)
-    mask[1:3, 1:3, 1:3] = 1
-    mask[3, 3, 3] = 1  # touches by a corner
-    mask[7, 7, 7] = 1
-    assert largest_components(mask, 1).sum() == 9 and largest_components(mask * 0, 1).sum() == 0
-    second = np.where(mask, mask, np.roll(mask, 4, 2) * 2)  # its largest part has 8 voxels, or 9
-    kept = largest_components(second, 2)
-    assert np.array_equal(kept == 1, largest_components(mask, 1) == 1)
-    assert (kept == 2).sum() == largest_components((second == 2) * 1, 1).sum() > 0
-    assert measures(mask, (1, 2, 5)) == {
-        "slices": 9,
-        "slices_with_organ": 4,
-        "volume_ml": 0.1,
-        "length_mm": 35.0,
-    }

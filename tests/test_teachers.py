@@ -1,12 +1,13 @@
 import pytest
 import torch
+from test_engine import train
 
-from common.distillation import Distiller
-from common.files import UserError
+from common.distillation import Distiller, fingerprint
+from common.files import UserError, read_json, write_json
 from common.runs import start
 from common.settings import DistillationConfig
 from common.teachers import add_unlabelled, load_teacher
-from common.unet import student_s1
+from common.unet import student_s1, teacher_t1
 
 
 def test_the_control_without_a_teacher_needs_none(stage, slices, tmp_path):
@@ -39,3 +40,43 @@ def test_unlabelled_images_come_from_the_other_training_patients_without_their_m
     run.splits["student"] = run.splits["train"]
     with pytest.raises(UserError, match="every training patient's labels"):
         add_unlabelled(run, config)
+
+
+def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients(
+    stage, own_slices, capsys
+):
+    run, trained = train(stage, own_slices, "teacher", epochs=1, share="train")
+    path, config = (
+        run.folder / "best.pt",
+        DistillationConfig(data=own_slices, name="new", device="cpu"),
+    )
+
+    def build(known):
+        assert known["epoch"] == 1
+        return teacher_t1(width=4)
+
+    teacher = load_teacher(path, "stage", build, run, config)
+    assert fingerprint(teacher) == fingerprint(trained.model)
+    assert "validation Dice 0." in capsys.readouterr().out
+    last = load_teacher(run.folder / "last.pt", "stage", build, run, config)
+    assert fingerprint(last) == fingerprint(trained.model)  # one epoch: the best and the last
+    capsys.readouterr()
+    control = DistillationConfig(
+        data=own_slices, name="new", device="cpu", control="random-teacher"
+    )
+    random = load_teacher(path, "stage", build, run, control)
+    assert fingerprint(random) != fingerprint(trained.model)
+    # Counted over the training slices: as BatchNorm is built they would be 0 and 1.
+    statistics = {k: v for k, v in random.state_dict().items() if "running" in k}
+    assert all(v.std() > 0 for v in statistics.values() if v.numel() > 1)
+    before = fingerprint(random)
+    random.get_buffer(next(iter(statistics))).add_(1e-6)
+    assert fingerprint(random) == before  # a resume may count them with other threads
+    assert "its weights left random (a control): validation Dice" in capsys.readouterr().out
+    splits = read_json(own_slices / "splits.json")
+    splits["train"][0], splits["test"][0] = splits["test"][0], splits["train"][0]
+    splits["student"] = splits["train"]
+    write_json(own_slices / "splits.json", splits)
+    moved = start(config, str(stage), "student")
+    with pytest.raises(UserError, match="trained or chosen on test patients"):
+        load_teacher(path, "stage", build, moved, config)

@@ -1,0 +1,91 @@
+"""Splits by patient: disjoint, nested, and no model judged on whom it has seen."""
+
+import json
+
+import pytest
+
+from common.files import UserError, write_json
+from common.slices import Slice, SliceSet, read_set
+from common.splits import check_patients, make_splits, read_splits, with_labels
+
+PARTS = ("train", "val", "test")
+
+
+@pytest.mark.parametrize("count", [3, 4, 10, 41])
+def test_shares_of_labels_are_nested_and_half_is_the_split_s_own(count):
+    splits = make_splits([f"p{i}" for i in range(count)], seed=3)
+    shares = [set(with_labels(splits, p)["student"]) for p in (5, 10, 25, 50, 75, 100)]
+    assert all(shares) and shares[3] == set(splits["student"])
+    assert shares[5] == set(splits["train"])
+    assert all(few <= many for few, many in zip(shares, shares[1:], strict=False))
+    assert with_labels(splits, 5) == with_labels(splits, 5)
+    assert {**with_labels(splits, 5), "student": 0} == {**splits, "student": 0}
+
+
+@pytest.mark.parametrize("count", [3, 4, 10, 41])
+def test_splits_are_disjoint_by_patient_and_cover_everybody(count):
+    cases = [f"p{i}" for i in range(count)]
+    splits = make_splits(cases, seed=3)
+    assert sorted(sum((splits[p] for p in PARTS), [])) == sorted(cases)
+    assert all(splits[p] for p in PARTS)
+    assert set(splits["student"]) <= set(splits["train"])
+    assert len(splits["student"]) == -(-len(splits["train"]) // 2)
+    assert splits == make_splits(cases[::-1], seed=3)
+
+
+def test_41_patients_are_split_70_10_20():
+    splits = make_splits([f"p{i}" for i in range(41)])
+    assert [len(splits[p]) for p in PARTS] == [29, 4, 8]
+
+
+@pytest.mark.parametrize(("count", "folds"), [(30, 5), (41, 5), (7, 7), (9, 2)])
+def test_over_all_folds_every_patient_is_tested_once(count, folds):
+    cases = [f"p{i}" for i in range(count)]
+    made = [make_splits(cases, 1, folds, fold) for fold in range(folds)]
+    assert sorted(sum((s["test"] for s in made), [])) == sorted(cases)
+    for s in made:
+        assert not set(s["test"]) & (set(s["train"]) | set(s["val"]))
+        assert s["train"] and s["val"]
+
+
+def test_impossible_folds_are_refused():
+    for folds, fold in ((1, 0), (5, 5), (9, 0)):
+        with pytest.raises(UserError, match="--folds"):
+            make_splits(["a", "b", "c", "d"], 0, folds, fold)
+
+
+def test_a_leak_in_splits_json_is_refused(own_slices):
+    data = read_set(own_slices)
+    splits = json.loads((own_slices / "splits.json").read_text())
+    splits["test"].append(splits["train"][0])
+    splits["student"].append("nobody")
+    write_json(own_slices / "splits.json", splits)
+    with pytest.raises(UserError) as error:
+        read_splits(data, "splits.json", ("train",))
+    assert f"{splits['train'][0]} is in train and in test" in str(error.value)
+    assert "nobody is not in train" in str(error.value)
+
+
+def test_two_volumes_of_one_patient_on_two_sides_are_a_leak(own_slices):
+    splits = json.loads((own_slices / "splits.json").read_text())
+    info = json.loads((own_slices / "dataset.json").read_text())
+    pair = splits["val"][0], splits["test"][0]
+    write_json(own_slices / "dataset.json", {**info, "patients": dict.fromkeys(pair, "p1")})
+    with pytest.raises(UserError, match=f"{pair[0]} is in val and {pair[1]}, of the same patient"):
+        read_splits(read_set(own_slices), "splits.json", ("train",))
+
+
+def test_a_model_is_not_judged_on_patients_that_it_has_seen(tmp_path):
+    trained = {"patients": {"train": ["a", "b"], "val": ["c"]}}
+    splits = {"train": ["a"], "val": ["c"], "test": ["d"]}
+    rows = [Slice(case, 0, 1) for case in ("a", "b", "c", "d", "d_2")]
+    data = SliceSet(tmp_path, {"patients": {"d_2": "d"}}, rows)
+    check_patients(trained, data, splits, ("val", "test"), tmp_path)
+    with pytest.raises(UserError, match=r"test patients.*\(c\)"):
+        check_patients(trained, data, {**splits, "test": ["c", "d"]}, ("test",), tmp_path)
+    with pytest.raises(UserError, match=r"val patients.*\(b\)"):
+        check_patients(trained, data, {**splits, "val": ["b"]}, ("val", "test"), tmp_path)
+    # Another volume of a patient that it was trained on.
+    earlier = {"patients": {"train": ["d_1"], "val": ["c"]}, "patient_of": {"d_1": "d"}}
+    with pytest.raises(UserError, match=r"test patients.*\(d_2\)"):
+        check_patients(earlier, data, {**splits, "test": ["d_2"]}, ("test",), tmp_path)
