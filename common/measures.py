@@ -22,27 +22,23 @@ def largest_components(mask: np.ndarray, organs: int) -> np.ndarray:
 
 
 def findings(mask: np.ndarray, truth: np.ndarray | None, spacing, organs: list[str]) -> dict:
-    """Measures of each organ in a mask of class indices, and with a truth its scores."""
+    """Of a mask of class indices: its slices, each organ's measures and, with a truth, its scores
+    and their means over the organs (else None)."""
     each = {}
     for value, organ in enumerate(organs, start=1):
         mine = mask == value
         scores = None if truth is None else volume_scores(mine, truth == value, spacing)
         each[organ] = {**measures(mine, spacing), "scores": scores}
-    if len(organs) == 1:
-        return {"organ": organs[0], **each[organs[0]]}
-    scores = None
-    if truth is not None:
-        known = over_organs({organ: row["scores"] for organ, row in each.items()})
-        scores = {name: value for name, value in known.items() if name != "organs"}
-    return {"slices": mask.shape[2], "organs": each, "scores": scores}
+    known = {} if truth is None else {organ: row["scores"] for organ, row in each.items()}
+    means = over_organs(known) if known else None
+    return {"slices": mask.shape[2], "organs": each, "scores": means}
 
 
 def measures(mask: np.ndarray, spacing: tuple[float, float, float]) -> dict:
-    """Of a mask in canonical orientation, spacing in mm: slices, those with the organ, its volume
-    in ml, and its craniocaudal length in mm, from its lowest slice to its highest."""
+    """Of a mask in canonical orientation, spacing in mm: the slices with the organ, its volume in
+    ml, and its craniocaudal length in mm, from its lowest slice to its highest."""
     present = np.flatnonzero(mask.any((0, 1)))
     return {
-        "slices": mask.shape[2],
         "slices_with_organ": len(present),
         "volume_ml": float(np.count_nonzero(mask) * np.prod(spacing) / 1000),
         "length_mm": float((present[-1] - present[0] + 1) * spacing[2]) if len(present) else 0.0,
@@ -57,9 +53,10 @@ def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing: tuple) -> dict:
 
 def rows(about: dict) -> list[dict]:
     """A table's row for each organ of a volume: its name, measures and scores, if there are any."""
-    each = about["organs"] if "organs" in about else {about["organ"]: about}
     named = {"volume": about["volume"], "doubts": "; ".join(about["doubts"])}
-    found = [named | {"organ": k} | row | (row["scores"] or {}) for k, row in each.items()]
+    found = [
+        named | {"organ": k} | row | (row["scores"] or {}) for k, row in about["organs"].items()
+    ]
     return [{column: row.get(column) for column in COLUMNS} for row in found]
 
 
@@ -68,20 +65,18 @@ def in_words(about: dict) -> str:
 
     Of several organs their volumes.
     """
-    if "organ" in about:
+    each = about["organs"]
+    volumes = {organ: f"{organ} {row['volume_ml']:.1f} ml" for organ, row in each.items()}
+    if len(each) == 1:
+        (organ, row), mean = *each.items(), ""
         found = (
-            f"{about['organ']} {about['volume_ml']:.1f} ml, {about['length_mm']:.0f} mm long, "
-            f"in {about['slices_with_organ']} of {about['slices']} slices"
+            f"{volumes[organ]}, {row['length_mm']:.0f} mm long, "
+            f"in {row['slices_with_organ']} of {about['slices']} slices"
         )
     else:
-        found = ", ".join(
-            f"{organ} {row['volume_ml']:.1f} ml"
-            for organ, row in about["organs"].items()
-            if row["slices_with_organ"]
-        )
-        found = found or "no organ"
+        seen, mean = [o for o, row in each.items() if row["slices_with_organ"]], "mean "
+        found = ", ".join(volumes[organ] for organ in seen) or "no organ"
     text = f"{about['volume']}: {found}"
     if scores := about["scores"]:
-        mean = "" if "organ" in about else "mean "
         text += f"; {mean}Dice {number(scores['dice'])}, HD95 {number(scores['hd95_mm'])} mm"
     return "; ".join([text, *about["doubts"]])

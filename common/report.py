@@ -15,7 +15,7 @@ from PIL import Image
 
 from common import figures
 from common.files import read_json, shown, write_text
-from common.scores import TITLES, by_patient, number, with_spread
+from common.scores import TITLES, by_patient, each_of_several, number, with_spread
 from common.slices import Slice, SliceSet
 
 STYLE = """
@@ -42,7 +42,7 @@ def write_report(folder: Path, data: SliceSet, compared: tuple[str, ...] = (), w
     parts = [
         f"<h1>{_text(result['stage'])}: {_text(result['run'])}</h1>",
         f'<p class="about">{_text(_about(result, data))}</p>',
-        "<h2>Scores</h2>" + ("<p>Means over the organs.</p>" if "organs" in result else ""),
+        "<h2>Scores</h2>" + ("<p>Means over the organs.</p>" if each_of_several(result) else ""),
         _scores(result),
         *_organs(result),
         "".join(f"<p>{_text(line)}</p>" for line in compared),
@@ -120,10 +120,10 @@ def _scores(result: dict) -> str:
 
 def _organs(result: dict) -> list[str]:
     """Of several organs a line each: mean and spread over patients, in how many, Dice pooled."""
-    if "organs" not in result:
+    several = each_of_several(result)
+    if not several:
         return []
-    first = next(iter(result["organs"].values()))["per_patient"]
-    known = [s for s in TITLES if s in first]
+    known = [s for s in TITLES if s in result["per_patient"]]
     lines = [
         [
             organ,
@@ -131,7 +131,7 @@ def _organs(result: dict) -> list[str]:
             row["per_patient"]["dice"]["n"],
             number(row["pooled"]["dice"]),
         ]
-        for organ, row in result["organs"].items()
+        for organ, row in several.items()
     ]
     head = ["", *(TITLES[s] for s in known), "patients", "Dice, pooled"]
     return ["<h2>Organs</h2>", _table(head, lines)]

@@ -7,8 +7,8 @@ pool) with truth T and prediction P:
     recall = |P & T| / |T|              precision = |P & T| / |P|
 
 A missed organ has Dice 0; so has one that is predicted where there is none. Where neither has a
-pixel, the scores are undefined (None): such cases are left out of the mean and counted. Of several
-organs a patient's score is the mean over those where it is defined; each organ's own is kept.
+pixel, the scores are undefined (None): such cases are left out of the mean and counted. A patient's
+score is the mean over the organs where it is defined; each organ's own is kept beside it.
 """
 
 from collections.abc import Iterable
@@ -57,7 +57,7 @@ def per_case(
     """Counts and scores of each case, sorted, from its slices' counts `(slices, organs, 3)`.
 
     `surfaces` may hold surface scores by case and organ, `patients` whose the case is, where a
-    patient has several. See `over_organs` for the rows.
+    patient has several. A row holds the means over the organs, and each one's own under `organs`.
     """
     cases, counts = np.asarray(list(cases)), np.asarray(counts, dtype=np.int64)
     several = any(patients[case] != case for case in cases) if patients else False
@@ -72,37 +72,39 @@ def per_case(
             }
             for organ, pixels in zip(organs, counts[mine].sum(0).tolist(), strict=True)
         }
-        rows[case] = {"slices": int(mine.sum()), **over_organs(each)}
+        rows[case] = {"slices": int(mine.sum()), **over_organs(each), "organs": each}
         if several:
             rows[case]["patient"] = patients[case]
     return rows
 
 
-def by_patient(rows: Iterable[tuple[str, dict]], score: str) -> dict[str, float | None]:
-    """Each patient's mean score over its rows (case, row); None where it is undefined in all."""
+def by_patient(
+    rows: Iterable[tuple[str, dict]], score: str, organ: str | None = None
+) -> dict[str, float | None]:
+    """Each patient's mean score over its rows (case, row); None where it is undefined in all.
+
+    The score is an organ's, or the mean over the organs.
+    """
     values: dict[str, list[float]] = {}
     for case, row in rows:
         known = values.setdefault(row.get("patient", case), [])
-        if row[score] is not None:
-            known.append(row[score])
+        value = (row["organs"][organ] if organ else row)[score]
+        if value is not None:
+            known.append(value)
     return {patient: float(np.mean(v)) if v else None for patient, v in sorted(values.items())}
 
 
-def over_organs(each: dict[str, dict]) -> dict:
-    """One organ's row is the whole; of several the mean of each score, and the rows as `organs`."""
-    first, *others = each.values()
-    if not others:
-        return first
-    scores = [name for name in first if name not in PIXELS]
-    means = {s: mean_and_spread(row[s] for row in each.values())["mean"] for s in scores}
-    return {**means, "organs": each}
+def over_organs(each: dict[str, dict]) -> dict[str, float | None]:
+    """The mean of each score over the organs whose rows these are."""
+    scores = [name for name in next(iter(each.values())) if name not in PIXELS]
+    return {s: mean_and_spread(row[s] for row in each.values())["mean"] for s in scores}
 
 
-def of_organ(row: dict, organ: str | None) -> dict:
-    """An organ's part of a case's row; None: the whole row."""
-    if not organ or "organs" not in row:
-        return row
-    return row["organs"][organ] | ({"patient": row["patient"]} if "patient" in row else {})
+def pool(rows: Iterable[dict], organs: list[str]) -> dict[str, dict]:
+    """Each organ's overlap scores of the pixels of all rows together."""
+    each = [row["organs"] for row in rows]
+    counts = {o: [sum(row[o][name] for row in each) for name in PIXELS] for o in organs}
+    return {organ: overlap_scores(*found) for organ, found in counts.items()}
 
 
 def mean_and_spread(values: Iterable[float | None]) -> dict:
@@ -122,31 +124,27 @@ def summary(
 ) -> dict:
     """Both views of a set of slices: `per_patient` (mean, std, n) and `pooled` for each score.
 
-    `counts` `(slices, organs, 3)`. Of several organs the same of each under `organs`.
+    `counts` `(slices, organs, 3)`. Means over the organs; the same of each under `organs`.
     """
     each = per_case(cases, counts, organs, patients=patients)
     return {**views(each, organs), "slices": len(cases)}
 
 
 def views(each: dict[str, dict], organs: list[str], scores: Iterable[str] = SCORES) -> dict:
-    """`per_patient` of these scores and `pooled` of rows by case; of several organs each's too."""
-    pools = {}
-    for organ in organs:
-        rows = [of_organ(row, organ) for row in each.values()]
-        pools[organ] = overlap_scores(*(sum(row[name] for row in rows) for name in PIXELS))
-    whole = {"per_patient": _means(each, scores), "pooled": over_organs(pools)}
-    if len(organs) == 1:
-        return whole
-    by_organ = {}
-    for organ, pool in whole["pooled"].pop("organs").items():
-        rows = {case: of_organ(row, organ) for case, row in each.items()}
-        by_organ[organ] = {"per_patient": _means(rows, scores), "pooled": pool}
-    return {**whole, "organs": by_organ}
+    """`per_patient` of these scores and `pooled` of rows by case, and each organ's own."""
+
+    def means(organ: str | None = None) -> dict[str, dict]:
+        found = {s: by_patient(each.items(), s, organ).values() for s in scores}
+        return {s: mean_and_spread(values) for s, values in found.items()}
+
+    pools = pool(each.values(), organs)
+    own = {organ: {"per_patient": means(organ), "pooled": pools[organ]} for organ in organs}
+    return {"per_patient": means(), "pooled": over_organs(pools), "organs": own}
 
 
-def _means(rows: dict[str, dict], scores: Iterable[str]) -> dict[str, dict]:
-    """Mean and spread of each score over the patients of rows by case."""
-    return {s: mean_and_spread(by_patient(rows.items(), s).values()) for s in scores}
+def each_of_several(found: dict) -> dict[str, dict]:
+    """The organs of a case's row or of a summary; none where one organ's scores are the whole's."""
+    return found["organs"] if len(found["organs"]) > 1 else {}
 
 
 def number(value: float | None) -> str:

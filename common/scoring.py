@@ -6,7 +6,15 @@ import numpy as np
 import torch
 
 from common.files import UserError, bullets, read_json, shown, write_csv, write_json
-from common.scores import SCORES, count, number, per_case, views, with_spread
+from common.scores import (
+    SCORES,
+    count,
+    each_of_several,
+    number,
+    per_case,
+    views,
+    with_spread,
+)
 from common.settings import DATA
 from common.slices import Slice, SliceSet, check_same_organs, read_set
 from common.surfaces import SURFACE_SCORES, surface_scores
@@ -25,9 +33,10 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     """Score a run's predictions/ against the data set's masks, paired by name.
 
     Writes metrics_per_case.csv and summary.json into the run folder and returns the summary:
-    `subset`, `weights` (best or last), `cases` (counts and scores a patient), `per_patient`,
-    `pooled`, `parameters`, `epoch`, `latency_ms`. Of volumes also the distances of surfaces in mm
-    (a missed organ: the diagonal of the stack of squares).
+    `subset`, `weights` (best or last), `parameters`, `epoch`, `latency_ms`, `classes` (the organs'
+    names), `per_patient` and `pooled` (means over the organs), `organs` (each one's own), `cases`
+    (the scores of each, and of each of its organs the scores and pixels). Of volumes also the
+    distances of surfaces in mm (a missed organ: the diagonal of the stack of squares).
     UserError if inference has not finished, or naming every slice whose partner is missing.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
@@ -91,10 +100,13 @@ def check_partners(folder: Path, data: SliceSet, slices: list[Slice]) -> None:
 
 
 def flat(row: dict) -> dict:
-    """A case's row for a CSV: what it holds of an organ becomes columns `score organ`."""
-    organs = row.get("organs", {})
-    columns = {f"{k} {organ}": v for organ, scores in organs.items() for k, v in scores.items()}
-    return {k: v for k, v in row.items() if k != "organs"} | columns
+    """A case's row for a CSV: one organ's scores and pixels, or the means over several and each
+    one's in columns `score organ`."""
+    whole = {k: v for k, v in row.items() if k != "organs"}
+    if several := each_of_several(row):
+        return whole | {f"{k} {name}": v for name, own in several.items() for k, v in own.items()}
+    (only,) = row["organs"].values()
+    return {"slices": row["slices"], **only, **whole}
 
 
 def spacing_of(case: str, slices: list[Slice], data: SliceSet) -> tuple | None:
@@ -122,7 +134,8 @@ def table(result: dict) -> str:
         f"{result['stage']} ({result['run']}): {patients} {result['subset']} patients, "
         f"{result['slices']} slices, {result['weights']} epoch, {result['parameters']:,} parameters"
     )
-    room = max(10, *map(len, result.get("organs", [""])))
+    several = each_of_several(result)
+    room = max(10, 0, *map(len, several))
     lines = [title, f"{'':<{room}} {'per patient':>16} {'pooled':>8}"]
     for score in SCORES:
         mean, pooled = result["per_patient"][score], result["pooled"][score]
@@ -130,7 +143,7 @@ def table(result: dict) -> str:
     for score, title in SURFACE_SCORES.items():
         if score in result["per_patient"]:
             lines.append(f"{title:<{room}} {with_spread(result['per_patient'][score]):>16}")
-    for organ, row in result.get("organs", {}).items():
+    for organ, row in several.items():
         dice, pooled = row["per_patient"]["dice"], number(row["pooled"]["dice"])
         cells = f"{organ:<{room}} {with_spread(dice):>16} {pooled:>8}"
         lines.append(f"{cells}   Dice of {dice['n']} patients")

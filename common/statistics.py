@@ -13,7 +13,7 @@ from scipy import stats
 
 from common import scores
 from common.files import read_json, shown
-from common.scores import PIXELS, mean_and_spread, of_organ, over_organs, overlap_scores
+from common.scores import mean_and_spread, over_organs, pool
 from common.settings import NOT_LEARNED, StudentConfig
 
 
@@ -22,28 +22,24 @@ def by_patient(
 ) -> dict[str, float | None]:
     """Each patient's mean score over the results that hold it; None where it is undefined.
 
-    Of several organs: of that one, or their mean.
+    The score is an organ's, or the mean over the organs.
     """
     rows = (pair for result in results for pair in result["cases"].items())
-    return scores.by_patient(((case, of_organ(row, organ)) for case, row in rows), score)
+    return scores.by_patient(rows, score, organ)
 
 
 def pooled(results: list[dict]) -> dict[str, float | None]:
     """Dice, IoU, recall, precision of all pixels of all results, as the thesis counts.
 
-    Of several organs their means.
+    Means over the organs.
     """
-    rows = [row for result in results for row in result["cases"].values()]
-    pools = {}
-    for organ in organs_of(results) or [None]:
-        mine = [of_organ(row, organ) for row in rows]
-        pools[organ] = overlap_scores(*(sum(row[name] for row in mine) for name in PIXELS))
-    return over_organs(pools)
+    rows = (row for result in results for row in result["cases"].values())
+    return over_organs(pool(rows, results[0]["classes"]))
 
 
-def organs_of(results: list[dict]) -> list[str]:
-    """The organs' names, if there are several."""
-    return [*next(iter(results[0]["cases"].values())).get("organs", {})]
+def is_summary(found: dict) -> bool:
+    """Whether a JSON is a summary.json, and of this version: each organ with its own scores."""
+    return {"subset", "weights", "classes", "organs", "cases"} <= found.keys()
 
 
 def interval(values: list[float]) -> tuple[float, float] | None:
@@ -72,10 +68,8 @@ def gain(results: list[dict], base: list[dict], organ: str | None = None) -> dic
     bootstrap over patients), `p` (Wilcoxon). None unless both hold the same patients of the same
     subset and organs, after the same epoch: the best or the last.
     """
-    every = [*results, *base]
-    kinds = {(r["subset"], r["weights"], *organs_of([r])) for r in every}
-    known = {tuple(r["classes"]) for r in every if "classes" in r}  # older summaries have none
-    if len(kinds) > 1 or len(known) > 1:
+    kinds = {(r["subset"], r["weights"], *r["classes"]) for r in (*results, *base)}
+    if len(kinds) > 1:
         return None
     mine, theirs = (by_patient(found, "dice", organ) for found in (results, base))
     if mine.keys() != theirs.keys():
@@ -134,16 +128,16 @@ def compare(
     if not path.exists():
         return f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare"
     other = read_json(path)
-    if not {"subset", "weights", "cases"} <= other.keys():
+    if not is_summary(other):
         return f"{title}: {shown(path)} is no summary.json of this version; run metrics.py there"
     if stage and other.get("stage", stage) != stage:
         return f"{title}: not compared; {shown(path)} is of {other['stage']}, not of {stage}"
     found = gain([result], [other])
     if found is None:
-        other_organs = result.get("classes") != other.get("classes")
+        other_organs = result["classes"] != other["classes"]
         theirs, ours = (
             f"{len(by_patient([r]))} {r['subset']} patients, {r['weights']} epoch"
-            + (f", of {', '.join(r['classes'])}" if other_organs and "classes" in r else "")
+            + (f", of {', '.join(r['classes'])}" if other_organs else "")
             for r in (other, result)
         )
         return f"{title}: not compared; {shown(path)} is of {theirs}, this run of {ours}"

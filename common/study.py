@@ -10,7 +10,7 @@ from common.files import UserError, read_csv, read_json, shown
 from common.mistakes import error_pixels, error_shares, of_each_organ, repaired_pixels
 from common.scores import count, overlap_scores
 from common.slices import SliceSet
-from common.statistics import by_patient, interval
+from common.statistics import by_patient, interval, is_summary
 from common.tables import write_study
 
 PICTURES = (
@@ -120,6 +120,8 @@ def _draw_errors(folder: Path, runs: dict[str, dict], bases: dict[str, str], dat
 def _scored(run: Path, kind: tuple[str, str]) -> dict:
     """A run's summary."""
     result = read_json(run / "summary.json")
+    if not is_summary(result):
+        raise UserError(f"{shown(run)} was scored by another version; run metrics.py there again.")
     if (result["subset"], result["weights"]) != kind:
         raise UserError(
             f"{shown(run)} was last scored on {result['subset']} patients, of the "

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from common.files import UserError, write_csv, write_text
-from common.scores import SCORES, TITLES, mean_and_spread, number, with_spread
-from common.statistics import by_patient, gain, in_words, organs_of, pooled, seed_spread
+from common.scores import SCORES, TITLES, each_of_several, mean_and_spread, number, with_spread
+from common.statistics import by_patient, gain, in_words, pooled, seed_spread
 from common.surfaces import SURFACE_SCORES
 
 # arXiv 2406.03173, pooled over slices of a random split by slice. Its released code distils
@@ -61,7 +61,7 @@ def write_study(
     gains = {model: gain(results[model], results[base]) for model, base in bases.items()}
     gains = {model: found for model, found in gains.items() if found}
     # The thesis's figures are of the spleen.
-    organs = next(iter(results.values()))[0].get("classes", ["spleen"])
+    organs = next(iter(results.values()))[0]["classes"]
     beside = THESIS.keys() & runs.keys() and organs == ["spleen"]
     patients, slices, records = [], [], []
     for model, found in results.items():
@@ -132,7 +132,7 @@ def _distances(results: dict[str, list[dict]]) -> list[dict[str, str]]:
 def _organs(results: dict[str, list[dict]], bases: dict[str, str]) -> list[dict[str, str]]:
     """A row an organ, if there are several: each model's Dice, the gains of those with a base."""
     rows = []
-    for organ in organs_of(next(iter(results.values()))):
+    for organ in each_of_several(next(iter(results.values()))[0]):
         row = {"organ": organ}
         for model, found in results.items():
             row[model] = with_spread(mean_and_spread(by_patient(found, organ=organ).values()))

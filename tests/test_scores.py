@@ -5,7 +5,7 @@ from monai.metrics import DiceMetric, MeanIoU
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from common.figures import save_picture
-from common.files import UserError, read_json, write_csv, write_json
+from common.files import UserError, read_csv, read_json, write_csv, write_json
 from common.reconstruction import mse, psnr, ssim
 from common.scores import (
     count,
@@ -89,7 +89,7 @@ def test_several_organs_are_scored_each_and_as_their_mean():
     assert whole["organs"]["liver"]["per_patient"]["dice"]["n"] == 1
     assert whole["organs"]["spleen"]["pooled"]["dice"] == 2 / 9
     assert whole["pooled"]["dice"] == pytest.approx((8 / 12 + 2 / 9) / 2)
-    study = [{"cases": rows}]
+    study = [{"cases": rows, "classes": organs}]
     assert pooled(study)["dice"] == pytest.approx(whole["pooled"]["dice"])
     assert by_patient(study, organ="spleen") == {"a": 0.5, "b": 0.0}
     better = per_case(cases, np.where(counts == 5, 0, counts), organs)  # without that spleen
@@ -97,7 +97,7 @@ def test_several_organs_are_scored_each_and_as_their_mean():
     assert won["n"] == 1 and won["mean"] == 0  # b has no score to compare any more
 
 
-KIND = {"subset": "test", "weights": "best"}
+KIND = {"subset": "test", "weights": "best", "classes": ["liver", "spleen"]}
 
 
 def test_reconstruction_scores_equal_scikit_image():
@@ -138,7 +138,10 @@ def test_a_run_is_scored_by_name(small_run):
     result = score_run(run, read_set(data))
     assert result["pooled"]["dice"] == 1 and result["latency_ms"] == 2
     row = result["cases"]["p"]
-    assert row["slices"] == 3 and row["overlap_pixels"] == row["true_pixels"] > 0
+    own = row["organs"]["spleen"]
+    assert row["slices"] == 3 and own["overlap_pixels"] == own["true_pixels"] > 0
+    (line,) = read_csv(run / "metrics_per_case.csv", ("case", "dice", "true_pixels"))
+    assert float(line["dice"]) == row["dice"] == own["dice"] and "dice spleen" not in line
     assert "1.000" in table(result)
     assert (run / "metrics_per_case.csv").exists() and (run / "summary.json").exists()
 
@@ -159,7 +162,7 @@ def test_patients_whose_slices_take_turns_are_not_mixed_up(small_run):
     write_json(run / "inference.json", read_json(run / "inference.json") | {"cases": ["p", "q"]})
     cases = score_run(run, read_set(data))["cases"]
     assert (cases["p"]["dice"], cases["q"]["dice"]) == (1, 0)
-    assert (cases["p"]["true_pixels"], cases["q"]["true_pixels"]) == (32, 64)
+    assert [cases[c]["organs"]["spleen"]["true_pixels"] for c in "pq"] == [32, 64]
 
 
 def test_missing_and_superfluous_partners_are_named(small_run):

@@ -24,8 +24,11 @@ def summary(parameters, *dice):
     for i, d in enumerate(dice):
         counts = round(100 * d), 100, 100
         names = ("overlap_pixels", "predicted_pixels", "true_pixels")
-        cases[f"p{i}"] = dict(zip(names, counts, strict=True)) | overlap_scores(*counts)
+        found = overlap_scores(*counts)
+        own = dict(zip(names, counts, strict=True)) | found
+        cases[f"p{i}"] = {**found, "organs": {"spleen": own}}
     about = {"subset": "test", "weights": "best", "parameters": parameters}
+    about |= {"per_patient": {}, "organs": {"spleen": {}}, "classes": ["spleen"]}
     return {**about, "cases": cases}
 
 
