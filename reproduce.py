@@ -86,12 +86,12 @@ class Config(base.Config):
         "(with few validation patients the best is luck)",
         choices=WEIGHTS,
     )
-    teach: str = option("best", "the weights that a teacher teaches with, as above", WEIGHTS)
+    teacher_weights: str = option("best", "those that a teacher teaches with, as above", WEIGHTS)
     share_teachers: bool = option(False, "one teacher a fold, of the first seed, for all seeds")
     input: Path | None = option(None, "CT volumes, a folder in Decathlon layout")
     data: Path | None = option(None, "an existing slice data set, instead of volumes")
     name: str | None = option(None, "start of the runs' names, and the folder in results/")
-    classes: str = option(
+    organs: str = option(
         "spleen", "organs: the spleen, or all that the volumes' dataset.json names", ORGANS
     )
     patients: int | None = option(
@@ -119,7 +119,7 @@ class Config(base.Config):
                     setattr(self, name, value)
                 elif isinstance(value, str):  # of two equal flags the last one counts
                     setattr(self, name, f"{value} {given}".strip())
-        several = "" if self.classes == Config.classes else f"-{self.classes}"
+        several = "" if self.organs == Config.organs else f"-{self.organs}"
         self.name = self.name or ("quick" if self.quick else "study") + several
 
     def _check(self) -> None:
@@ -136,7 +136,7 @@ class Config(base.Config):
             ("pair", not ablation and self.pair != Config.pair, "without --study"),
             ("of", not self.folds and self.of != Config.of, "without --folds"),
             ("size", self.data and self.size, "with --data"),
-            ("classes", self.data and self.classes != Config.classes, "with --data"),
+            ("organs", self.data and self.organs != Config.organs, "with --data"),
             ("patients", volumes and self.patients, "with --data or --input"),
             ("thickness", volumes and self.thickness is not None, "with --data or --input"),
         ):
@@ -173,18 +173,18 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
         return config.data, []
     data, steps = ROOT / "data" / f"slices_{config.name}", ()
     record = data.with_name(f"{data.name}.json")
-    several = None if config.classes == Config.classes else config.classes
+    several = None if config.organs == Config.organs else config.organs
     synthetic = config.quick or (config.patients, config.thickness) != (None, None)
     volumes = config.input or (TASK09 if TASK09.exists() and not synthetic else None)
     if volumes is None:
         volumes = ROOT / "data" / f"phantom_{config.name}"
         made = flags(output=volumes, patients=config.patients, thickness=config.thickness)
-        made += flags(classes=several)
+        made += flags(organs=several)
         steps += (Step(("data_prep/make_phantom.py", *made), volumes / "dataset.json", record),)
     index = (volumes / "dataset.json",)
     check = ("data_prep/check_volumes.py", *flags(input=volumes))
     steps += (Step(check, *index, record, index, steps),)
-    made = flags(input=volumes, output=data, size=config.size, labels=several)
+    made = flags(input=volumes, output=data, size=config.size, organs=several)
     cut = ("data_prep/slice_nifti.py", *made)
     steps += (Step(cut, data / "dataset.json", record, index, steps),)
     return data, list(steps)
@@ -243,7 +243,7 @@ def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
             for other in (arm.teacher, arm.plain)
         ]
         taught, scored = theirs[0][:1], (theirs[0][-1], theirs[1][-1])
-        tutor = taught[0].leaves.with_name(f"{config.teach}.pt")
+        tutor = taught[0].leaves.with_name(f"{config.teacher_weights}.pt")
         train += [*shlex.split(config.distilled), *flags(teacher=tutor)]
         against = flags(teacher=scored[0].leaves, plain=scored[1].leaves)
     train += [*arm.flags, *epochs_for(arm, train)]

@@ -1,6 +1,6 @@
 """What the stages share. Modules import only from those before them.
 
-files -> config -> settings -> arms -> labels -> volumes -> processes -> cases -> layouts -> views
+files -> config -> settings -> arms -> organs -> volumes -> processes -> cases -> layouts -> views
 -> phantom -> slices -> splits -> pictures -> loading -> device -> unet -> transunet -> losses ->
 contrast -> maps -> surfaces -> scores -> scoring -> measures -> distillation -> checkpoint ->
 statistics -> tables -> mistakes -> embedding -> figures -> report -> charts -> study ->

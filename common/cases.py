@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from common.files import UserError, read_json, shown
-from common.labels import on_the_left
+from common.organs import on_the_left
 from common.volumes import Volume, read_volume, stem
 
 AIR_HU = -300  # below it is air, in the lungs or around the patient
@@ -107,7 +107,7 @@ def _odd_values(label: np.ndarray, allowed: Iterable[int] | None) -> list[str]:
     if good.all():
         return []
     listed = ", ".join(f"{v:g}" for v in np.unique(label[~good])[:8])
-    hint = " (several organs: see --labels)" if allowed is ONE_ORGAN else ""
+    hint = " (several organs: see --organs)" if allowed is ONE_ORGAN else ""
     return [f"the label holds the values {listed} beside {usual}{hint}"]
 
 

@@ -215,8 +215,10 @@ def terms(path: Path, logs: dict[str, list[list[dict]]]) -> None:
         length = min(map(len, runs))
         for name in losses(runs[0][0]):
             values = np.mean([[float(row[name]) for row in run[:length]] for run in runs], axis=0)
-            colour = lines[name].get_color() if name in lines else f"C{len(lines)}"
-            (line,) = axis.plot(range(1, length + 1), values, lw=1.2, color=colour)
+            place = [*lines].index(name) if name in lines else len(lines)
+            # Dashes, so that of two losses of equal height both are seen.
+            style = {"color": f"C{place}", "ls": ("-", "--", "-.", ":")[place % 4], "lw": 1.4}
+            (line,) = axis.plot(range(1, length + 1), values, **style)
             lines.setdefault(name, line)
         axis.set(yscale="log", xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common.files import UserError, atomic, shown
-from common.labels import as_words, check_organs, parse_labels
+from common.organs import as_words, check_organs, parse_organs
 from common.views import HU_WINDOW, PLANES, bounds_of
 
 FORMAT = 1
@@ -99,7 +99,7 @@ def _check_organs(content: dict, path: Path) -> None:
     whole = isinstance(labels, dict) and [*labels] == organs
     if not whole or not all(isinstance(values, list) for values in labels.values()):
         raise UserError(f"{shown(path)}: its labels are not those of its organs.")
-    parse_labels(as_words(labels), flag=shown(path))
+    parse_organs(as_words(labels), flag=shown(path))
 
 
 def _check_archive(path: Path) -> None:

@@ -16,7 +16,7 @@ from common import config as base
 from common.cases import Case, listing
 from common.config import option
 from common.files import ROOT, UserError, bullets, read_json, shown
-from common.labels import named_in
+from common.organs import named_in
 from common.volumes import stem
 
 
@@ -27,8 +27,10 @@ class VolumesConfig(base.Config):
     input: Path = option(ROOT / "data" / "Task09_Spleen", "folder in Decathlon layout, or any")
     images: str | None = option(None, "pattern of the images in it, where it has no dataset.json")
     masks: str | None = option(None, "pattern of the masks in it; the same stars as in --images")
-    labels: tuple[str, ...] = option(
-        (), "organs as NAME=VALUE[,VALUE] of the labels, NAME as in dataset.json, or all"
+    organs: tuple[str, ...] = option(
+        (),
+        "organs as NAME=VALUE[,VALUE] of the labels, NAME as in dataset.json, or all; without it "
+        "label 1 is the spleen",
     )
     channel: int | None = option(None, "which of a 4D image's channels, from 0", low=0)
 
@@ -109,7 +111,7 @@ def _matches(folder: Path, pattern: str, flag: str) -> dict[tuple[str, ...], Pat
     return found
 
 
-def named_labels(folder: Path) -> dict[str, tuple[int, ...]]:
+def named_organs(folder: Path) -> dict[str, tuple[int, ...]]:
     """The organs that the folder's dataset.json names, if it has one."""
     index = folder / "dataset.json"
     return named_in(read_json(index)) if index.exists() else {}

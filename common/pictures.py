@@ -11,6 +11,10 @@ from common.slices import MAX_PIXELS
 JPEG_THRESHOLD = 128
 
 
+class NotTwoValues(UserError):
+    """A mask of one organ holds other values than 0 and 1, or 0 and 255."""
+
+
 def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
     """A picture as grey uint8 `(H, W)`, and whether it is a JPEG. UserError if it is not 8-bit.
 
@@ -29,8 +33,8 @@ def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
                 raise UserError(f"{shown(path)} is a JPEG: it does not keep values exactly.")
             if indices and picture.mode not in ("L", "P", "1"):
                 raise UserError(
-                    f"{shown(path)} has mode {picture.mode}; with --classes a mask holds an index "
-                    "a pixel, grey or of a palette."
+                    f"{shown(path)} has mode {picture.mode}; a mask of several organs holds an "
+                    "index a pixel, grey or of a palette."
                 )
             if indices and picture.mode != "L":
                 return np.array(picture).astype(np.uint8), False
@@ -42,17 +46,14 @@ def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
 
 
 def binary(path: Path, threshold: int | None) -> np.ndarray:
-    """A mask as {0, 255}. UserError if it holds other values and there is no threshold for them."""
+    """A mask as {0, 255}. NotTwoValues if it holds others and there is no threshold for them."""
     values, jpeg = read_picture(path)
     if threshold is None and jpeg:
         threshold = JPEG_THRESHOLD
     if threshold is None:
         found = np.unique(values)
         if not (np.isin(found, (0, 1)).all() or np.isin(found, (0, 255)).all()):
-            raise UserError(
-                f"{shown(path)} holds {len(found)} values ({found[:5].tolist()} ...); a mask "
-                "holds 0 and 1, or 0 and 255. Cut it with --threshold, or name the organs that its "
-                "values are with --classes."
-            )
+            some = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+            raise NotTwoValues(f"{shown(path)} holds {len(found)} values: {some}.")
         threshold = 1
     return np.where(values >= threshold, 255, 0).astype(np.uint8)

@@ -171,13 +171,14 @@ def of_data(data: SliceSet) -> dict:
 
 def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best: bool) -> None:
     """The epoch's files: weights before the log, so that the log never promises too much."""
+    whose = run.data.patients  # but for a teacher's of another data set
     about = {
         "stage": run.stage,
         "config": to_json(config),
         **of_data(run.data),
         "parameters": parameters(objective.model),
         "patients": run.patients,
-        "patient_of": {c: run.data.patients[c] for cases in run.patients.values() for c in cases},
+        "patient_of": {c: whose.get(c, c) for cases in run.patients.values() for c in cases},
         "slices": run.data.digest(run.patients["train"]),
         "processes": run.world,
         "epoch": len(log),
@@ -237,7 +238,7 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         return []
     state = checkpoint.load(path, run.stage)
     changed = changed_settings(config, state["config"], FREE_ON_RESUME)
-    if state["patients"] != run.patients:
+    if any(names != run.patients.get(part) for part, names in state["patients"].items()):
         changed.append("the split: other patients")
     if state.get("slices", before := run.data.digest(run.patients["train"])) != before:
         changed.append("the training patients' slices: another manifest.csv")

@@ -16,8 +16,8 @@ from common.cases import image_doubts, problems_of, side_doubts
 from common.device import autocast, to_device
 from common.files import UserError, bullets, shown, write_csv, write_json
 from common.jobs import Job, earlier_rows, is_ours, list_jobs, map_endings
-from common.labels import on_the_left, to_mask
 from common.measures import findings, in_words, largest_components, rows
+from common.organs import on_the_left, to_mask
 from common.settings import InferenceConfig
 from common.trained import Trained, range_in_words, window_of
 from common.unet import decided, probabilities
@@ -121,11 +121,13 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> di
 
 
 def seen_before(volume: Path, run: Trained) -> list[str]:
-    """Whether a patient of the file's name took part in the training: its scores are no test."""
+    """Whether a patient of the file's name took part in the training, be it as the teacher's
+    alone: its scores are no test."""
     parts = run.checkpoint.get("patients", {})
     named = stem(volume).removesuffix("_0000")  # nnU-Net's ending of a first channel
     part = next((part for part, names in parts.items() if named in names), None)
-    return [f"a patient of this name is among the training's {part} patients"] if part else []
+    whose = "teacher's training" if part == "teacher" else f"training's {part}"
+    return [f"a patient of this name is among the {whose} patients"] if part else []
 
 
 def organ_maps(
@@ -155,7 +157,7 @@ def organ_maps(
 def _read_truth(path: Path, volume: Volume, run: Trained) -> np.ndarray:
     """A true mask as class indices, uint8. UserError if it is none or does not fit the volume.
 
-    Where the training's data were cut with `--labels`, its values are those of such labels.
+    Where the training's data were cut with `--organs`, its values are those of such labels.
     """
     truth, labels = read_volume(path), run.checkpoint.get("labels")
     allowed = None if labels else range(len(run.organs) + 1)

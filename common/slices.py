@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from common.files import UserError, read_csv, read_json, shown, write_csv, write_json
-from common.labels import check_organs
+from common.organs import check_organs
 
 MAKE_DATA = (
     "Make a data set with data_prep/slice_nifti.py (CT volumes) or data_prep/import_pairs.py "

@@ -113,12 +113,12 @@ def check_patients(
 ) -> None:
     """UserError if the model in `path` has seen patients that `subset` is to be judged on.
 
-    `trained` is its checkpoint: the cases that it was trained on (`train`, perhaps `unlabelled`)
-    and chosen by (`val`), and whose they are. Scores of a split made anew after a training would be
-    scores on training patients, be it with another volume of theirs.
+    `trained` is its checkpoint: the cases that it was trained on (`train`, perhaps `unlabelled`,
+    and its teacher's, `teacher`) and chosen by (`val`), and whose they are. Scores of a split made
+    anew after a training would be scores on training patients, be it with another volume of theirs.
     """
     parts, whose = trained["patients"], trained.get("patient_of") or {}
-    shown_to_it = [*parts["train"], *parts.get("unlabelled", ())]
+    shown_to_it = [case for part, cases in parts.items() if part != "val" for case in cases]
     seen = {"test": [*shown_to_it, *parts["val"]], "val": shown_to_it}
     for part in subset:
         cases = seen.get(part, ())

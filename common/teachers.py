@@ -48,6 +48,7 @@ def load_teacher(
         _own_statistics(teacher, run, config)
     else:
         checkpoint.load_weights(teacher, checkpoint.model_weights(known), path)
+        run.patients["teacher"] = known["patients"]["train"]  # the student knows of them, too
     dice = evaluate(teacher, run.val, run, config)["per_patient"]["dice"]["mean"]
     random = ", its weights left random (a control)" if config.control == "random-teacher" else ""
     run.say(f"teacher {shown(path)}{random}: validation Dice {number(dice)} per patient")

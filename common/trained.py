@@ -12,8 +12,8 @@ from tqdm import tqdm
 from common import checkpoint
 from common.device import autocast, fuse, layout, pick_device, to_device
 from common.files import UserError, shown
-from common.labels import file_name
 from common.loading import SliceDataset, loader
+from common.organs import file_name
 from common.settings import InferenceConfig
 from common.slices import Slice, SliceSet, check_same_organs, read_set
 from common.splits import check_patients, read_splits

@@ -3,13 +3,13 @@
     python check_volumes.py                              data/Task09_Spleen
     python check_volumes.py --input ../data/phantom
     python check_volumes.py --input BTCV --images "img/img*.nii.gz" --masks "label/label*.nii.gz" \\
-        --labels spleen=1 kidneys=2,3
+        --organs spleen=1 kidneys=2,3
 
 Reads every volume to its checksum and prints a line a case: shape, spacing in mm, stored
 orientation, range of values, organ volume in ml; then the findings. Errors, which slice_nifti.py
 refuses too: files that are listed and missing, damaged, shorter than their header claims, not 3D;
 image and label of different shape or affine; NaN; an image under two names; label values beside
-0 and those that dataset.json names (0 and 1 if it names none; any, with --labels).
+0 and those that dataset.json names (0 and 1 if it names none; any, with --organs).
 Warnings, which may be meant: an empty label, a constant image, HU or spacing out of all proportion,
 the spleen on the patient's right, an organ that no label shows, files that dataset.json does not
 list, macOS's `._` files. Images whose "modality" in dataset.json is no CT need not be in HU.
@@ -36,8 +36,8 @@ from common.cases import (
 )
 from common.config import launch, option
 from common.files import UserError, read_json, shown
-from common.labels import count_values, parse_labels, remarks
-from common.layouts import VolumesConfig, find_cases, named_labels
+from common.layouts import VolumesConfig, find_cases, named_organs
+from common.organs import count_values, parse_organs, remarks
 from common.processes import run_all
 from common.volumes import Volume, read_volume
 
@@ -54,7 +54,7 @@ class Rules(NamedTuple):
     another value than 1; what its label may hold (None: anything); the channel of a 4D image;
     whether it is CT."""
 
-    labels: dict[str, tuple[int, ...]]
+    organs: dict[str, tuple[int, ...]]
     several: bool
     allowed: tuple[int, ...] | None
     channel: int | None
@@ -74,16 +74,16 @@ class Checked(NamedTuple):
 
 def rules_of(config: Config) -> Rules:
     """What the flags and the folder's dataset.json ask for."""
-    known = named_labels(config.input)
-    labels = parse_labels(config.labels, known) if config.labels else known
+    known = named_organs(config.input)
+    organs = parse_organs(config.organs, known) if config.organs else known
     allowed = (0, *(v for values in known.values() for v in values)) if known else ONE_ORGAN
     index = config.input / "dataset.json"
     listed = read_json(index) if index.exists() else {}
     kind = str(listed.get("modality") or "CT") if isinstance(listed, dict) else "CT"
     return Rules(
-        labels or {"spleen": (1,)},
-        bool(labels) and {v for values in labels.values() for v in values} != {1},
-        None if config.labels else allowed,
+        organs or {"spleen": (1,)},
+        bool(organs) and {v for values in organs.values() for v in values} != {1},
+        None if config.organs else allowed,
         config.channel,
         "CT" in kind.upper(),
     )
@@ -101,7 +101,7 @@ def check(case: Case, rules: Rules) -> Checked:
         return Checked(None, None, unread, [], {})
     image, label = volumes
     found = problems_of(image, label, rules.allowed)
-    odd = image_doubts(image, rules.hu) if found else doubts(*volumes, rules.labels, rules.hu)
+    odd = image_doubts(image, rules.hu) if found else doubts(*volumes, rules.organs, rules.hu)
     each = float(np.prod(label.spacing)) / 1000
     ml = {} if found else {v: n * each for v, n in count_values(label.voxels).items()}
     return Checked(describe(case.name, *volumes), fingerprint(image), found, odd, ml)
@@ -163,9 +163,9 @@ def main(config: Config) -> None:
     print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {unit:>9} {'organ ml':>12}")
     print("\n".join(case.line for case in checked.values() if case.line))
     if rules.several:
-        print("\n" + "\n".join(per_organ([*checked.values()], rules.labels)))
+        print("\n" + "\n".join(per_organ([*checked.values()], rules.organs)))
         found = {value for case in checked.values() for value in case.ml}
-        texts = [line.partition(": ") for line in remarks(rules.labels, found, "--labels")]
+        texts = [line.partition(": ") for line in remarks(rules.organs, found, "--organs")]
         rows += [(level, "labels", text) for level, _, text in texts]
     if rows:
         width = max(len(name) for _, name, _ in rows)
@@ -175,8 +175,8 @@ def main(config: Config) -> None:
         total = len({*bad, *(case.name for case in cases)})
         raise UserError(f"{wrong} of {total} cases cannot be used; the errors stand above.")
     print(f"{len(cases)} cases are sound; warnings: {sum(row[0] == 'warning' for row in rows)}")
-    if rules.several and not config.labels:
-        print("several organs: say which with slice_nifti.py --labels, all or by their names")
+    if rules.several and not config.organs:
+        print("several organs: say which with slice_nifti.py --organs, all or by their names")
 
 
 if __name__ == "__main__":

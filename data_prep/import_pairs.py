@@ -5,16 +5,16 @@
     python import_pairs.py --images DRIVE/images --image-suffix _training \\
         --masks DRIVE/1st_manual --mask-suffix _manual1
     python import_pairs.py --images ct/images --masks ct/masks --patient "^(.+)_([0-9]+)$"
-    python import_pairs.py --images ct/images --masks ct/organs --classes spleen kidneys=2,3
+    python import_pairs.py --images ct/images --masks ct/organs --organs spleen kidneys=2,3
 
 png, jpg, tif, gif and bmp are read, grey or colour (colour becomes grey). An image and its mask
 share the name before its ending, less --image-suffix and --mask-suffix; with both kinds in one
 folder leave --masks out. Masks hold 0 and 1, or 0 and 255; JPEG masks are cut at 128, others at
---threshold if it is given.
+--threshold if it is given. What they show is the spleen, or --organs NAME.
 
-Masks of several organs hold an index a pixel, grey or as a palette's, and --classes names them:
-names alone are the values 1, 2, 3 ... in order, NAME=VALUE[,VALUE] selects and merges. The k-th
-organ becomes mask value k; what is not named becomes background.
+Masks of several organs hold an index a pixel, grey or as a palette's: --organs A B C names the
+values 1, 2, 3, --organs NAME=VALUE[,VALUE] selects and merges. The k-th organ becomes mask value k;
+what is not named becomes background.
 
 Images of one patient must not fall on both sides of a split: say how the patient is found,
 with --patient (a regular expression on the name; its first group is the patient, a second one,
@@ -37,14 +37,18 @@ from tqdm import tqdm
 
 from common.config import launch, option
 from common.files import UserError, bullets, read_csv, replace_folder, shown
-from common.labels import count_values, file_name, parse_labels, remarks, to_mask
 from common.layouts import looks_grouped, patient_rule
-from common.pictures import binary, read_picture
+from common.organs import count_values, file_name, parse_organs, remarks, to_mask
+from common.pictures import NotTwoValues, binary, read_picture
 from common.settings import SliceSetConfig
 from common.slices import Slice, check_output, in_short, write_set
 from common.splits import make_splits
 from common.views import to_square
 
+ADVICE = (
+    "A mask holds 0 and 1, or 0 and 255. Cut others with --threshold, or say with --organs which "
+    "organs their values are: A B C, in order, or NAME=VALUE."
+)
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
 
 
@@ -59,9 +63,10 @@ class Config(SliceSetConfig):
     patient: str | None = option(None, "regular expression: group 1 patient, group 2 slice")
     patient_csv: Path | None = option(None, "CSV with the columns file and patient")
     threshold: int | None = option(None, "mask pixels at or above this value are organ")
-    organ: str = option("spleen", "name of what the masks show, without --classes")
-    classes: tuple[str, ...] = option(
-        (), "organs of index masks: names of the values 1, 2, ..., or NAME=VALUE[,VALUE]"
+    organs: tuple[str, ...] = option(
+        (),
+        "what the masks show (without it the spleen): a name; of index masks the names of the "
+        "values 1, 2, ..., or NAME=VALUE[,VALUE]",
     )
 
 
@@ -152,24 +157,25 @@ def patients_of(found: list[tuple[str, Path, Path]], config: Config) -> list[tup
     return result
 
 
-def organs_of(config: Config) -> dict[str, tuple[int, ...]]:
-    """The organs of index masks and their values; none without --classes."""
-    words = config.classes
-    if not words:
-        return {}
-    for name, given in (("organ", config.organ != Config.organ), ("threshold", config.threshold)):
-        if given:
-            raise UserError(f"--{name} has no effect with --classes; leave it out.")
+def organs_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
+    """The organs' names, and their values in index masks; none of one organ that is named alone,
+    whose masks hold two values."""
+    words = config.organs or ("spleen",)
     if words == ("all",):
-        raise UserError("--classes all: pictures do not name their organs; name them here.")
+        raise UserError("--organs all: pictures do not name their organs; name them here.")
     in_order = all("=" not in word for word in words)
-    words = [f"{word}={k}" for k, word in enumerate(words, 1)] if in_order else words
-    return parse_labels(words, flag="--classes")
+    numbered = [f"{word}={k}" for k, word in enumerate(words, 1)] if in_order else words
+    labels = parse_organs(numbered)
+    if in_order and len(words) == 1:
+        return [*labels], {}
+    if config.threshold is not None:
+        raise UserError("--threshold has no effect on masks that hold an index; leave it out.")
+    return [*labels], labels
 
 
 def convert(
     pair: Pair, config: Config, folder: Path, labels: dict[str, tuple[int, ...]], values: set[int]
-) -> Slice | str:
+) -> Slice | UserError:
     """Write one pair as square PNGs; its manifest row, or what is wrong with it.
 
     The values of an index mask are added to `values`.
@@ -183,9 +189,9 @@ def convert(
         else:
             mask = binary(pair.mask, config.threshold)
     except UserError as error:
-        return str(error)
+        return error
     if image.shape != mask.shape:
-        return (
+        return UserError(
             f"{shown(pair.mask)} is {mask.shape[1]}x{mask.shape[0]} pixels, "
             f"its image {image.shape[1]}x{image.shape[0]}"
         )
@@ -199,7 +205,7 @@ def convert(
 
 def main(config: Config) -> None:
     """Pair, check, convert into a folder beside the output, and move it there when it is whole."""
-    labels, values = organs_of(config), set()
+    (organs, labels), values = organs_of(config), set()
     found = find_pairs(config)
     pairs = [
         Pair(image, mask, case, index)
@@ -221,17 +227,17 @@ def main(config: Config) -> None:
         with ThreadPoolExecutor() as pool:
             work = pool.map(lambda pair: convert(pair, config, partial, labels, values), pairs)
             rows = list(tqdm(work, total=len(pairs), disable=None, leave=False))
-        if problems := [row for row in rows if isinstance(row, str)]:
-            raise UserError(
-                f"{len(problems)} of {len(pairs)} pairs cannot be used:{bullets(problems)}"
-            )
-        if config.classes and not any(row.foreground for row in rows):
-            raise UserError(f"no mask holds any of {' '.join(config.classes)}: nothing to learn.")
+        if problems := [row for row in rows if isinstance(row, UserError)]:
+            advice = f"\n{ADVICE}" if any(isinstance(p, NotTwoValues) for p in problems) else ""
+            lines = bullets([*map(str, problems)])
+            raise UserError(f"{len(problems)} of {len(pairs)} pairs cannot be used:{lines}{advice}")
+        if labels and not any(row.foreground for row in rows):
+            raise UserError(f"no mask holds any of {' '.join(config.organs)}: nothing to learn.")
         info = {
             "name": config.images.resolve().name,
             "source": f"2D pairs from {config.images.resolve().name}",
             "size": config.size,
-            "classes": list(labels) or [config.organ],
+            "classes": organs,
             **({"labels": {name: list(of) for name, of in labels.items()}} if labels else {}),
             "cases": {},
         }
@@ -240,7 +246,9 @@ def main(config: Config) -> None:
         replace_folder(partial, config.output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print("".join(f"{line}\n" for line in remarks(labels, values, "--classes")), end="")
+    print("".join(f"{line}\n" for line in remarks(labels, values, "--organs")), end="")
+    if not config.organs:
+        print("note: what the masks show is called spleen; --organs NAME names something else")
     print(in_short(rows, splits, info, config.output))
 
 

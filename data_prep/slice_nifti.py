@@ -3,8 +3,8 @@
     python slice_nifti.py                                       data/Task09_Spleen -> data/spleen2d
     python slice_nifti.py --input ../data/phantom --size 128
     python slice_nifti.py --folds 5 --fold 2                    another split, same slices
-    python slice_nifti.py --input amos --labels spleen kidneys=2,3 liver=6
-    python slice_nifti.py --input BTCV --labels spleen=1 kidneys=2,3 \\
+    python slice_nifti.py --input amos --organs spleen kidneys=2,3 liver=6
+    python slice_nifti.py --input BTCV --organs spleen=1 kidneys=2,3 \\
         --images "img/img*.nii.gz" --masks "label/label*.nii.gz"
 
 Every axial slice of every labelled volume becomes an 8-bit PNG: HU window -160..240, resized to
@@ -13,9 +13,9 @@ file is stored in. Patients, not slices, are split 70/10/20 into train, val and 
 is a fixed half of train. With --folds every patient is tested in exactly one fold. Where a patient
 has several volumes, say how their names give the patient: --patient "^(patient[0-9]+)".
 
-Labels hold 0 and 1, and 1 is --organ. Of others --labels selects, merges and names: the k-th organ
-named becomes mask value k, what is not named background. A name alone is looked up in the "labels"
-of the folder's dataset.json; `all` is all of them.
+Labels hold 0 and 1, and 1 is the spleen. Of others --organs names, selects and merges: the k-th
+organ named becomes mask value k, what is not named background. A name alone is looked up in the
+"labels" of the folder's dataset.json; `all` is all of them.
 
 Volumes are those of dataset.json (Decathlon), or those that --images and --masks find: patterns
 below --input, whose stars stand for the same texts. MR has no HU: --percentiles 0.5 99.5 takes the
@@ -52,8 +52,8 @@ from common.files import (
     shown,
     write_json,
 )
-from common.labels import as_words, count_values, parse_labels, remarks, to_mask
-from common.layouts import VolumesConfig, list_all, looks_grouped, named_labels, patients_of
+from common.layouts import VolumesConfig, list_all, looks_grouped, named_organs, patients_of
+from common.organs import as_words, count_values, parse_organs, remarks, to_mask
 from common.processes import run_all
 from common.settings import SliceSetConfig
 from common.slices import Slice, check_output, in_short, write_set
@@ -70,6 +70,7 @@ from common.views import (
 
 # What dataset.json says of a set that is made otherwise than by default.
 SPECIAL = ("labels", "axis", "channel")
+USUAL = {"spleen": (1,)}  # without --organs
 
 
 @dataclass
@@ -83,12 +84,11 @@ class Config(VolumesConfig, SliceSetConfig):
         (), "two, instead of HU: of each volume's voxels above its minimum, as 0.5 99.5"
     )
     axis: str = option("axial", "plane of the slices", choices=tuple(PLANES))
-    organ: str = option("spleen", "name of what label 1 is, without --labels")
     workers: int = option(2, "processes; each holds one volume in memory", low=1)
 
 
 def check_config(config: Config) -> Config:
-    """The config with its labels spelt out. UserError for what cannot be meant."""
+    """The config with its organs' values spelt out. UserError for what cannot be meant."""
     if not config.hu_low < config.hu_high:
         raise UserError(f"--hu-low {config.hu_low} must be below --hu-high {config.hu_high}.")
     if config.percentiles:
@@ -98,27 +98,30 @@ def check_config(config: Config) -> Config:
             raise UserError(f"--percentiles {config.percentiles[1]:g} is more than 100.")
         if (config.hu_low, config.hu_high) != HU_WINDOW:
             raise UserError("--percentiles and --hu-low, --hu-high exclude each other.")
-    if config.labels and config.organ != Config.organ:
-        raise UserError("--organ has no effect with --labels, which names the organs.")
     if not config.input.is_dir():
         raise UserError(
             f"{shown(config.input)} does not exist. Fetch Task09_Spleen with download_task09.py, "
             "name another folder with --input, or make a synthetic one with make_phantom.py."
         )
-    labels = parse_labels(config.labels, named_labels(config.input)) if config.labels else {}
-    return replace(config, labels=as_words(labels))
+    named = named_organs(config.input)
+    if config.organs:
+        return replace(config, organs=as_words(parse_organs(config.organs, named)))
+    if len(named) == 1 and "spleen" not in named:
+        (word,) = as_words(named)
+        print(f"note: label 1 is called spleen; dataset.json's name: --organs {word}")
+    return config
 
 
 def describe_set(config: Config) -> dict:
     """What dataset.json says of the whole set."""
-    labels = parse_labels(config.labels)
+    labels = parse_organs(config.organs)
     shares = {"percentiles": list(config.percentiles)}
     about = {
         "name": config.input.resolve().name,
         "source": f"{config.axis} slices of {config.input.resolve().name}",
         "size": config.size,
         "window": shares if config.percentiles else [config.hu_low, config.hu_high],
-        "classes": list(labels) or [config.organ],
+        "classes": [*labels] or [*USUAL],
     }
     special = {
         "labels": {name: list(values) for name, values in labels.items()} or None,
@@ -167,8 +170,8 @@ def slice_case(case: Case, config: Config) -> dict:
                     shutil.copy2(folder / name, home / name)
                 write_json(home / ".done" / f"{case.name}.json", record)
             return record
-    labels = parse_labels(config.labels) or {config.organ: (1,)}
-    image, label = read_case(case, None if config.labels else ONE_ORGAN, config.channel)
+    labels = parse_organs(config.organs) or USUAL
+    image, label = read_case(case, None if config.organs else ONE_ORGAN, config.channel)
     spacing = pixel_spacing(image.spacing, config.axis)
     bounds = bounds_of(image.voxels, made_from["set"]["window"])
     rows = []
@@ -184,7 +187,7 @@ def slice_case(case: Case, config: Config) -> dict:
     record = {"geometry": image.geometry() | axis, "rows": rows, "made_from": made_from}
     hu = not config.percentiles
     record |= {"fingerprint": fingerprint(image), "doubts": doubts(image, label, labels, hu)}
-    if config.labels:
+    if config.organs:
         record["values"] = [*count_values(label.voxels)]
     write_json(home / ".done" / f"{case.name}.json", record)
     return record
@@ -236,9 +239,9 @@ def warn(config: Config, cases: list[Case], records: list[dict]) -> None:
     for case, record in zip(cases, records, strict=True):
         for doubt in record.get("doubts", ()):
             print(f"warning: {case.name}: {doubt}")
-    if labels := parse_labels(config.labels):
+    if labels := parse_organs(config.organs):
         found = {value for record in records for value in record["values"]}
-        print("".join(f"{line}\n" for line in remarks(labels, found, "--labels")), end="")
+        print("".join(f"{line}\n" for line in remarks(labels, found, "--organs")), end="")
     if config.patient is None and (count := looks_grouped([case.name for case in cases])):
         print(
             f"warning: the names look like {count} patients with several volumes each; one of them "
@@ -266,8 +269,8 @@ def main(config: Config) -> None:
             for case, record in zip(cases, records, strict=True)
             for index, foreground in record["rows"]
         ]
-        if config.labels and not any(s.foreground for s in slices):
-            raise UserError(f"no label holds any of {' '.join(config.labels)}: nothing to learn.")
+        if config.organs and not any(s.foreground for s in slices):
+            raise UserError(f"no label holds any of {' '.join(config.organs)}: nothing to learn.")
         geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
         several = {"patients": patients} if config.patient else {}
         info = {**describe_set(config), **known_colours(config), **several, "cases": geometry}

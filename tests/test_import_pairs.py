@@ -100,6 +100,14 @@ def test_patients_from_a_csv(tmp_path):
         make(tmp_path, patient_csv=table, overwrite=True)
 
 
+def test_what_the_masks_show_has_a_name(tmp_path, capsys):
+    some(tmp_path, ["a", "b", "c"])
+    assert make(tmp_path).organs == ["spleen"]
+    assert "note: what the masks show is called spleen; --organs NAME" in capsys.readouterr().out
+    assert make(tmp_path, organs=("left kidney",), overwrite=True).organs == ["left_kidney"]
+    assert "called spleen" not in capsys.readouterr().out
+
+
 def test_all_lonely_files_are_named(tmp_path):
     some(tmp_path, ["a", "b", "c"])
     picture(tmp_path / "images" / "d.png")
@@ -178,7 +186,7 @@ def indexed(path, mode="L"):
 
 
 @pytest.mark.parametrize(
-    ("classes", "mode", "names", "values"),
+    ("organs", "mode", "names", "values"),
     [
         (("a", "b", "c"), "L", ["a", "b", "c"], [1, 2, 3]),
         (("a", "b", "c"), "P", ["a", "b", "c"], [1, 2, 3]),
@@ -186,13 +194,13 @@ def indexed(path, mode="L"):
         (("x=2,3",), "L", ["x"], [0, 255, 255]),
     ],
 )
-def test_index_masks_of_several_organs(tmp_path, capsys, classes, mode, names, values):
+def test_index_masks_of_several_organs(tmp_path, capsys, organs, mode, names, values):
     some(tmp_path, ["p1", "p2", "p3"])
     for name in ("p1", "p2", "p3"):
         (tmp_path / "images" / f"{name}.png").unlink()
         picture(tmp_path / "images" / f"{name}.png", size=(32, 32))
         pixels = indexed(tmp_path / "masks" / f"{name}.png", mode)
-    data = make(tmp_path, classes=classes)
+    data = make(tmp_path, organs=organs)
     assert data.info["classes"] == names and data.classes == (
         len(names) + 1 if len(names) > 1 else 1
     )
@@ -204,22 +212,23 @@ def test_index_masks_of_several_organs(tmp_path, capsys, classes, mode, names, v
     assert data.slices[0].foreground == np.count_nonzero(expected)
     item = SliceDataset(data, data.slices)[0]
     assert set(item["mask"].unique().tolist()) == {*range(len(names) + 1)}
-    assert "note: --classes does not name the values" in capsys.readouterr().out
+    assert "note: --organs does not name the values" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"classes": ("a", "b=2")}, "--classes a: give its values too"),
-        ({"classes": ("a", "a")}, "names a twice"),
-        ({"classes": ("a", "b"), "threshold": 3}, "--threshold has no effect with --classes"),
-        ({"classes": ("a", "b"), "organ": "polyp"}, "--organ has no effect with --classes"),
-        ({}, "or name the organs that its values are with --classes"),
-        ({"classes": ("a",), "mask_suffix": "_rgb"}, "mode RGB; with --classes a mask holds an"),
-        ({"classes": ("a",), "mask_suffix": "_jpg"}, "is a JPEG: it does not keep values exactly"),
+        ({"organs": ("a", "b=2")}, "--organs a: give its values too"),
+        ({"organs": ("a", "a")}, "names a twice"),
+        ({"organs": ("a", "b"), "threshold": 3}, "--threshold has no effect on masks that hold"),
+        ({"organs": ("all",)}, "pictures do not name their organs"),
+        ({}, r"(?s)3 of 3 .*p1.png holds 5 values: 0, 1, 2, 3, 7.*\nA mask holds 0 and 1, or 0"),
+        ({"organs": ("a",)}, "say with --organs which organs their values are"),
+        ({"organs": ("a=1",), "mask_suffix": "_rgb"}, "mode RGB; a mask of several organs holds"),
+        ({"organs": ("a=1",), "mask_suffix": "_jpg"}, "is a JPEG: it does not keep values exactly"),
     ],
 )
-def test_what_classes_exclude(tmp_path, settings, words):
+def test_what_organs_exclude(tmp_path, settings, words):
     for name in ("p1", "p2", "p3"):
         picture(tmp_path / "images" / f"{name}.png", size=(32, 32))
         indexed(tmp_path / "masks" / f"{name}.png")
@@ -264,7 +273,7 @@ def test_real_slices_of_thirteen_organs(tmp_path):
     config = script.Config(
         images=folder / "images",
         masks=folder / "masks",
-        classes=tuple(names),
+        organs=tuple(names),
         patient=r"^(.+)_(\d+)$",
         output=tmp_path / "out",
         size=512,

@@ -140,7 +140,7 @@ def whole_patients(splits) -> list[str]:
 
 
 def test_a_model_of_patients_with_several_volumes_is_scored_by_patient(acdc, repo, tmp_path):
-    data = cut(acdc, **ACDC, labels=("spleen=1",), size=32)
+    data = cut(acdc, **ACDC, organs=("spleen=1",), size=32)
     flags = ("--data", data.folder, "--name", "acdc")
     log = run(repo, "student_s1/train.py", *flags, "--epochs", 1, "--batch-size", 8)
     splits = read_json(data.folder / "splits.json")
@@ -187,7 +187,7 @@ def test_amos_s_validation_list_counts_too(tmp_path):
     lists["validation"].append({"image": "./imagesVa/amos_0009.nii.gz"})  # its label is kept back
     labels = {"0": "background", "1": "spleen", "2": "right kidney"}
     write_json(home / "dataset.json", {**lists, "labels": labels})
-    data = cut(home, labels=("right kidney", "spleen"))
+    data = cut(home, organs=("right kidney", "spleen"))
     assert sorted(data.info["cases"]) == [f"amos_{n:04d}" for n in range(5)]
     assert data.info["classes"] == ["right_kidney", "spleen"]
     lists["validation"].append(lists["training"][0])
@@ -197,18 +197,18 @@ def test_amos_s_validation_list_counts_too(tmp_path):
 
 
 def test_a_study_of_all_organs_makes_and_cuts_them():
-    """reproduce.py passes --classes on; without it the commands are what they were."""
+    """reproduce.py passes --organs on; without it the commands are what they were."""
     reproduce = load_script(ROOT / "reproduce.py")
-    _, steps = reproduce.data_steps(reproduce.Config(quick=True, classes="all"))
+    _, steps = reproduce.data_steps(reproduce.Config(quick=True, organs="all"))
     commands = [" ".join(step.command) for step in steps]
-    assert "--classes all" in commands[0] and "phantom_quick-all" in commands[0]
-    assert "--labels all" in commands[-1] and "slices_quick-all" in commands[-1]
+    assert "--organs all" in commands[0] and "phantom_quick-all" in commands[0]
+    assert "--organs all" in commands[-1] and "slices_quick-all" in commands[-1]
     _, usual = reproduce.data_steps(reproduce.Config(quick=True))
-    assert not any("--classes" in step.command or "--labels" in step.command for step in usual)
-    volumes = reproduce.Config(input=Path("amos"), classes="all", name="n")
-    assert "--labels all" in " ".join(reproduce.data_steps(volumes)[1][-1].command)
-    with pytest.raises(UserError, match="--classes has no effect with --data"):
-        reproduce.Config(data=Path("d"), classes="all")
+    assert not any("--organs" in step.command for step in usual)
+    volumes = reproduce.Config(input=Path("amos"), organs="all", name="n")
+    assert "--organs all" in " ".join(reproduce.data_steps(volumes)[1][-1].command)
+    with pytest.raises(UserError, match="--organs has no effect with --data"):
+        reproduce.Config(data=Path("d"), organs="all")
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def brats(tmp_path):
 
 
 def test_one_channel_of_4d_images(brats, capsys):
-    mr = {"labels": ("tumour",), "percentiles": (0.5, 99.5)}
+    mr = {"organs": ("tumour",), "percentiles": (0.5, 99.5)}
     with pytest.raises(UserError, match=r"\(16, 16, 6, 4\).*chooses one of its 4 channels"):
         cut(brats, **mr)
     with pytest.raises(UserError, match="no channel 4: they count from 0"):

@@ -69,7 +69,7 @@ def test_every_seed_and_fold_has_its_runs_and_teachers_can_be_shared(reproduce):
     last = shared[-1]
     assert last.leaves.parent.name == "n-f2of5-s4"
     assert last.command[last.command.index("--teacher") + 1].endswith("runs/n-f2of5-s3/best.pt")
-    late = plan(reproduce, models=("kd_t1_s1",), teach="last")
+    late = plan(reproduce, models=("kd_t1_s1",), teacher_weights="last")
     assert any("teacher_t1_unet/runs/n-s0/last.pt" in " ".join(step.command) for step in late)
 
 

@@ -85,6 +85,9 @@ def test_a_model_is_not_judged_on_patients_that_it_has_seen(tmp_path):
         check_patients(trained, data, {**splits, "test": ["c", "d"]}, ("test",), tmp_path)
     with pytest.raises(UserError, match=r"val patients.*\(b\)"):
         check_patients(trained, data, {**splits, "val": ["b"]}, ("val", "test"), tmp_path)
+    taught = {"patients": {**trained["patients"], "teacher": ["a", "b", "d"]}}  # d by its teacher
+    with pytest.raises(UserError, match=r"test patients.*\(d\)"):
+        check_patients(taught, data, splits, ("test",), tmp_path)
     # Another volume of a patient that it was trained on.
     earlier = {"patients": {"train": ["d_1"], "val": ["c"]}, "patient_of": {"d_1": "d"}}
     with pytest.raises(UserError, match=r"test patients.*\(d_2\)"):

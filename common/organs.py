@@ -1,4 +1,4 @@
-"""Which values of a label are which organ: `--labels spleen=1 kidneys=2,3`, and what it does.
+"""Which values of a label are which organ: `--organs spleen=1 kidneys=2,3`, and what it does.
 
 The k-th organ named becomes mask value k; one organ alone becomes 255. What is not named becomes
 background.
@@ -30,10 +30,10 @@ def file_name(name: str, otherwise: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._") or otherwise
 
 
-def parse_labels(
+def parse_organs(
     words: Sequence[str],
     known: Mapping[str, tuple[int, ...]] | None = None,
-    flag: str = "--labels",
+    flag: str = "--organs",
 ) -> dict[str, tuple[int, ...]]:
     """`NAME=VALUE[,VALUE]` words as values by name, in the order given.
 
@@ -82,7 +82,7 @@ def on_the_left(organs: Sequence[str]) -> int | None:
 
 
 def as_words(labels: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """What `parse_labels` makes these of."""
+    """What `parse_organs` makes these of."""
     return tuple(f"{name}={','.join(map(str, values))}" for name, values in labels.items())
 
 
