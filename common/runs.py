@@ -267,5 +267,7 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
     except UserError as error:
         run.best = (0, -1.0)
         run.say(f"note: {error} The best of the epochs to come will be kept.")
-    run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")
+    done = f"all {config.epochs} epochs are done already; more --epochs go on"
+    left = f"resuming {shown(run.folder)} after epoch {len(state['log'])}"
+    run.say(left if len(state["log"]) < config.epochs else f"{shown(run.folder)}: {done}")
     return state["log"]

@@ -153,7 +153,7 @@ def test_the_best_weights_are_those_that_best_pt_says(stage, slices, capsys):
     assert "The best of the epochs to come will be kept" in capsys.readouterr().out
 
 
-def test_resume_with_other_settings_names_them(stage, slices):
+def test_resume_with_other_settings_names_them(stage, slices, capsys):
     train(stage, slices, epochs=1)
     with pytest.raises(UserError, match="lr: 0.003 -> 0.1"):
         train(stage, slices, epochs=1, lr=0.1, resume=True)
@@ -161,6 +161,11 @@ def test_resume_with_other_settings_names_them(stage, slices):
         train(stage, slices, epochs=1)
     run, _ = train(stage, slices, epochs=2, resume=True)  # more epochs are welcome
     assert [r["epoch"] for r in read_csv(run.folder / "log.csv")] == ["1", "2"]
+    before = (run.folder / "last.pt").read_bytes()
+    assert "epochs are done already" not in capsys.readouterr().out
+    train(stage, slices, epochs=2, resume=True)  # nothing is left to do, and is said
+    assert "all 2 epochs are done already; more --epochs go on" in capsys.readouterr().out
+    assert (run.folder / "last.pt").read_bytes() == before
 
 
 def test_a_run_that_is_older_than_a_flag_is_resumed(stage, slices):

@@ -266,6 +266,10 @@ def test_what_looks_wrong_is_said(trained, tmp_path, capsys):
         go(trained, save(path, voxels))
         assert ("patient's right" in capsys.readouterr().out) == doubt
         assert len(read_json(folder / "ct.json")["doubts"]) == doubt
+    parts = {"train": ["a"], "val": ["b"], "teacher": ["a", "ct"]}
+    trained.checkpoint["patients"] = parts
+    go(trained, path)
+    assert "among the teacher's training patients" in capsys.readouterr().out
 
 
 def test_flags_of_volumes_and_of_slices_exclude_each_other(tmp_path):
