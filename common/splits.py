@@ -87,7 +87,8 @@ def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str,
     outside train; a patient without slices; nobody in a part that is `needed`.
     """
     path = data.folder / name
-    splits = read_json(path, MAKE_DATA)
+    there = sorted(found.name for found in data.folder.glob("splits*.json"))
+    splits = read_json(path, f"There are {', '.join(there)}: see --splits." if there else MAKE_DATA)
     if not isinstance(splits, dict) or not all(isinstance(splits.get(p), list) for p in PARTS):
         raise UserError(f"{shown(path)} lacks one of the lists {', '.join(PARTS)}.")
     problems = [f"{part} is empty" for part in needed if not splits[part]]

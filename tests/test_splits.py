@@ -54,6 +54,11 @@ def test_impossible_folds_are_refused():
             make_splits(["a", "b", "c", "d"], 0, folds, fold)
 
 
+def test_a_splits_file_that_is_not_there_is_told_from_those_that_are(own_slices):
+    with pytest.raises(UserError, match=r"mine.json does not exist. There are splits.json: see"):
+        read_splits(read_set(own_slices), "mine.json", ("train",))
+
+
 def test_a_leak_in_splits_json_is_refused(own_slices):
     data = read_set(own_slices)
     splits = json.loads((own_slices / "splits.json").read_text())
