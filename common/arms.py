@@ -127,11 +127,14 @@ def unlabelled(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 
 def deep(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """The student beside one of as many parameters that sees farther."""
+    """The student beside one of as many parameters that sees farther; that one distilled, and with
+    the contrast by the labels alone."""
     far = plain.variant(f"{plain.label} deep", "deep", "--deep", base=plain.label)
-    name = f"KD({teacher.label},{far.label})"
-    taught = whole.variant(name, "deep", "--deep", plain=far, base=far.label)
-    return [teacher, plain, whole, far, taught]
+    name, both = f"KD({teacher.label},{far.label})", {"plain": far, "base": far.label}
+    taught = whole.variant(name, "deep", "--deep", **both)
+    words = ("--deep", "--control", "no-teacher")
+    alone = whole.variant(f"{far.label}, no teacher", "deepalone", *words, **both)
+    return [teacher, plain, whole, far, alone, taught]
 
 
 def multitask(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
