@@ -32,6 +32,8 @@ from common import config as base
 from common.arms import PAIRS, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
 from common.config import launch, option, to_json
 from common.files import ROOT, UserError, shown, write_json
+from common.layouts import named_organs
+from common.organs import WHICH
 from common.settings import WEIGHTS, StudentConfig, TrainConfig
 from common.slices import read_set
 from common.splits import split_name, write_splits
@@ -49,7 +51,6 @@ from common.study import add_up
 TASK09 = ROOT / "data" / "Task09_Spleen"
 # What reproduce.py itself passes to every train.py.
 OWN = {"--data", "--splits", "--name", "--seed", "--device", "--teacher", "--resume", "--overwrite"}
-ORGANS = ("spleen", "all")
 # What --quick adds to the flags given: small networks, about ten minutes on two CPU cores.
 QUICK = {
     "patients": 16,
@@ -92,7 +93,7 @@ class Config(base.Config):
     data: Path | None = option(None, "an existing slice data set, instead of volumes")
     name: str | None = option(None, "start of the runs' names, and the folder in results/")
     organs: str = option(
-        "spleen", "organs: the spleen, or all that the volumes' dataset.json names", ORGANS
+        "spleen", "organs: the spleen, or all that the volumes' dataset.json names", WHICH
     )
     patients: int | None = option(
         None, "take the phantom, of so many patients (--quick: 16)", low=1
@@ -173,18 +174,25 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
         return config.data, []
     data, steps = ROOT / "data" / f"slices_{config.name}", ()
     record = data.with_name(f"{data.name}.json")
-    several = None if config.organs == Config.organs else config.organs
+    organs = None if config.organs == Config.organs else config.organs
     synthetic = config.quick or (config.patients, config.thickness) != (None, None)
     volumes = config.input or (TASK09 if TASK09.exists() and not synthetic else None)
     if volumes is None:
         volumes = ROOT / "data" / f"phantom_{config.name}"
         made = flags(output=volumes, patients=config.patients, thickness=config.thickness)
-        made += flags(organs=several)
+        made += flags(organs=organs)
         steps += (Step(("data_prep/make_phantom.py", *made), volumes / "dataset.json", record),)
+    elif organs is None and len(named := named_organs(volumes)) > 1:
+        organs = next((name for name in named if name.lower() == "spleen"), None)
+        if organs is None:
+            raise UserError(
+                f"{shown(volumes)} names {', '.join(named)}, no spleen: --organs all takes them "
+                "all; of some make a data set with slice_nifti.py, and name it with --data."
+            )
     index = (volumes / "dataset.json",)
     check = ("data_prep/check_volumes.py", *flags(input=volumes))
     steps += (Step(check, *index, record, index, steps),)
-    made = flags(input=volumes, output=data, size=config.size, organs=several)
+    made = flags(input=volumes, output=data, size=config.size, organs=organs)
     cut = ("data_prep/slice_nifti.py", *made)
     steps += (Step(cut, data / "dataset.json", record, index, steps),)
     return data, list(steps)

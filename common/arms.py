@@ -172,7 +172,8 @@ def labels(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
         arms += [alone, whole._replace(label=label, name=name, curve=whole.label, **both)]
         more = [("without a teacher", f"{name}n" if name else "alone", "--control", "no-teacher")]
         if share < 100:
-            more.append((f"{whole.label}, unlabelled too", f"{name or 'l50'}u", "--unlabelled"))
+            run = f"{name}u" if name else "unlabelled"
+            more.append((f"{whole.label}, unlabelled too", run, "--unlabelled"))
         for curve, run, *words in more:
             arms.append(whole.variant(f"{curve} {share} %", run, *words, curve=curve, **both))
         if share < 100:

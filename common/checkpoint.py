@@ -71,8 +71,9 @@ def check_content(content: dict, path: Path) -> None:
     kinds = {"config": dict, "patients": dict, "classes": int, "size": int, "epoch": int}
     if bad := [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]:
         raise UserError(f"{shown(path)} is no whole checkpoint: {', '.join(bad)} missing or odd.")
-    if not all(isinstance(names, list) for names in content["patients"].values()):
-        raise UserError(f"{shown(path)}: its patients are no lists.")
+    parts = content["patients"]
+    if not {"train", "val"} <= parts.keys() or not all(isinstance(p, list) for p in parts.values()):
+        raise UserError(f"{shown(path)}: its patients are no lists train and val.")
     whose = content.get("patient_of", {})
     if not isinstance(whose, dict) or not all(isinstance(name, str) for name in whose.values()):
         raise UserError(f"{shown(path)}: whose its cases are cannot be read.")

@@ -21,7 +21,7 @@ from common import scores
 from common.device import autocast, layout, loader_workers, to_device
 from common.files import UserError, shown
 from common.loading import SliceDataset, TrainSampler, loader, unbroken
-from common.runs import Run, prepare, save_epoch, save_the_rest, take_up
+from common.runs import Run, prepare, save_epoch, save_the_rest, take_up, write_log
 from common.settings import TrainConfig
 from common.unet import parameters, predicted
 
@@ -137,6 +137,9 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     batches = loader(run.train, config.batch_size, sampler, workers, pin)
     optimizer = adamw(objective, config)
     log = take_up(objective, optimizer, run, config) if config.resume else []
+    if len(log) == config.epochs:
+        leave_as_it_is(run, log)
+        return
     steps = -(-len(batches) // config.accumulate)
     schedule = warm_up_and_cosine(optimizer, config, steps, done=len(log))
     prepare(objective, run, config)
@@ -159,10 +162,26 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
         if run.world == 1 or "gloo" not in str(error):
             raise
         raise UserError("another process of this run has ended; --resume goes on.") from None
+    end_processes(run)
+    say_the_best(run)
+
+
+def leave_as_it_is(run: Run, log: list[dict]) -> None:
+    """A finished run that is resumed: nothing but the log's files, which a kill may have kept back,
+    is written; config.json stays that of the training."""
+    if run.rank == 0:
+        write_log(run, log)
+    run.say(f"all {len(log)} epochs are done already; more --epochs go on")
+    end_processes(run)
+    if run.best[0]:
+        say_the_best(run)
+
+
+def end_processes(run: Run) -> None:
+    """Under torchrun: wait for all processes, and leave their group."""
     if run.world > 1:
         dist.barrier()
         dist.destroy_process_group()
-    say_the_best(run)
 
 
 def train_epochs(objective, batches, optimizer, schedule, run: Run, config, log: list[dict]):

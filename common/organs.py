@@ -12,6 +12,8 @@ import numpy as np
 
 from common.files import UserError, shown
 
+USUAL = {"spleen": (1,)}  # what a label holds where nothing else is said
+WHICH = ("spleen", "all")  # of volumes that name more than one
 MOST = 254  # organs in an 8-bit mask, whose 0 is background
 FAR = 1 << 16  # label values below it are counted through a table
 
@@ -117,7 +119,7 @@ def count_values(label: np.ndarray) -> dict[int, int]:
     return {int(v): int(n) for v, n in zip(values, counts, strict=True) if v}
 
 
-def remarks(labels: Mapping[str, tuple[int, ...]], found: set[int], flag: str) -> list[str]:
+def remarks(labels: Mapping[str, tuple[int, ...]], found: set[int]) -> list[str]:
     """What is odd about labels, where `found` are the values of the whole set (without 0)."""
     lines = []
     for name, values in labels.items():
@@ -126,7 +128,7 @@ def remarks(labels: Mapping[str, tuple[int, ...]], found: set[int], flag: str) -
     named = {v for values in labels.values() for v in values}
     if rest := sorted(found - named):
         shown = ", ".join(map(str, rest[:12])) + (" ..." if len(rest) > 12 else "")
-        lines.append(f"note: {flag} does not name the values {shown}: background")
+        lines.append(f"note: --organs does not name the values {shown}: background")
     return lines
 
 

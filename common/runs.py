@@ -20,6 +20,7 @@ from common.files import (
     check_run,
     lock_folder,
     new_run,
+    read_json,
     require_space,
     shown,
     write_csv,
@@ -47,7 +48,7 @@ class Run:
     device: torch.device
     data: SliceSet
     splits: dict[str, list[str]]
-    patients: dict[str, list[str]]
+    patients: dict[str, list[str]]  # cases: `train`, `val`, of KD `teacher`, `unlabelled`, ...
     train: SliceDataset
     val: SliceDataset
     rank: int = 0
@@ -56,6 +57,7 @@ class Run:
     saved: int = 0  # the epoch that last.pt holds
     best: tuple[int, float] = (0, -1.0)  # epoch and validation Dice of best.pt
     unsaved: dict | None = None  # what it would hold of a later one, which --save-every left out
+    patient_of: dict[str, str] = field(default_factory=dict)  # of a teacher's cases elsewhere
     interruption: Interruption = field(default_factory=Interruption)
 
     @property
@@ -125,7 +127,13 @@ def prepare(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     if run.rank == 0:
         require_space(run.folder, 50 + 32e-6 * parameters(objective))
         new_run(run.folder, keep=config.resume)
-        write_json(run.folder / "config.json", describe_run(objective, run, config))
+        about = describe_run(objective, run, config)
+        path = run.folder / "config.json"
+        before = read_json(path) if config.resume and path.exists() else {}
+        earlier = before.get("earlier_environments", [])
+        if before.get("environment", about["environment"]) != about["environment"]:
+            earlier = [*earlier, before["environment"]]
+        write_json(path, about | ({"earlier_environments": earlier} if earlier else {}))
     if run.world > 1:
         dist.barrier()
 
@@ -171,7 +179,7 @@ def of_data(data: SliceSet) -> dict:
 
 def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best: bool) -> None:
     """The epoch's files: weights before the log, so that the log never promises too much."""
-    whose = run.data.patients  # but for a teacher's of another data set
+    whose = run.patient_of | run.data.patients
     about = {
         "stage": run.stage,
         "config": to_json(config),
@@ -195,7 +203,12 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
     else:
         run.unsaved = copied({**about, **state, "log": log})
     # Twenty drawings a run: each takes as long as many steps of a small student.
-    if len(log) % -(-config.epochs // 20) == 0 or len(log) == config.epochs:
+    write_log(run, log, len(log) % -(-config.epochs // 20) == 0 or len(log) == config.epochs)
+
+
+def write_log(run: Run, log: list[dict], drawn: bool = True) -> None:
+    """log.csv, and curves.png if it is to be `drawn`."""
+    if drawn:
         figures.curves(run.folder / "curves.png", log, f"{run.stage}: {run.folder.name}")
     write_csv(run.folder / "log.csv", log)
 
@@ -266,8 +279,7 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         run.best = chosen["epoch"], chosen["val_dice"]
     except UserError as error:
         run.best = (0, -1.0)
-        run.say(f"note: {error} The best of the epochs to come will be kept.")
-    done = f"all {config.epochs} epochs are done already; more --epochs go on"
-    left = f"resuming {shown(run.folder)} after epoch {len(state['log'])}"
-    run.say(left if len(state["log"]) < config.epochs else f"{shown(run.folder)}: {done}")
+        left = len(state["log"]) < config.epochs
+        run.say(f"note: {error}{' The best of the epochs to come will be kept.' if left else ''}")
+    run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")
     return state["log"]

@@ -126,7 +126,8 @@ def seen_before(volume: Path, run: Trained) -> list[str]:
     parts = run.checkpoint.get("patients", {})
     named = stem(volume).removesuffix("_0000")  # nnU-Net's ending of a first channel
     part = next((part for part, names in parts.items() if named in names), None)
-    whose = "teacher's training" if part == "teacher" else f"training's {part}"
+    own = f"training's {part}"
+    whose = {"teacher": "teacher's train", "teacher_val": "teacher's val"}.get(part, own)
     return [f"a patient of this name is among the {whose} patients"] if part else []
 
 

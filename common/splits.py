@@ -81,7 +81,7 @@ def _in_cases(splits: dict, patients: Mapping[str, str]) -> dict:
 
 
 def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str, list[str]]:
-    """The patients of `train`, `val`, `test` and `student`; checked, or UserError.
+    """The cases of `train`, `val`, `test` and `student`; checked, or UserError.
 
     Refused: a patient in two of train, val and test, be it with two volumes; a student patient
     outside train; a patient without slices; nobody in a part that is `needed`.
@@ -115,12 +115,15 @@ def check_patients(
     """UserError if the model in `path` has seen patients that `subset` is to be judged on.
 
     `trained` is its checkpoint: the cases that it was trained on (`train`, perhaps `unlabelled`,
-    and its teacher's, `teacher`) and chosen by (`val`), and whose they are. Scores of a split made
-    anew after a training would be scores on training patients, be it with another volume of theirs.
+    and its teacher's, `teacher`) and chosen by (`val`, `teacher_val`), and whose they are. Scores
+    of a split made anew after a training would be scores on training patients, be it with another
+    volume of theirs.
     """
     parts, whose = trained["patients"], trained.get("patient_of") or {}
-    shown_to_it = [case for part, cases in parts.items() if part != "val" for case in cases]
-    seen = {"test": [*shown_to_it, *parts["val"]], "val": shown_to_it}
+    chosen_by = [case for part in ("val", "teacher_val") for case in parts.get(part, ())]
+    learned = {"train", "unlabelled", "teacher"} & parts.keys()
+    learned_from = [case for part in learned for case in parts[part]]
+    seen = {"test": [*learned_from, *chosen_by], "val": learned_from}
     for part in subset:
         cases = seen.get(part, ())
         known = {whose.get(case, data.patients.get(case, case)) for case in cases} | {*cases}

@@ -123,15 +123,19 @@ def compare(
 ) -> str:
     """One line: this run's Dice against the one of `stage` whose summary.json is `path`.
 
-    With `folder`, this run's own, it says where the two were not trained by one recipe.
+    That may also be another run of this run's own stage; the line then says which. With `folder`,
+    this run's own, it says where the two were not trained by one recipe.
     """
     if not path.exists():
         return f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare"
     other = read_json(path)
     if not is_summary(other):
         return f"{title}: {shown(path)} is no summary.json of this version; run metrics.py there"
-    if stage and other.get("stage", stage) != stage:
-        return f"{title}: not compared; {shown(path)} is of {other['stage']}, not of {stage}"
+    known = other.get("stage", stage)
+    if stage and known not in (stage, result.get("stage")):
+        return f"{title}: not compared; {shown(path)} is of {known}, not of {stage}"
+    if stage and known != stage:
+        title = f"gain over {known} ({other['run']})"
     found = gain([result], [other])
     if found is None:
         other_organs = result["classes"] != other["classes"]
@@ -141,11 +145,11 @@ def compare(
             for r in (other, result)
         )
         return f"{title}: not compared; {shown(path)} is of {theirs}, this run of {ours}"
-    known = "" if found["low"] is None else " (95 % interval)"
+    sure = "" if found["low"] is None else " (95 % interval)"
     chance = "" if found["p"] is None else f", Wilcoxon p {found['p']:.2g}"
     unequal = unequal_settings(path.parent, folder) if folder else []
     return (
-        f"{title}: {in_words(found)} Dice points per patient{known}, "
+        f"{title}: {in_words(found)} Dice points per patient{sure}, "
         f"better in {found['better']} of {found['n']}{chance}"
         + (f"; NOT ONE RECIPE: {', '.join(unequal)}" if unequal else "")
     )

@@ -29,7 +29,7 @@ SURFACES = (
     "slice's pixel, and as high as the slices are apart. A missed organ counts as the diagonal."
 )
 
-ORGANS = (
+EACH_ORGAN = (
     "Dice of each organ, mean +- standard deviation over the patients where it is true or found; "
     "gains in points over the patients where that holds for both models. An organ that the base "
     "alone finds, where there is none, counts in the mean over organs only."
@@ -86,7 +86,7 @@ def write_study(
     note = POOLED + (OTHERS if beside else "")
     text = f"{_about(runs)}\n\n{markdown(patients)}\n{note}\n\n{markdown(slices)}"
     if organs := _organs(results, bases):
-        text += f"\n{ORGANS}\n\n{markdown(organs)}"
+        text += f"\n{EACH_ORGAN}\n\n{markdown(organs)}"
     if distances := _distances(results):
         text += f"\n{SURFACES}\n\n{markdown(distances)}"
     write_text(folder / "table.md", text)

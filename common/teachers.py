@@ -27,6 +27,8 @@ def load_teacher(
     `build(checkpoint)` makes the network. UserError if the checkpoint is missing, of another stage
     than `stage`, of other organs, or of a training on patients that this run's split keeps for
     validation or test.
+    The cases that it was trained on and chosen by, and whose they are, go into `run.patients` and
+    `run.patient_of`: what is learned from it is no more to be scored on them than itself.
     With the control `random-teacher` the network keeps its random weights, with BatchNorm
     statistics of the training slices: without those its features would all but vanish, and the
     control would control nothing. With `no-teacher` there is none, and none is needed: None.
@@ -48,11 +50,18 @@ def load_teacher(
         _own_statistics(teacher, run, config)
     else:
         checkpoint.load_weights(teacher, checkpoint.model_weights(known), path)
-        run.patients["teacher"] = known["patients"]["train"]  # the student knows of them, too
+        _remember(known, run)
     dice = evaluate(teacher, run.val, run, config)["per_patient"]["dice"]["mean"]
     random = ", its weights left random (a control)" if config.control == "random-teacher" else ""
     run.say(f"teacher {shown(path)}{random}: validation Dice {number(dice)} per patient")
     return teacher
+
+
+def _remember(known: dict, run: Run) -> None:
+    """Whom a teacher has seen, as parts of what its student has."""
+    run.patients["teacher"] = known["patients"]["train"]
+    run.patients["teacher_val"] = known["patients"]["val"]
+    run.patient_of.update(known.get("patient_of") or {})
 
 
 def add_unlabelled(run: Run, config: DistillationConfig) -> None:

@@ -37,7 +37,7 @@ from common.cases import (
 from common.config import launch, option
 from common.files import UserError, read_json, shown
 from common.layouts import VolumesConfig, find_cases, named_organs
-from common.organs import count_values, parse_organs, remarks
+from common.organs import USUAL, count_values, parse_organs, remarks
 from common.processes import run_all
 from common.volumes import Volume, read_volume
 
@@ -81,7 +81,7 @@ def rules_of(config: Config) -> Rules:
     listed = read_json(index) if index.exists() else {}
     kind = str(listed.get("modality") or "CT") if isinstance(listed, dict) else "CT"
     return Rules(
-        organs or {"spleen": (1,)},
+        organs or USUAL,
         bool(organs) and {v for values in organs.values() for v in values} != {1},
         None if config.organs else allowed,
         config.channel,
@@ -165,7 +165,7 @@ def main(config: Config) -> None:
     if rules.several:
         print("\n" + "\n".join(per_organ([*checked.values()], rules.organs)))
         found = {value for case in checked.values() for value in case.ml}
-        texts = [line.partition(": ") for line in remarks(rules.organs, found, "--organs")]
+        texts = [line.partition(": ") for line in remarks(rules.organs, found)]
         rows += [(level, "labels", text) for level, _, text in texts]
     if rows:
         width = max(len(name) for _, name, _ in rows)

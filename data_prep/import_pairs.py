@@ -5,7 +5,7 @@
     python import_pairs.py --images DRIVE/images --image-suffix _training \\
         --masks DRIVE/1st_manual --mask-suffix _manual1
     python import_pairs.py --images ct/images --masks ct/masks --patient "^(.+)_([0-9]+)$"
-    python import_pairs.py --images ct/images --masks ct/organs --organs spleen kidneys=2,3
+    python import_pairs.py --images ct/images --masks ct/organs --organs spleen=1 kidneys=2,3
 
 png, jpg, tif, gif and bmp are read, grey or colour (colour becomes grey). An image and its mask
 share the name before its ending, less --image-suffix and --mask-suffix; with both kinds in one
@@ -26,6 +26,7 @@ All files are checked before anything is kept: every problem is reported in one 
 
 import shutil
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from tqdm import tqdm
 from common.config import launch, option
 from common.files import UserError, bullets, read_csv, replace_folder, shown
 from common.layouts import looks_grouped, patient_rule
-from common.organs import count_values, file_name, parse_organs, remarks, to_mask
+from common.organs import USUAL, count_values, file_name, parse_organs, remarks, to_mask
 from common.pictures import NotTwoValues, binary, read_picture
 from common.settings import SliceSetConfig
 from common.slices import Slice, check_output, in_short, write_set
@@ -147,9 +148,15 @@ def patients_of(found: list[tuple[str, Path, Path]], config: Config) -> list[tup
     if missed:
         raise UserError(f"{rule} gives no patient for {len(missed)} images:{bullets(missed)}")
     counters: dict[str, int] = {}
+    owners: dict[str, str] = {}
     result = []
     for patient, number in named:
         case = file_name(patient, "case")
+        if owners.setdefault(case, patient) != patient:
+            raise UserError(
+                f"{rule}: the patients {owners[case]!r} and {patient!r} would both be {case!r}; "
+                "give them names of letters A to Z and digits, with --patient-csv perhaps."
+            )
         if number is not None and not number.isdecimal():
             raise UserError(f"{rule}: the slice number {number!r} is not a number.")
         counters[case] = counters.get(case, -1) + 1
@@ -160,7 +167,7 @@ def patients_of(found: list[tuple[str, Path, Path]], config: Config) -> list[tup
 def organs_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
     """The organs' names, and their values in index masks; none of one organ that is named alone,
     whose masks hold two values."""
-    words = config.organs or ("spleen",)
+    words = config.organs or tuple(USUAL)
     if words == ("all",):
         raise UserError("--organs all: pictures do not name their organs; name them here.")
     in_order = all("=" not in word for word in words)
@@ -211,8 +218,8 @@ def main(config: Config) -> None:
         Pair(image, mask, case, index)
         for (_, image, mask), (case, index) in zip(found, patients_of(found, config), strict=True)
     ]
-    names = [f"{pair.case}_{pair.index:03d}" for pair in pairs]
-    if twice := sorted({n for n in names if names.count(n) > 1}):
+    names = Counter(f"{pair.case}_{pair.index:03d}" for pair in pairs)
+    if twice := sorted(name for name, count in names.items() if count > 1):
         raise UserError(f"Two images become the same slice: {', '.join(twice[:10])}.")
     splits = make_splits([pair.case for pair in pairs], config.seed, config.folds, config.fold)
     check_output(config.output, config.overwrite)
@@ -246,7 +253,7 @@ def main(config: Config) -> None:
         replace_folder(partial, config.output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print("".join(f"{line}\n" for line in remarks(labels, values, "--organs")), end="")
+    print("".join(f"{line}\n" for line in remarks(labels, values)), end="")
     if not config.organs:
         print("note: what the masks show is called spleen; --organs NAME names something else")
     print(in_short(rows, splits, info, config.output))

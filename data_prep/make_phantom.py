@@ -38,6 +38,7 @@ from common.files import (
     write_bytes,
     write_json,
 )
+from common.organs import WHICH
 from common.phantom import ORGANS, make_patient
 from common.processes import run_all
 
@@ -52,7 +53,7 @@ class Config(base.Config):
     output: Path = option(ROOT / "data" / "phantom", "folder to write")
     patients: int = option(24, "labelled patients (imagesTr, labelsTr)", low=1)
     unlabelled: int = option(2, "patients without label (imagesTs)", low=0)
-    organs: str = option("spleen", "organs to label", choices=("spleen", "all"))
+    organs: str = option("spleen", "organs to label", choices=WHICH)
     size: int = option(192, "voxels across, in both in-plane directions", low=32, high=1024)
     thickness: float = option(
         0.0, "slice thickness in mm; 0: drawn from 3 to 6 for each patient", low=0.0, high=50.0
@@ -114,7 +115,7 @@ def main(config: Config) -> None:
         if found == listing and not config.overwrite:
             print(f"{shown(config.output)} already holds these {config.patients} patients")
             return
-        if not isinstance(found, dict) or found.get("name") != listing["name"]:
+        if not isinstance(found, dict) or found.get("description") != listing["description"]:
             raise UserError(f"{shown(target)} is no phantom's and stays; choose another --output.")
         if not config.overwrite:
             raise UserError(

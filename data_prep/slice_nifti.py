@@ -53,7 +53,7 @@ from common.files import (
     write_json,
 )
 from common.layouts import VolumesConfig, list_all, looks_grouped, named_organs, patients_of
-from common.organs import as_words, count_values, parse_organs, remarks, to_mask
+from common.organs import USUAL, as_words, count_values, parse_organs, remarks, to_mask
 from common.processes import run_all
 from common.settings import SliceSetConfig
 from common.slices import Slice, check_output, in_short, write_set
@@ -70,7 +70,6 @@ from common.views import (
 
 # What dataset.json says of a set that is made otherwise than by default.
 SPECIAL = ("labels", "axis", "channel")
-USUAL = {"spleen": (1,)}  # without --organs
 
 
 @dataclass
@@ -106,9 +105,9 @@ def check_config(config: Config) -> Config:
     named = named_organs(config.input)
     if config.organs:
         return replace(config, organs=as_words(parse_organs(config.organs, named)))
-    if len(named) == 1 and "spleen" not in named:
-        (word,) = as_words(named)
-        print(f"note: label 1 is called spleen; dataset.json's name: --organs {word}")
+    owner = next((name for name, values in named.items() if 1 in values), "spleen")
+    if owner.lower() not in USUAL:
+        print(f"note: label 1 is called spleen; dataset.json's name: --organs {owner}=1")
     return config
 
 
@@ -241,7 +240,7 @@ def warn(config: Config, cases: list[Case], records: list[dict]) -> None:
             print(f"warning: {case.name}: {doubt}")
     if labels := parse_organs(config.organs):
         found = {value for record in records for value in record["values"]}
-        print("".join(f"{line}\n" for line in remarks(labels, found, "--organs")), end="")
+        print("".join(f"{line}\n" for line in remarks(labels, found)), end="")
     if config.patient is None and (count := looks_grouped([case.name for case in cases])):
         print(
             f"warning: the names look like {count} patients with several volumes each; one of them "

@@ -65,6 +65,14 @@ def test_cut_short_or_foreign_files_are_refused(saved, tmp_path):
         checkpoint.load(saved, "student_s1")
 
 
+def test_a_checkpoint_that_does_not_say_whom_it_has_seen_is_refused(tmp_path):
+    whole = {"config": {}, "patients": {"train": [], "val": []}, "classes": 1, "size": 80}
+    checkpoint.check_content({**whole, "epoch": 1}, tmp_path)
+    for patients in ({}, {"train": []}, {"train": [], "val": "a"}):
+        with pytest.raises(UserError, match="its patients are no lists train and val"):
+            checkpoint.check_content({**whole, "epoch": 1, "patients": patients}, tmp_path)
+
+
 def test_a_file_that_claims_or_unpacks_to_too_much_is_refused(saved, tmp_path):
     packed = tmp_path / "packed.pt"
     with zipfile.ZipFile(saved) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:

@@ -168,6 +168,22 @@ def test_resume_with_other_settings_names_them(stage, slices, capsys):
     assert (run.folder / "last.pt").read_bytes() == before
 
 
+def test_a_resumed_run_keeps_the_record_of_its_training(stage, slices, monkeypatch, capsys):
+    run, _ = train(stage, slices, epochs=1)
+    made = run.folder / "config.json"
+    write_json(made, read_json(made) | {"environment": {"processes": 4}})
+    (run.folder / "log.csv").unlink()  # as a kill leaves it, after last.pt and before the log
+    (run.folder / "best.pt").unlink()
+    train(stage, slices, epochs=1, resume=True)  # nothing is left to do
+    assert read_json(made)["environment"] == {"processes": 4}
+    assert [row["epoch"] for row in read_csv(run.folder / "log.csv")] == ["1"]
+    text = capsys.readouterr().out
+    assert "best.pt does not exist" in text and "epoch 0" not in text
+    train(stage, slices, epochs=2, resume=True)
+    assert read_json(made)["earlier_environments"] == [{"processes": 4}]
+    assert read_json(made)["environment"]["processes"] == 1
+
+
 def test_a_run_that_is_older_than_a_flag_is_resumed(stage, slices):
     run, _ = train(stage, slices, epochs=2)
     path = run.folder / "last.pt"

@@ -100,6 +100,12 @@ def test_patients_from_a_csv(tmp_path):
         make(tmp_path, patient_csv=table, overwrite=True)
 
 
+def test_two_patients_are_not_one_case(tmp_path):
+    some(tmp_path, ["\u5f20_1", "\u674e_1", "\u738b_1"])
+    with pytest.raises(UserError, match="'\u5f20' and '\u674e' would both be 'case'"):
+        make(tmp_path, patient="^(.+)_[0-9]+$")
+
+
 def test_what_the_masks_show_has_a_name(tmp_path, capsys):
     some(tmp_path, ["a", "b", "c"])
     assert make(tmp_path).organs == ["spleen"]

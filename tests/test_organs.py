@@ -230,7 +230,10 @@ def test_a_truth_of_several_organs_is_checked_by_its_range(folder):
 def test_the_phantom_with_all_its_organs(repo, phantom, tmp_path):
     flags = ("--patients", 3, "--unlabelled", 0, "--size", 64, "--thickness", 14)
     whole = tmp_path / "whole"
-    run(repo, "data_prep/make_phantom.py", *flags, "--organs", "all", "--output", whole)
+    run(repo, "data_prep/make_phantom.py", *flags, "--output", whole)
+    flags += ("--organs", "all", "--output", whole)
+    assert "made with other flags" in run(repo, "data_prep/make_phantom.py", *flags, code=1)
+    run(repo, "data_prep/make_phantom.py", *flags, "--overwrite")
     text = run(repo, "data_prep/check_volumes.py", "--input", whole)
     assert "3 cases are sound" in text and "in 3 of 3 volumes" in text
     for case in list_all(VolumesConfig(input=whole)):  # the same patients, with more labels

@@ -1,5 +1,6 @@
 """Commands of the documents exist, their flags too; links lead somewhere; counts are the code's."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -46,6 +47,35 @@ def test_every_command_exists_and_takes_its_flags(script, arguments, monkeypatch
     module = load_script(ROOT / script)
     cls = getattr(module, "Config", None) or getattr(module, "InferenceConfig", None)
     parse(cls or module.MetricsConfig, arguments)
+
+
+def manuals() -> list[tuple[Path, list[str]]]:
+    """(script, arguments) of every command in the docstrings of the scripts."""
+    found = []
+    for path in sorted({*ROOT.glob("*/*.py"), *ROOT.glob("*.py")}):
+        if path.parent.name in ("common", "tests"):
+            continue
+        text = re.sub(r"\\\n\s*", "", ast.get_docstring(ast.parse(path.read_text()), clean=False))
+        for line in re.findall(r"^    (?:python|torchrun) (.*)$", text, re.M):
+            script, rest = re.split(r"(?<=\.py)", line, maxsplit=1)
+            assert script.split()[-1].endswith(path.name), line
+            # What a line says of its command stands apart from it.
+            found.append((path, shlex.split(re.split(r" {3,}", rest)[0])))
+    return found
+
+
+@pytest.mark.parametrize(("script", "arguments"), manuals())
+def test_every_command_of_a_manual_takes_its_flags(script, arguments, monkeypatch):
+    test_every_command_exists_and_takes_its_flags(script.relative_to(ROOT), arguments, monkeypatch)
+
+
+def test_the_organs_of_a_manual_s_commands_can_be_meant():
+    script = load_script(ROOT / "data_prep/import_pairs.py")
+    named = [words for path, words in manuals() if path.name == "import_pairs.py"]
+    named += [words for path, words in commands() if path.endswith("import_pairs.py")]
+    assert sum("--organs" in words for words in named) > 3
+    for words in named:
+        assert script.organs_of(parse(script.Config, words))[0]
 
 
 def test_make_targets_exist():

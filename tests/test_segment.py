@@ -269,7 +269,7 @@ def test_what_looks_wrong_is_said(trained, tmp_path, capsys):
     parts = {"train": ["a"], "val": ["b"], "teacher": ["a", "ct"]}
     trained.checkpoint["patients"] = parts
     go(trained, path)
-    assert "among the teacher's training patients" in capsys.readouterr().out
+    assert "among the teacher's train patients" in capsys.readouterr().out
 
 
 def test_flags_of_volumes_and_of_slices_exclude_each_other(tmp_path):

@@ -93,6 +93,10 @@ def test_a_model_is_not_judged_on_patients_that_it_has_seen(tmp_path):
     taught = {"patients": {**trained["patients"], "teacher": ["a", "b", "d"]}}  # d by its teacher
     with pytest.raises(UserError, match=r"test patients.*\(d\)"):
         check_patients(taught, data, splits, ("test",), tmp_path)
+    chose = {"patients": {**trained["patients"], "teacher_val": ["d"]}}  # it chose the teacher
+    check_patients(chose, data, {**splits, "val": ["d"]}, ("val",), tmp_path)
+    with pytest.raises(UserError, match=r"test patients.*\(d\)"):
+        check_patients(chose, data, splits, ("test",), tmp_path)
     # Another volume of a patient that it was trained on.
     earlier = {"patients": {"train": ["d_1"], "val": ["c"]}, "patient_of": {"d_1": "d"}}
     with pytest.raises(UserError, match=r"test patients.*\(d_2\)"):

@@ -121,6 +121,10 @@ def test_compare_says_it_in_one_line(tmp_path):
     write_json(tmp_path / "t.json", {**result(a=0.7, b=0.5), "stage": "student_s2"})
     line = compare(result(a=0.8, b=0.5), "gain", tmp_path / "t.json", "student_s1")
     assert line.endswith("t.json is of student_s2, not of student_s1")
+    write_json(tmp_path / "t.json", {**result(a=0.7, b=0.5), "stage": "kd_t1_s1", "run": "alone"})
+    mine = {**result(a=0.8, b=0.5), "stage": "kd_t1_s1"}  # another run of its own stage
+    line = compare(mine, "gain over plain S1", tmp_path / "t.json", "student_s1")
+    assert line.startswith("gain over kd_t1_s1 (alone): +5.0 Dice points")
     other = compare(result(c=1), "gain", tmp_path / "s.json")
     assert "not compared" in other and "of 2 test patients, best epoch, this run of 1 test" in other
     (tmp_path / "config.json").write_text("{}")

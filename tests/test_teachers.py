@@ -58,9 +58,10 @@ def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients
     teacher = load_teacher(path, "stage", build, run, config)
     assert fingerprint(teacher) == fingerprint(trained.model)
     assert "validation Dice 0." in capsys.readouterr().out
-    assert (
-        run.patients["teacher"] == run.splits["train"]
-    )  # the student's scores are no test of them
+    # Their scores are no test of the student either, be it in another set of theirs.
+    assert run.patients["teacher"] == run.splits["train"]
+    assert run.patients["teacher_val"] == run.splits["val"]
+    assert run.patient_of == {case: case for part in ("train", "val") for case in run.splits[part]}
     last = load_teacher(run.folder / "last.pt", "stage", build, run, config)
     assert fingerprint(last) == fingerprint(trained.model)  # one epoch: the best and the last
     capsys.readouterr()
