@@ -111,11 +111,11 @@ class Distiller(nn.Module):
         with torch.no_grad():
             known = self.known(images, output)
             labels = torch.cat([mask, predicted(known.logits[len(mask) :])])
-            kinds = self._kinds(labels, output.logits.shape[1])
+            with_border = self._with_border(labels, output.logits.shape[1])
         maps = self.map_terms(output, known, labels)
-        return losses | maps | self.scale_terms(output, known, kinds)
+        return losses | maps | self.scale_terms(output, known, with_border)
 
-    def _kinds(self, labels: Tensor, channels: int) -> Tensor | None:
+    def _with_border(self, labels: Tensor, channels: int) -> Tensor | None:
         """Class indices with the border as the last class, if a term asks for it."""
         by_class = self.weights and self.config.contrast in ("dense", "region")
         return pixel_classes(labels, max(2, channels)) if by_class else None
@@ -137,13 +137,14 @@ class Distiller(nn.Module):
         return losses
 
     def scale_terms(
-        self, student: Output, teacher: Output, kinds: Tensor | None
+        self, student: Output, teacher: Output, with_border: Tensor | None
     ) -> dict[str, Tensor]:
-        """The contrast at each scale; `kinds` are class indices `(N, H, W)`, if it is by class."""
+        """The contrast at each scale; `with_border` are class indices `(N, H, W)`, the border one
+        more, if it is by class."""
         places, losses = None, {}
-        if self.weights and kinds is not None:
+        if self.weights and with_border is not None:
             count = max(2, student.logits.shape[1]) + 1
-            places = sample_pixels(kinds, count, self.config.pixels)
+            places = sample_pixels(with_border, count, self.config.pixels)
         for scale, loss in self.scales.items():
             term = loss(student.features[scale], teacher.features[scale], places)
             losses[f"contrast_{scale}"] = self.weights[scale] * term

@@ -67,9 +67,9 @@ def test_two_channels_and_a_softmax_are_one_channel_and_a_sigmoid():
     two = [o._replace(logits=with_background(o.logits)) for o in one]
     found = []
     for student, teacher in (one, two):
-        kinds = objective._kinds(batch["mask"], student.logits.shape[1])
+        with_border = objective._with_border(batch["mask"], student.logits.shape[1])
         torch.manual_seed(1)  # the pixels that the contrast draws
-        losses = objective.scale_terms(student, teacher, kinds)
+        losses = objective.scale_terms(student, teacher, with_border)
         losses |= objective.map_terms(student, teacher, batch["mask"])
         # Where the organ is: what is not there, only the one-channel form counts in its Dice.
         losses["segmentation"] = objective.segmentation(student.logits[:2], batch["mask"][:2])
