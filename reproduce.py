@@ -286,7 +286,7 @@ def main(config: Config) -> None:
     for t in trainings:
         runs[t.arm.label][t.fold, t.seed] = folder_of(t, config)
     bases = {arm.label: arm.base for arm in arms if arm.base}
-    points = {arm.label: (arm.curve, arm.share) for arm in arms if arm.curve}
+    points = {arm.label: (arm.curve, arm.percent) for arm in arms if arm.curve}
     kind = config.subset, config.weights
     print(f"\n{add_up(folder, runs, bases, read_set(data), points, kind)}")
     now = (time.perf_counter() - began) / 60

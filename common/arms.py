@@ -38,7 +38,7 @@ class Arm(NamedTuple):
     base: str | None = None  # label of the arm that the tables compare it with
     labels: int | None = None  # percent of labelled training patients; None: the data set's half
     curve: str = ""  # the line on which it is a point, where the study draws Dice against labels
-    share: int = 50  # the percent of labels at which that point lies
+    percent: int = 50  # of labels at which that point lies
 
     def variant(self, label: str, name: str, *flags: str, **changes) -> "Arm":
         """This arm with other flags, under another label and run name."""
@@ -159,27 +159,27 @@ def labels(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     that is distilled on the unlabelled rest. The teacher of all of them is the one with all labels.
     Every distilled form is compared with the plain student of the same labels.
     """
-    arms = [teacher._replace(curve=teacher.label, share=100)]
-    for share in SHARES:
+    arms = [teacher._replace(curve=teacher.label, percent=100)]
+    for percent in SHARES:
         # Half of the labels is what the data set's split gives anyway: the grid's own runs.
-        its = {"labels": None if share == 50 else share, "share": share}
-        name = "" if share == 50 else f"l{share}"
+        its = {"labels": None if percent == 50 else percent, "percent": percent}
+        name = "" if percent == 50 else f"l{percent}"
         alone = plain._replace(
-            label=f"{plain.label} {share} %", name=name, curve=plain.label, **its
+            label=f"{plain.label} {percent} %", name=name, curve=plain.label, **its
         )
         both = {"plain": alone, "base": alone.label, **its}
-        label = f"{whole.label} {share} %"
+        label = f"{whole.label} {percent} %"
         arms += [alone, whole._replace(label=label, name=name, curve=whole.label, **both)]
         more = [("without a teacher", f"{name}n" if name else "alone", "--control", "no-teacher")]
-        if share < 100:
+        if percent < 100:
             run = f"{name}u" if name else "unlabelled"
             more.append((f"{whole.label}, unlabelled too", run, "--unlabelled"))
         for curve, run, *words in more:
-            arms.append(whole.variant(f"{curve} {share} %", run, *words, curve=curve, **both))
-        if share < 100:
-            label = f"{teacher.label} {share} %"
-            point = {"curve": teacher.label, "share": share, "labels": share}
-            few = teacher.variant(label, f"l{share}", "--share", "student", **point)
+            arms.append(whole.variant(f"{curve} {percent} %", run, *words, curve=curve, **both))
+        if percent < 100:
+            label = f"{teacher.label} {percent} %"
+            point = {"curve": teacher.label, "percent": percent, "labels": percent}
+            few = teacher.variant(label, f"l{percent}", "--share", "student", **point)
             arms.append(few)
     return arms
 

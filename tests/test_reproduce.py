@@ -140,7 +140,7 @@ def test_a_share_of_labels_has_its_split_and_as_many_steps(reproduce):
     assert "_labels50.json" in half and half.endswith("--epochs 12")  # of all labels: 6
     assert len(trainings) == 1 + 4 * 5 - 1 + 4  # at 100 % nobody is without labels; 4 small T1
     arms = ablation("labels", "kd_t1_s1")
-    points = [(arm.curve, arm.share) for arm in arms]
+    points = [(arm.curve, arm.percent) for arm in arms]
     assert all(arm.curve for arm in arms) and len(set(points)) == len(points)
 
 
