@@ -150,7 +150,9 @@ def repairs(path: Path, found: dict[str, tuple[str, dict, dict]]) -> None:
     _stack(axis, [repaired for _, repaired, _ in found.values()])
     _stack(axis, [made for *_, made in found.values()], sign=-1)
     axis.axvline(0, color="black", lw=0.8)
-    axis.use_sticky_edges = False  # room beside the longest bar
+    low, high = axis.dataLim.intervalx
+    room = 0.05 * (high - low) or 1.0  # beside the bars
+    axis.set_xlim(low - room, high + room)
     names = [f"{model} after {base}" for model, (base, *_) in found.items()]
     _name_bars(
         axis, names, "newly wrong  |  repaired, in % of the organ's pixels, mean over patients"
