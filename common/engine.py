@@ -225,7 +225,9 @@ def say_the_best(run: Run) -> None:
     epoch, dice = run.best
     where = shown(run.folder / "best.pt")
     run.say(f"best epoch {epoch}: validation Dice {dice:.4f} per patient -> {where}")
-    if not dice:
+    if not any(s.foreground for s in run.val.slices):
+        run.say("no validation slice shows an organ: this says nothing; choose other patients")
+    elif not dice:
         run.say("no organ was found in any validation slice: train for more --epochs")
 
 

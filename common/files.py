@@ -120,19 +120,19 @@ def require_space(folder: Path, megabytes: float) -> None:
 
 
 def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
-    """UserError if `<stage>/runs/<name>` holds a run and neither flag says what to do with it, or
-    if there is none to resume.
+    """UserError if `<stage>/runs/<name>` holds anything and neither flag says what to do with it,
+    or if there is no run to resume.
 
-    A finished training is never lost to a second `python train.py`.
+    A finished training, or a part of one, is never lost to a second `python train.py`.
     """
+    held = folder.exists() and any(path.name[0] != "." for path in folder.iterdir())
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other.")
     if resume and not (folder / "config.json").exists():
         there = sorted(path.parent.name for path in folder.parent.glob("*/config.json"))
-        raise UserError(
-            f"{shown(folder)} holds no run to resume; there is {', '.join(there) or 'none yet'}."
-        )
-    if (folder / "config.json").exists() and not (resume or overwrite):
+        lacks = "holds no config.json and cannot be resumed" if held else "holds no run to resume"
+        raise UserError(f"{shown(folder)} {lacks}; there is {', '.join(there) or 'none yet'}.")
+    if held and not (resume or overwrite):
         raise UserError(
             f"{shown(folder)} already holds a run. Continue it with --resume, keep it and train "
             "beside it with --name NEW, or replace it with --overwrite."

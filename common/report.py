@@ -16,6 +16,7 @@ from PIL import Image
 from common import figures
 from common.files import read_json, shown, write_text
 from common.scores import TITLES, by_patient, each_of_several, number, with_spread
+from common.scoring import caution
 from common.slices import Slice, SliceSet
 
 STYLE = """
@@ -45,7 +46,7 @@ def write_report(folder: Path, data: SliceSet, compared: tuple[str, ...] = (), w
         "<h2>Scores</h2>" + ("<p>Means over the organs.</p>" if each_of_several(result) else ""),
         _scores(result),
         *_organs(result),
-        "".join(f"<p>{_text(line)}</p>" for line in compared),
+        "".join(f"<p>{_text(line)}</p>" for line in (caution(result), *compared) if line),
         "<h2>Patients</h2>",
         _picture(_dots(result), "Dice of each patient; the line is their mean."),
         _patients(result),
@@ -210,6 +211,8 @@ def _training(folder: Path) -> list[str]:
         parts += ["<h2>Training</h2>", _picture(curves, "Weighted losses and validation Dice.")]
     if (folder / "config.json").exists():
         made = read_json(folder / "config.json")
-        settings = {**made.get("config", {}), **made.get("environment", {})}
+        machine = made.get("environment", {})
+        machine = {"hardware" if k == "device" else k: v for k, v in machine.items()}
+        settings = {**made.get("config", {}), **machine}
         parts += ["<h2>Settings</h2>", _table(["setting", ""], [*settings.items()], "text")]
     return parts

@@ -20,6 +20,7 @@ from common.files import (
     check_run,
     lock_folder,
     new_run,
+    read_csv,
     read_json,
     require_space,
     shown,
@@ -37,6 +38,8 @@ from common.unet import parameters
 # goes on from where the longer one would be. `teacher` is a path, and may have moved: the distiller
 # itself remembers which weights it was. `weights_folder` is read for the first weights alone.
 FREE_ON_RESUME = NOT_LEARNED | {"epochs", "teacher", "weights_folder"}
+# Results of the weights that were there before an epoch.
+STALE = ("inference.json", "summary.json", "metrics_per_case.csv", "report.html")
 
 
 @dataclass
@@ -97,6 +100,8 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     splits = read_splits(data, config.splits, (share, "val"))
     train = SliceDataset(data, data.of(splits[share]), config.cache_mb)
     val = SliceDataset(data, data.of(splits["val"]), config.cache_mb)
+    if not any(s.foreground for s in train.slices):
+        raise UserError(f"{shown(data.folder)}: no slice of {share} shows an organ to learn.")
     patients = {"train": splits[share], "val": splits["val"]}
     run = Run(folder, stage.name, device, data, splits, patients, train, val, rank, world, lock)
     run.say(
@@ -192,7 +197,7 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         "epoch": len(log),
         "val_dice": float(log[-1]["val_dice"]),
     }
-    for stale in ("inference.json", "summary.json"):  # of weights that were there before
+    for stale in STALE:
         (run.folder / stale).unlink(missing_ok=True)
     if is_best:
         checkpoint.save(run.folder / "best.pt", {**about, "model": objective.model.state_dict()})
@@ -243,10 +248,15 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
     """Fill objective and optimizer from last.pt, if there is one; returns the log so far.
 
     UserError if the run was made with other settings, on other patients or with another teacher,
-    or is longer than `config.epochs` already.
+    is longer than `config.epochs` already, or has lost its last.pt.
     """
-    path = run.folder / "last.pt"
+    path, log = run.folder / "last.pt", run.folder / "log.csv"
     if not path.exists():
+        if log.exists() and len(read_csv(log)) >= config.save_every:
+            raise UserError(
+                f"{shown(path)} is gone, and nothing can go on without it; best.pt would be "
+                "replaced. Train under another --name, or anew with --overwrite."
+            )
         run.say(f"nothing to resume in {shown(run.folder)}: starting at epoch 1")
         return []
     state = checkpoint.load(path, run.stage)
@@ -280,6 +290,7 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
     except UserError as error:
         run.best = (0, -1.0)
         left = len(state["log"]) < config.epochs
-        run.say(f"note: {error}{' The best of the epochs to come will be kept.' if left else ''}")
+        later = "The best of the epochs to come will be kept."
+        run.say(f"note: {error} {later if left else 'inference.py --weights last does without.'}")
     run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")
     return state["log"]

@@ -127,6 +127,13 @@ def spacing_of(case: str, slices: list[Slice], data: SliceSet) -> tuple | None:
     return spacing if [s.index for s in slices] == [*range(count)] else None
 
 
+def caution(result: dict) -> str:
+    """What is to be said of scores of patients that a training has seen; of others nothing."""
+    if result["subset"] in ("train", "all"):
+        return "patients that the model was trained on are among these: no test"
+    return ""
+
+
 def table(result: dict) -> str:
     """A summary as text: a line a score, per patient mean and spread, and pooled."""
     patients = len({row.get("patient", case) for case, row in result["cases"].items()})
@@ -147,6 +154,8 @@ def table(result: dict) -> str:
         dice, pooled = row["per_patient"]["dice"], number(row["pooled"]["dice"])
         cells = f"{organ:<{room}} {with_spread(dice):>16} {pooled:>8}"
         lines.append(f"{cells}   Dice of {dice['n']} patients")
+    if seen := caution(result):
+        lines.append(seen)
     if missing := result["per_patient"]["dice"]["undefined"]:
         lines.append(f"{missing} patients without organ and without prediction are left out")
     return "\n".join(lines)

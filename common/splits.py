@@ -131,8 +131,9 @@ def check_patients(
         if leaked := sorted(case for case, names in here.items() if names & known):
             raise UserError(
                 f"{shown(path)} has been trained or chosen on {part} patients of this split "
-                f"({', '.join(leaked[:5])}): the split has changed since. Train again, or name "
-                "the split of that training with --splits."
+                f"({', '.join(leaked[:5])}): the split has changed since, or it is of another data "
+                "set. Name the split of that training with --splits, another checkpoint, or train "
+                "again."
             )
 
 

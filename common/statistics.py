@@ -137,6 +137,10 @@ def compare(
     if stage and known != stage:
         title = f"gain over {known} ({other['run']})"
     found = gain([result], [other])
+    if found is None and by_patient([other]).keys() == by_patient([result]).keys():
+        same = (other["subset"], other["weights"], other["classes"])
+        if same == (result["subset"], result["weights"], result["classes"]):
+            return f"{title}: no patient has a score in both, here and in {shown(path)}"
     if found is None:
         other_organs = result["classes"] != other["classes"]
         theirs, ours = (

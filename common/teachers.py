@@ -38,8 +38,8 @@ def load_teacher(
         return None
     known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
     checkpoint.check_content(known, path)
-    check_patients(known, run.data, run.splits, ("val", "test"), path)
     check_same_organs(known.get("organs"), run.data, path)
+    check_patients(known, run.data, run.splits, ("val", "test"), path)
     if known["classes"] != run.classes:
         raise UserError(f"{shown(path)} has {known['classes']} channels, not {run.classes}.")
     if known["size"] != run.size:

@@ -135,7 +135,8 @@ def check_size(images: Tensor, multiple: int) -> None:
         better = max(multiple, -(-max(height, width) // multiple) * multiple)
         raise UserError(
             f"The network cannot take {height}x{width} images: height and width must be multiples "
-            f"of {multiple}. Make the data set again with --size {better}."
+            f"of {multiple}. Make the data set again with --size {better}, or a "
+            "multiple of 16, which suits every stage."
         )
 
 

@@ -21,7 +21,8 @@ with --patient (a regular expression on the name; its first group is the patient
 if there is one, the slice number) or --patient-csv (columns file and patient). Without either
 every image counts as a patient of its own.
 
-All files are checked before anything is kept: every problem is reported in one go.
+First the pairing and then all files are checked, before anything is kept; every problem of a kind
+is reported in one go.
 """
 
 import shutil
@@ -239,7 +240,9 @@ def main(config: Config) -> None:
             lines = bullets([*map(str, problems)])
             raise UserError(f"{len(problems)} of {len(pairs)} pairs cannot be used:{lines}{advice}")
         if labels and not any(row.foreground for row in rows):
-            raise UserError(f"no mask holds any of {' '.join(config.organs)}: nothing to learn.")
+            held = ", ".join(map(str, sorted(values))) or "nothing but 0"
+            organs = " ".join(config.organs)
+            raise UserError(f"no mask holds any of {organs}: nothing to learn; they hold {held}.")
         info = {
             "name": config.images.resolve().name,
             "source": f"2D pairs from {config.images.resolve().name}",
@@ -257,6 +260,10 @@ def main(config: Config) -> None:
     if not config.organs:
         print("note: what the masks show is called spleen; --organs NAME names something else")
     print(in_short(rows, splits, info, config.output))
+    if not any(row.foreground for row in rows):
+        print("no mask shows anything: a set to predict")
+    elif not splits["train"]:
+        print("too few patients to train on: a set to predict")
 
 
 if __name__ == "__main__":

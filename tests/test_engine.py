@@ -8,7 +8,7 @@ from conftest import ROOT, Infinite, load_script
 from common import checkpoint
 from common.distillation import Distiller
 from common.engine import evaluate, fit
-from common.files import UserError, read_csv, read_json, write_json
+from common.files import UserError, read_csv, read_json, write_csv, write_json
 from common.losses import MultiTaskObjective, SegmentationObjective
 from common.runs import start
 from common.settings import DistillationConfig, StudentConfig
@@ -166,6 +166,35 @@ def test_resume_with_other_settings_names_them(stage, slices, capsys):
     train(stage, slices, epochs=2, resume=True)  # nothing is left to do, and is said
     assert "all 2 epochs are done already; more --epochs go on" in capsys.readouterr().out
     assert (run.folder / "last.pt").read_bytes() == before
+
+
+def test_what_is_left_of_a_run_is_not_lost(stage, slices):
+    run, _ = train(stage, slices, epochs=1)
+    best = run.folder / "best.pt"
+    for stale in ("report.html", "metrics_per_case.csv"):
+        (run.folder / stale).write_text("of epoch 1")
+    train(stage, slices, epochs=2, resume=True)
+    assert not (run.folder / "report.html").exists()
+    assert not (run.folder / "metrics_per_case.csv").exists()
+    before = best.read_bytes()
+    (run.folder / "last.pt").unlink()
+    with pytest.raises(UserError, match="last.pt is gone, and nothing can go on without it"):
+        train(stage, slices, epochs=3, resume=True)
+    (run.folder / "config.json").unlink()
+    with pytest.raises(UserError, match="already holds a run"):
+        train(stage, slices, epochs=3)
+    with pytest.raises(UserError, match="holds no config.json and cannot be resumed"):
+        train(stage, slices, epochs=3, resume=True)
+    assert best.read_bytes() == before
+
+
+def test_a_training_without_an_organ_is_refused(stage, own_slices):
+    student = read_json(own_slices / "splits.json")["student"]
+    rows = read_csv(own_slices / "manifest.csv")
+    empty = [r for r in rows if r["case"] not in student or r["foreground"] == "0"]
+    write_csv(own_slices / "manifest.csv", empty)
+    with pytest.raises(UserError, match="no slice of student shows an organ to learn"):
+        train(stage, own_slices, epochs=1)
 
 
 def test_a_resumed_run_keeps_the_record_of_its_training(stage, slices, monkeypatch, capsys):

@@ -142,7 +142,8 @@ def test_a_run_is_scored_by_name(small_run):
     assert row["slices"] == 3 and own["overlap_pixels"] == own["true_pixels"] > 0
     (line,) = read_csv(run / "metrics_per_case.csv", ("case", "dice", "true_pixels"))
     assert float(line["dice"]) == row["dice"] == own["dice"] and "dice spleen" not in line
-    assert "1.000" in table(result)
+    assert "1.000" in table(result) and "no test" not in table(result)
+    assert table({**result, "subset": "all"}).endswith("are among these: no test")
     assert (run / "metrics_per_case.csv").exists() and (run / "summary.json").exists()
 
 

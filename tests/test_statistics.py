@@ -125,6 +125,8 @@ def test_compare_says_it_in_one_line(tmp_path):
     mine = {**result(a=0.8, b=0.5), "stage": "kd_t1_s1"}  # another run of its own stage
     line = compare(mine, "gain over plain S1", tmp_path / "t.json", "student_s1")
     assert line.startswith("gain over kd_t1_s1 (alone): +5.0 Dice points")
+    empty = result(a=None, b=None)
+    assert "no patient has a score in both" in compare(empty, "gain", tmp_path / "s.json")
     other = compare(result(c=1), "gain", tmp_path / "s.json")
     assert "not compared" in other and "of 2 test patients, best epoch, this run of 1 test" in other
     (tmp_path / "config.json").write_text("{}")
