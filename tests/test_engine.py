@@ -8,7 +8,7 @@ from conftest import ROOT, Infinite, load_script
 from common import checkpoint
 from common.distillation import Distiller
 from common.engine import evaluate, fit
-from common.files import UserError, read_csv, read_json, write_csv, write_json
+from common.files import UserError, read_csv, read_json, write_csv
 from common.losses import MultiTaskObjective, SegmentationObjective
 from common.runs import start
 from common.settings import DistillationConfig, StudentConfig
@@ -153,41 +153,6 @@ def test_the_best_weights_are_those_that_best_pt_says(stage, slices, capsys):
     assert "The best of the epochs to come will be kept" in capsys.readouterr().out
 
 
-def test_resume_with_other_settings_names_them(stage, slices, capsys):
-    train(stage, slices, epochs=1)
-    with pytest.raises(UserError, match="lr: 0.003 -> 0.1"):
-        train(stage, slices, epochs=1, lr=0.1, resume=True)
-    with pytest.raises(UserError, match="already holds a run"):
-        train(stage, slices, epochs=1)
-    run, _ = train(stage, slices, epochs=2, resume=True)  # more epochs are welcome
-    assert [r["epoch"] for r in read_csv(run.folder / "log.csv")] == ["1", "2"]
-    before = (run.folder / "last.pt").read_bytes()
-    assert "epochs are done already" not in capsys.readouterr().out
-    train(stage, slices, epochs=2, resume=True)  # nothing is left to do, and is said
-    assert "all 2 epochs are done already; more --epochs go on" in capsys.readouterr().out
-    assert (run.folder / "last.pt").read_bytes() == before
-
-
-def test_what_is_left_of_a_run_is_not_lost(stage, slices):
-    run, _ = train(stage, slices, epochs=1)
-    best = run.folder / "best.pt"
-    for stale in ("report.html", "metrics_per_case.csv"):
-        (run.folder / stale).write_text("of epoch 1")
-    train(stage, slices, epochs=2, resume=True)
-    assert not (run.folder / "report.html").exists()
-    assert not (run.folder / "metrics_per_case.csv").exists()
-    before = best.read_bytes()
-    (run.folder / "last.pt").unlink()
-    with pytest.raises(UserError, match="last.pt is gone, and nothing can go on without it"):
-        train(stage, slices, epochs=3, resume=True)
-    (run.folder / "config.json").unlink()
-    with pytest.raises(UserError, match="already holds a run"):
-        train(stage, slices, epochs=3)
-    with pytest.raises(UserError, match="holds no config.json and cannot be resumed"):
-        train(stage, slices, epochs=3, resume=True)
-    assert best.read_bytes() == before
-
-
 def test_a_training_without_an_organ_is_refused(stage, own_slices):
     student = read_json(own_slices / "splits.json")["student"]
     rows = read_csv(own_slices / "manifest.csv")
@@ -195,47 +160,6 @@ def test_a_training_without_an_organ_is_refused(stage, own_slices):
     write_csv(own_slices / "manifest.csv", empty)
     with pytest.raises(UserError, match="no slice of student shows an organ to learn"):
         train(stage, own_slices, epochs=1)
-
-
-def test_a_resumed_run_keeps_the_record_of_its_training(stage, slices, monkeypatch, capsys):
-    run, _ = train(stage, slices, epochs=1)
-    made = run.folder / "config.json"
-    write_json(made, read_json(made) | {"environment": {"processes": 4}})
-    (run.folder / "log.csv").unlink()  # as a kill leaves it, after last.pt and before the log
-    (run.folder / "best.pt").unlink()
-    train(stage, slices, epochs=1, resume=True)  # nothing is left to do
-    assert read_json(made)["environment"] == {"processes": 4}
-    assert [row["epoch"] for row in read_csv(run.folder / "log.csv")] == ["1"]
-    text = capsys.readouterr().out
-    assert "best.pt does not exist" in text and "epoch 0" not in text
-    train(stage, slices, epochs=2, resume=True)
-    assert read_json(made)["earlier_environments"] == [{"processes": 4}]
-    assert read_json(made)["environment"]["processes"] == 1
-
-
-def test_a_run_that_is_older_than_a_flag_is_resumed(stage, slices):
-    run, _ = train(stage, slices, epochs=2)
-    path = run.folder / "last.pt"
-    state = torch.load(path, weights_only=True)
-    del state["config"]["deep"], state["config"]["border"]
-    torch.save(state, path)
-    train(stage, slices, epochs=3, resume=True)
-    with pytest.raises(UserError, match="deep: False -> True"):
-        train(stage, slices, epochs=3, resume=True, deep=True)
-
-
-def test_a_resume_on_other_patients_or_with_another_teacher_is_refused(stage, own_slices):
-    train(stage, own_slices, "distilled", epochs=1)
-    config = Config(data=own_slices, epochs=2, batch_size=8, device="cpu", resume=True)
-    run = start(config, str(stage), config.share)
-    other = Distiller(student_s1(), teacher_t1(width=4), run.size, config)
-    with pytest.raises(UserError, match="another teacher"):
-        fit(other, run, config)
-    splits = read_json(own_slices / "splits.json")
-    splits["student"] = splits["train"][-1:]
-    write_json(own_slices / "splits.json", splits)
-    with pytest.raises(UserError, match="other patients"):
-        train(stage, own_slices, "distilled", epochs=2, resume=True)
 
 
 def test_what_is_refused_leaves_the_old_run_alone(stage, slices):

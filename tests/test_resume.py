@@ -1,0 +1,87 @@
+"""A run that is taken up again: what may differ, what is kept, what is refused."""
+
+import pytest
+import torch
+from test_engine import Config, train
+
+from common.distillation import Distiller
+from common.engine import fit
+from common.files import UserError, read_csv, read_json, write_json
+from common.runs import start
+from common.unet import student_s1, teacher_t1
+
+
+def test_resume_with_other_settings_names_them(stage, slices, capsys):
+    train(stage, slices, epochs=1)
+    with pytest.raises(UserError, match="lr: 0.003 -> 0.1"):
+        train(stage, slices, epochs=1, lr=0.1, resume=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        train(stage, slices, epochs=1)
+    run, _ = train(stage, slices, epochs=2, resume=True)  # more epochs are welcome
+    assert [r["epoch"] for r in read_csv(run.folder / "log.csv")] == ["1", "2"]
+    before = (run.folder / "last.pt").read_bytes()
+    assert "epochs are done already" not in capsys.readouterr().out
+    train(stage, slices, epochs=2, resume=True)  # nothing is left to do, and is said
+    assert "all 2 epochs are done already; more --epochs go on" in capsys.readouterr().out
+    assert (run.folder / "last.pt").read_bytes() == before
+
+
+def test_what_is_left_of_a_run_is_not_lost(stage, slices):
+    run, _ = train(stage, slices, epochs=1)
+    best = run.folder / "best.pt"
+    for stale in ("report.html", "metrics_per_case.csv"):
+        (run.folder / stale).write_text("of epoch 1")
+    train(stage, slices, epochs=2, resume=True)
+    assert not (run.folder / "report.html").exists()
+    assert not (run.folder / "metrics_per_case.csv").exists()
+    before = best.read_bytes()
+    (run.folder / "last.pt").unlink()
+    with pytest.raises(UserError, match="last.pt is gone, and nothing can go on without it"):
+        train(stage, slices, epochs=3, resume=True)
+    (run.folder / "config.json").unlink()
+    with pytest.raises(UserError, match="already holds a run"):
+        train(stage, slices, epochs=3)
+    with pytest.raises(UserError, match="holds no config.json and cannot be resumed"):
+        train(stage, slices, epochs=3, resume=True)
+    assert best.read_bytes() == before
+
+
+def test_a_resumed_run_keeps_the_record_of_its_training(stage, slices, capsys):
+    run, _ = train(stage, slices, epochs=1)
+    made = run.folder / "config.json"
+    write_json(made, read_json(made) | {"environment": {"processes": 4}})
+    (run.folder / "log.csv").unlink()  # as a kill leaves it, after last.pt and before the log
+    (run.folder / "best.pt").unlink()
+    train(stage, slices, epochs=1, resume=True)  # nothing is left to do
+    assert read_json(made)["environment"] == {"processes": 4}
+    assert [row["epoch"] for row in read_csv(run.folder / "log.csv")] == ["1"]
+    text = capsys.readouterr().out
+    assert "best.pt does not exist" in text and "epoch 0" not in text
+    train(stage, slices, epochs=2, resume=True)
+    assert read_json(made)["earlier_environments"] == [{"processes": 4}]
+    assert read_json(made)["environment"]["processes"] == 1
+
+
+def test_a_run_that_is_older_than_a_flag_is_resumed(stage, slices):
+    run, _ = train(stage, slices, epochs=2)
+    path = run.folder / "last.pt"
+    state = torch.load(path, weights_only=True)
+    del state["config"]["deep"], state["config"]["border"]
+    torch.save(state, path)
+    train(stage, slices, epochs=3, resume=True)
+    with pytest.raises(UserError, match="deep: False -> True"):
+        train(stage, slices, epochs=3, resume=True, deep=True)
+
+
+def test_a_resume_on_other_patients_or_with_another_teacher_is_refused(stage, own_slices):
+    train(stage, own_slices, "distilled", epochs=1)
+    config = Config(data=own_slices, epochs=2, batch_size=8, device="cpu", resume=True)
+    run = start(config, str(stage), config.share)
+    other = Distiller(student_s1(), teacher_t1(width=4), run.size, config)
+    with pytest.raises(UserError, match="another teacher"):
+        fit(other, run, config)
+    splits = read_json(own_slices / "splits.json")
+    splits["student"] = splits["train"][-1:]
+    write_json(own_slices / "splits.json", splits)
+    with pytest.raises(UserError, match="other patients"):
+        train(stage, own_slices, "distilled", epochs=2, resume=True)
