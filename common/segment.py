@@ -18,6 +18,7 @@ from common.files import UserError, bullets, shown, write_csv, write_json
 from common.jobs import Job, earlier_rows, is_ours, list_jobs, map_endings
 from common.measures import findings, in_words, largest_components, rows
 from common.organs import on_the_left, to_mask
+from common.scores import mean_and_spread, with_spread
 from common.settings import InferenceConfig
 from common.trained import Trained, range_in_words, window_of
 from common.unet import decided, probabilities
@@ -49,19 +50,22 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     guess = "" if known else " (a guess: see --hu-low, --hu-high)"
     jobs, problems = list_jobs(run, config), []
     table = jobs[0].mask.with_name("volumes.csv") if config.volume.is_dir() else None
-    measured = earlier_rows(table, jobs) if table else []
+    measured, dice = earlier_rows(table, jobs) if table else [], []
     print(f"epoch {run.checkpoint['epoch']}, {range_in_words(wanted)}{guess}, on {run.device}")
     for job in jobs:
         try:
             about = _segment_one(model, run, config, job, wanted)
             print(in_a_line(about, job), flush=True)
             measured += rows(about)
+            dice += [about["scores"]["dice"]] if about["scores"] else []
             if table:
                 write_csv(table, measured)
         except UserError as error:
             problems.append(str(error))
         except (OSError, ValueError, MemoryError) as error:  # a name or a file like no other
             problems.append(f"{ascii(shown(job.volume))}: {type(error).__name__}: {error}")
+    if len(dice) > 1:
+        print(f"Dice, mean over {len(dice)} volumes: {with_spread(mean_and_spread(dice))}")
     if table and measured:
         print(f"table -> {shown(table)}")
     if problems:

@@ -104,7 +104,11 @@ def check_config(config: Config) -> Config:
         )
     named = named_organs(config.input)
     if config.organs:
-        return replace(config, organs=as_words(parse_organs(config.organs, named)))
+        organs = parse_organs(config.organs, named)
+        for name in (n for n in organs if named.get(n, organs[n]) != organs[n]):
+            (known,) = as_words({name: named[name]})
+            print(f"warning: dataset.json says {known}; what --organs says is taken")
+        return replace(config, organs=as_words(organs))
     owner = next((name for name, values in named.items() if 1 in values), "spleen")
     if owner.lower() not in USUAL:
         print(f"note: label 1 is called spleen; dataset.json's name: --organs {owner}=1")

@@ -173,9 +173,12 @@ def test_other_organs_do_not_replace_a_data_set_unasked(folder):
     assert "labels" not in again.info and masks_of(again, "p0").max() == 255
 
 
-def test_only_what_has_changed_is_cut_anew(folder):
+def test_only_what_has_changed_is_cut_anew(folder, capsys):
     data = cut(folder, organs=("liver", "spleen"))
     before = {p: p.stat().st_mtime_ns for p in (data.folder / "masks").iterdir()}
+    assert "warning: dataset.json" not in capsys.readouterr().out
+    cut(folder, organs=("liver=3",), output=folder.parent / "other")
+    assert "dataset.json says liver=6; what --organs says is taken" in capsys.readouterr().out
     again = cut(folder, organs=("liver=6", "spleen=1"))  # the same, said otherwise
     assert before == {p: p.stat().st_mtime_ns for p in (again.folder / "masks").iterdir()}
 
