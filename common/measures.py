@@ -29,8 +29,9 @@ def findings(mask: np.ndarray, truth: np.ndarray | None, spacing, organs: list[s
         mine = mask == value
         scores = None if truth is None else volume_scores(mine, truth == value, spacing)
         each[organ] = {**measures(mine, spacing), "scores": scores}
-    known = {} if truth is None else {organ: row["scores"] for organ, row in each.items()}
-    means = over_organs(known) if known else None
+    means = None
+    if truth is not None:
+        means = over_organs({organ: row["scores"] for organ, row in each.items()})
     return {"slices": mask.shape[2], "organs": each, "scores": means}
 
 

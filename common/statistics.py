@@ -68,8 +68,7 @@ def gain(results: list[dict], base: list[dict], organ: str | None = None) -> dic
     bootstrap over patients), `p` (Wilcoxon). None unless both hold the same patients of the same
     subset and organs, after the same epoch: the best or the last.
     """
-    kinds = {(r["subset"], r["weights"], *r["classes"]) for r in (*results, *base)}
-    if len(kinds) > 1:
+    if len({_kind(r) for r in (*results, *base)}) > 1:
         return None
     mine, theirs = (by_patient(found, "dice", organ) for found in (results, base))
     if mine.keys() != theirs.keys():
@@ -85,6 +84,11 @@ def gain(results: list[dict], base: list[dict], organ: str | None = None) -> dic
         "high": high,
         "p": wilcoxon(gains),
     }
+
+
+def _kind(result: dict) -> tuple[str, ...]:
+    """What two results must have in common to be compared: subset, epoch, organs."""
+    return result["subset"], result["weights"], *result["classes"]
 
 
 def by_seed(runs: dict[tuple, dict]) -> dict[int, list[dict]]:
@@ -137,10 +141,9 @@ def compare(
     if stage and known != stage:
         title = f"gain over {known} ({other['run']})"
     found = gain([result], [other])
-    if found is None and by_patient([other]).keys() == by_patient([result]).keys():
-        same = (other["subset"], other["weights"], other["classes"])
-        if same == (result["subset"], result["weights"], result["classes"]):
-            return f"{title}: no patient has a score in both, here and in {shown(path)}"
+    patients = [by_patient([r]).keys() for r in (other, result)]
+    if found is None and patients[0] == patients[1] and _kind(other) == _kind(result):
+        return f"{title}: no patient has a score in both, here and in {shown(path)}"
     if found is None:
         other_organs = result["classes"] != other["classes"]
         theirs, ours = (

@@ -111,19 +111,6 @@ def test_the_same_training_has_one_name_in_all_studies(reproduce):
             assert found.setdefault(same, step.leaves) == step.leaves, study
 
 
-def test_of_volumes_that_name_several_organs_the_spleen_is_taken(reproduce, tmp_path):
-    def cut(names, **settings):
-        write_json(tmp_path / "dataset.json", {"labels": dict(enumerate(names))})
-        config = reproduce.Config(input=tmp_path, name="n", **settings)
-        return " ".join(reproduce.data_steps(config)[1][-1].command)
-
-    assert "--organs Spleen" in cut(["background", "liver", "Spleen"])
-    assert "--organs all" in cut(["background", "liver", "Spleen"], organs="all")
-    assert "--organs" not in cut(["background", "spleen"])
-    with pytest.raises(UserError, match="names liver, aorta, no spleen: --organs all takes them"):
-        cut(["background", "liver", "aorta"])
-
-
 def test_a_share_of_labels_has_its_split_and_as_many_steps(reproduce):
     settings = {"students": "--epochs 20", "t1": "--epochs 6", "folds": (1,)}
     trainings = plan(reproduce, study="labels", **settings)

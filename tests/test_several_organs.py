@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import load_script, run
+from conftest import ROOT, load_script, run
 from PIL import Image
 
 from common.figures import legend, outlined, panels
@@ -271,3 +271,18 @@ def test_a_picture_of_several_organs_has_their_colours_and_names():
     assert colours["a"] in seen and colours["c"] in seen and colours["b"] not in seen
     lines = outlined(grey, truth * 0, colours, lines=truth)
     assert (lines != 100).any(-1).sum() == 2 * 36  # edges of two squares of 10 pixels, no tint
+
+
+def test_of_volumes_that_name_several_organs_the_spleen_is_taken(tmp_path):
+    reproduce = load_script(ROOT / "reproduce.py")
+
+    def cut(names, **settings):
+        write_json(tmp_path / "dataset.json", {"labels": dict(enumerate(names))})
+        config = reproduce.Config(input=tmp_path, name="n", **settings)
+        return " ".join(reproduce.data_steps(config)[1][-1].command)
+
+    assert "--organs Spleen" in cut(["background", "liver", "Spleen"])
+    assert "--organs all" in cut(["background", "liver", "Spleen"], organs="all")
+    assert "--organs" not in cut(["background", "spleen"])
+    with pytest.raises(UserError, match="names liver, aorta, no spleen: --organs all takes them"):
+        cut(["background", "liver", "aorta"])
