@@ -142,7 +142,7 @@ def table(result: dict) -> str:
         f"{result['slices']} slices, {result['weights']} epoch, {result['parameters']:,} parameters"
     )
     several = each_of_several(result)
-    room = max(10, 0, *map(len, several))
+    room = max([10, *map(len, several)])
     lines = [title, f"{'':<{room}} {'per patient':>16} {'pooled':>8}"]
     for score in SCORES:
         mean, pooled = result["per_patient"][score], result["pooled"][score]

@@ -120,10 +120,9 @@ def check_patients(
     volume of theirs.
     """
     parts, whose = trained["patients"], trained.get("patient_of") or {}
-    chosen_by = [case for part in ("val", "teacher_val") for case in parts.get(part, ())]
-    learned = {"train", "unlabelled", "teacher"} & parts.keys()
-    learned_from = [case for part in learned for case in parts[part]]
-    seen = {"test": [*learned_from, *chosen_by], "val": learned_from}
+    learned, chosen = ("train", "unlabelled", "teacher"), ("val", "teacher_val")
+    asked = {"test": (*learned, *chosen), "val": learned}
+    seen = {p: [c for part in names for c in parts.get(part, ())] for p, names in asked.items()}
     for part in subset:
         cases = seen.get(part, ())
         known = {whose.get(case, data.patients.get(case, case)) for case in cases} | {*cases}
