@@ -32,7 +32,7 @@ from common import config as base
 from common.arms import PAIRS, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
 from common.config import launch, option, to_json
 from common.files import ROOT, UserError, shown, write_json
-from common.layouts import named_organs
+from common.layouts import study_organs
 from common.organs import WHICH
 from common.settings import WEIGHTS, StudentConfig, TrainConfig
 from common.slices import read_set
@@ -51,7 +51,7 @@ from common.study import add_up
 TASK09 = ROOT / "data" / "Task09_Spleen"
 # What reproduce.py itself passes to every train.py.
 OWN = {"--data", "--splits", "--name", "--seed", "--device", "--teacher", "--resume", "--overwrite"}
-# What --quick adds to the flags given: small networks, about ten minutes on two CPU cores.
+# What --quick adds to the flags given: small networks, minutes on two CPU cores.
 QUICK = {
     "patients": 16,
     "size": 80,
@@ -182,13 +182,8 @@ def data_steps(config: Config) -> tuple[Path, list[Step]]:
         made = flags(output=volumes, patients=config.patients, thickness=config.thickness)
         made += flags(organs=organs)
         steps += (Step(("data_prep/make_phantom.py", *made), volumes / "dataset.json", record),)
-    elif organs is None and len(named := named_organs(volumes)) > 1:
-        organs = next((name for name in named if name.lower() == "spleen"), None)
-        if organs is None:
-            raise UserError(
-                f"{shown(volumes)} names {', '.join(named)}, no spleen: --organs all takes them "
-                "all; of some make a data set with slice_nifti.py, and name it with --data."
-            )
+    else:
+        organs = study_organs(volumes, organs)
     index = (volumes / "dataset.json",)
     check = ("data_prep/check_volumes.py", *flags(input=volumes))
     steps += (Step(check, *index, record, index, steps),)

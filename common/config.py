@@ -224,7 +224,9 @@ def launch(main, cls) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; this module does without torch
             raise
+        names = {f.name for f in fields(cls)}
+        keeps = " (--accumulate keeps the step)" if "accumulate" in names else ""
+        narrower = " or --width" if "width" in names else ""
         sys.exit(
-            "error: the GPU's memory is too small for this: lower --batch-size (--accumulate keeps "
-            "the step) or --width."
+            f"error: the GPU's memory is too small for this: lower --batch-size{keeps}{narrower}."
         )

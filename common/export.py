@@ -30,8 +30,11 @@ def export(model: nn.Module, run: Trained, path: Path) -> None:
     `probability` `(N, organs, size, size)` out, any N.
 
     The file is run by onnxruntime and compared with PyTorch before it is kept. UserError if that
-    differs by more than TOLERANCE, or naming the packages that are missing.
+    differs by more than TOLERANCE, or naming the packages that are missing, or if `path` does not
+    end in .onnx: it might be a file of another kind, which would be replaced.
     """
+    if path.suffix != ".onnx":
+        raise UserError(f"--export {shown(path)}: name a file that ends in .onnx.")
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  what torch.onnx.export builds on

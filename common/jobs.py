@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from common.files import UserError, bullets, read_csv, shown
+from common.files import UserError, bullets, read_csv, shown, write_json
 from common.measures import COLUMNS
 from common.settings import InferenceConfig
 from common.trained import Trained
@@ -27,7 +27,12 @@ class Job(NamedTuple):
 
     def written(self, maps: list[str]) -> list[Path]:
         """All files that it will leave; `maps` are the endings of its probability maps."""
-        return [self.mask, *map(self.beside, (".png", ".json", *maps))]
+        return [self.mask, *map(self.beside, (".png", *maps)), self.record]
+
+    @property
+    def record(self) -> Path:
+        """The JSON beside the mask: what was found, and which files belong to it."""
+        return self.beside(".json")
 
 
 def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
@@ -53,7 +58,7 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     if lost := [shown(path) for path in truths if path and not path.is_file()]:
         raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
     jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
-    _check_outputs(jobs, config, map_endings(run, config))
+    _check_outputs(jobs, map_endings(run, config))
     try:
         jobs[0].mask.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,28 +84,52 @@ def map_endings(run: Trained, config: InferenceConfig) -> list[str]:
     return [f"_probability{s}.nii.gz" for s in run.suffixes if config.probabilities]
 
 
-def _check_outputs(jobs: list[Job], config: InferenceConfig, maps: list[str]) -> None:
+def _check_outputs(jobs: list[Job], maps: list[str]) -> None:
     """UserError if a file that is not ours to write would be replaced."""
     given = {path.resolve() for job in jobs for path in job[:2] if path}
     taken = set()
     for job in jobs:
-        files = job.written(maps)
-        # In the run's own folder a mask without its JSON is what an interruption has left.
-        left = config.output is None and not job.beside(".json").exists()
-        foreign = [] if left or is_ours(job) else [path for path in files if path.exists()]
-        lost = [path for path in files if path.resolve() in given | taken] + foreign
+        files, ours = job.written(maps), earlier_files(job)
+        foreign = [p for p in files if p.exists() and p not in ours]
+        lost = [p for p in [*files, *sorted(ours)] if p.resolve() in given | taken] + foreign
         if lost:
             raise UserError(f"{shown(lost[0])} would be replaced; choose another --output.")
         taken |= {path.resolve() for path in files}
 
 
-def is_ours(job: Job) -> bool:
-    """Whether the mask that is there was written by an inference, and not touched since."""
+def begin(job: Job, maps: list[str]) -> None:
+    """Before the first file of a mask is written: put down which there will be, so that they are
+    known as ours if it ends there, and remove an earlier mask's maps that this one will not have.
+    """
+    files = job.written(maps)
+    for old in earlier_files(job) - {*files}:
+        old.unlink()
+    coming = {path.name: None for path in files if path != job.record}
+    write_json(job.record, {"volume": job.volume.name, "files": coming})
+
+
+def checksums(job: Job, maps: list[str]) -> dict[str, str]:
+    """SHA-256 of every file that was written, by its name, but for the JSON that keeps them."""
+    return {p.name: _checksum(p) for p in job.written(maps) if p != job.record}
+
+
+def earlier_files(job: Job) -> set[Path]:
+    """What an inference has left here, and nobody has touched since: what its JSON lists.
+
+    A file without a checksum there was being written when that inference was stopped.
+    """
     try:
-        about = json.loads(job.beside(".json").read_text(encoding="utf-8"))
-        return about["mask_sha256"] == hashlib.sha256(job.mask.read_bytes()).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        listed = json.loads(job.record.read_text(encoding="utf-8"))["files"]
+        known = {job.mask.with_name(Path(name).name): of for name, of in listed.items()}
+        found = {p for p, of in known.items() if p.is_file() and of in (None, _checksum(p))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or somebody's own
+        return set()
+    return found | {job.record}
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def volume_files(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from common import config as base
 from common.cases import Case, listing
 from common.config import option
 from common.files import ROOT, UserError, bullets, read_json, shown
-from common.organs import named_in
+from common.organs import USUAL, named_in
 from common.volumes import stem
 
 
@@ -117,6 +117,39 @@ def named_organs(folder: Path) -> dict[str, tuple[int, ...]]:
     return named_in(read_json(index)) if index.exists() else {}
 
 
+def is_ct(folder: Path) -> bool:
+    """Whether the volumes are CT, in HU: they are unless the folder's dataset.json says "MRI"."""
+    index = folder / "dataset.json"
+    listed = read_json(index) if index.exists() else {}
+    kind = str(listed.get("modality") or "CT") if isinstance(listed, dict) else "CT"
+    return "CT" in kind.upper()
+
+
+def study_organs(volumes: Path, wanted: str | None) -> str | None:
+    """The organs that reproduce.py cuts out of volumes that name theirs: those `wanted`, else the
+    spleen, else the only one; None where that is the usual label alone.
+
+    UserError where there are several and none is the spleen, and of volumes that are no CT.
+    """
+    if not is_ct(volumes):
+        raise UserError(
+            f"{shown(volumes)} holds no CT: make a data set with slice_nifti.py --percentiles, and "
+            "name it with --data."
+        )
+    if wanted:
+        return wanted
+    named = named_organs(volumes)
+    if not named or {name.lower(): values for name, values in named.items()} == USUAL:
+        return None
+    spleen = next((name for name in named if name.lower() == "spleen"), None)
+    if spleen is None and len(named) > 1:
+        raise UserError(
+            f"{shown(volumes)} names {', '.join(named)}, no spleen: --organs all takes them "
+            "all; of some make a data set with slice_nifti.py, and name it with --data."
+        )
+    return spleen or next(iter(named))
+
+
 def patient_rule(pattern: str) -> re.Pattern:
     """`--patient` as a regular expression. UserError if it is none, or has no group."""
     try:
@@ -128,7 +161,7 @@ def patient_rule(pattern: str) -> re.Pattern:
     return rule
 
 
-def patients_of(names: Sequence[str], pattern: str | None) -> dict[str, str]:
+def patient_of(names: Sequence[str], pattern: str | None) -> dict[str, str]:
     """The patient of each volume, by its name: group 1 of the rule, or, without one, itself."""
     if pattern is None:
         return {name: name for name in names}

@@ -13,6 +13,7 @@ from common.device import autocast, layout
 from common.export import export
 from common.files import shown, write_json
 from common.reconstruction import write_reconstructions
+from common.runs import STALE
 from common.segment import segment
 from common.settings import InferenceConfig
 from common.trained import Trained, forward
@@ -25,8 +26,8 @@ def predict(
     """Write predictions/, overlays/ and features.npz, on request probabilities/, reconstructions/.
 
     With `--volume` whole CT volumes instead (`common.segment`), with `--export` ONNX. What an
-    earlier inference wrote is removed first. inference.json comes last: its presence says that the
-    rest is whole.
+    earlier inference wrote is removed first, and its scores. inference.json comes last: its
+    presence says that the rest is whole.
     """
     if config.volume:
         segment(model, run, config)
@@ -34,9 +35,8 @@ def predict(
         export(model, run, config.export)
     if not config.of_slices:
         return
-    done = run.folder / "inference.json"
-    done.unlink(missing_ok=True)
-    (run.folder / "features.npz").unlink(missing_ok=True)
+    for name in (*STALE, "features.npz"):  # the scores too: they are of the masks that go
+        (run.folder / name).unlink(missing_ok=True)
     for name in ("predictions", "probabilities", "overlays", "reconstructions"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     began = time.perf_counter()
@@ -58,7 +58,7 @@ def predict(
         "latency_ms": milliseconds(model, run, config),
         "seconds_per_slice": seconds / len(run.slices),
     }
-    write_json(done, about)
+    write_json(run.folder / "inference.json", about)
     patients = run.data.patients_of(run.cases)
     print(
         f"{len(run.slices)} masks of {len(patients)} patients ({config.subset}), epoch "

@@ -86,11 +86,11 @@ def score_reconstructions(folder: Path, data: SliceSet) -> str:
     """MSE, PSNR and SSIM of reconstructions/ and of its hidden input, added to summary.json.
 
     Means over the slices of inference.json, as one line a kind. UserError naming a slice whose
-    reconstruction is missing; a line that says so if none were wanted.
+    reconstruction is missing; a line that says so if there are none.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
     if done["hidden"] is None:
-        return "no reconstructions; inference.py --reconstructions writes them"
+        return "no reconstructions: they were switched off, or this teacher learned none"
     rows = {"reconstruction": [], "hidden input": []}
     for name in (s.name for s in data.of(done["cases"])):
         image, restored = (

@@ -15,9 +15,10 @@ from PIL import Image
 
 from common import figures
 from common.files import read_json, shown, write_text
-from common.scores import TITLES, by_patient, each_of_several, number, with_spread
+from common.scores import TITLES, each_of_several, number, with_spread
 from common.scoring import caution
 from common.slices import Slice, SliceSet
+from common.statistics import by_patient
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -158,7 +159,7 @@ def _patients(result: dict) -> str:
 
 def _dice_of_patients(result: dict) -> dict[str, float | None]:
     """Each patient's Dice, the mean over its volumes."""
-    return by_patient(result["cases"].items(), "dice")
+    return by_patient([result])
 
 
 def _dots(result: dict) -> bytes:

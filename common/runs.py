@@ -38,7 +38,7 @@ from common.unet import parameters
 # goes on from where the longer one would be. `teacher` is a path, and may have moved: the distiller
 # itself remembers which weights it was. `weights_folder` is read for the first weights alone.
 FREE_ON_RESUME = NOT_LEARNED | {"epochs", "teacher", "weights_folder"}
-# Results of the weights that were there before an epoch.
+# Results of the weights that were there before an epoch, or of masks that are made anew.
 STALE = ("inference.json", "summary.json", "metrics_per_case.csv", "report.html")
 
 

@@ -78,7 +78,7 @@ def per_case(
     return rows
 
 
-def by_patient(
+def of_patients(
     rows: Iterable[tuple[str, dict]], score: str, organ: str | None = None
 ) -> dict[str, float | None]:
     """Each patient's mean score over its rows (case, row); None where it is undefined in all.
@@ -134,7 +134,7 @@ def views(each: dict[str, dict], organs: list[str], scores: Iterable[str] = SCOR
     """`per_patient` of these scores and `pooled` of rows by case, and each organ's own."""
 
     def means(organ: str | None = None) -> dict[str, dict]:
-        found = {s: by_patient(each.items(), s, organ).values() for s in scores}
+        found = {s: of_patients(each.items(), s, organ).values() for s in scores}
         return {s: mean_and_spread(values) for s, values in found.items()}
 
     pools = pool(each.values(), organs)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from glob import escape
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +14,7 @@ from common import figures
 from common.cases import image_doubts, problems_of, side_doubts
 from common.device import autocast, to_device
 from common.files import UserError, bullets, shown, write_csv, write_json
-from common.jobs import Job, earlier_rows, is_ours, list_jobs, map_endings
+from common.jobs import Job, begin, checksums, earlier_rows, list_jobs, map_endings
 from common.measures import findings, in_words, largest_components, rows
 from common.organs import on_the_left, to_mask
 from common.scores import mean_and_spread, with_spread
@@ -103,24 +102,23 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> di
         "largest_component": config.largest_component,
         "orientation": volume.stored_orientation,
         "shape": volume.stored_shape,
-        "spacing_mm": [round(s, 6) for s in volume.spacing],
+        "spacing_mm": volume.geometry()["spacing"],
         "doubts": seen_before(job.volume, run)
         + image_doubts(volume, hu)
         + (side_doubts(volume, (mask if truth is None else truth) == left) if left else []),
         **findings(mask, truth, volume.spacing, organs),
     }
-    if is_ours(job):  # an earlier inference's maps are not of this mask
-        for old in job.mask.parent.glob(f"{escape(stem(job.mask))}_probability*.nii.gz"):
-            old.unlink()
-    about["mask_sha256"] = write_volume(job.mask, mask, volume)
+    begin(job, endings)
+    write_volume(job.mask, mask, volume)
     for kept, ending in zip(maps, endings, strict=True):
         write_volume(job.beside(ending), kept, volume)
     colours = figures.legend(organs, run.checkpoint.get("colours"))
     drawn = rows_of_sheet(volume, mask, truth, bounds)
     aspect = volume.spacing[1] / volume.spacing[0]
     figures.sheet(job.beside(".png"), in_words(about), drawn, aspect, colours)
+    about["files"] = checksums(job, endings)
     about["seconds"] = round(time.perf_counter() - began, 3)
-    write_json(job.beside(".json"), about)
+    write_json(job.record, about)
     return about
 
 

@@ -202,6 +202,26 @@ def check_same_organs(trained: list[str] | None, data: SliceSet, path: Path) -> 
         )
 
 
+def check_same_views(trained: dict, data: SliceSet, path: Path) -> str:
+    """A note where what was trained on slices as the checkpoint `trained`, in `path`, says meets
+    slices of another window or channel; else nothing. UserError where they lie in another plane.
+
+    Only slices of volumes tell: pictures that were imported have no window.
+    """
+    theirs, ours = trained.get("window"), data.info.get("window")
+    if not theirs or not ours:
+        return ""
+    planes = [about.get("axis") or "axial" for about in (trained, data.info)]
+    if planes[0] != planes[1]:
+        raise UserError(
+            f"{shown(path)} was trained on {planes[0]} slices; those of {shown(data.folder)} are "
+            f"{planes[1]}."
+        )
+    same = theirs == ours and trained.get("channel") == data.info.get("channel")
+    where = f"another window or channel than those of {shown(data.folder)}"
+    return "" if same else f"note: {shown(path)} was trained on slices of {where}"
+
+
 def check_output(folder: Path, overwrite: bool) -> None:
     """UserError if `folder` holds anything that a new data set must not replace.
 

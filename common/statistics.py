@@ -25,7 +25,7 @@ def by_patient(
     The score is an organ's, or the mean over the organs.
     """
     rows = (pair for result in results for pair in result["cases"].items())
-    return scores.by_patient(rows, score, organ)
+    return scores.of_patients(rows, score, organ)
 
 
 def pooled(results: list[dict]) -> dict[str, float | None]:

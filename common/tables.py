@@ -8,7 +8,7 @@ from common.statistics import by_patient, gain, in_words, pooled, seed_spread
 from common.surfaces import SURFACE_SCORES
 
 # arXiv 2406.03173, pooled over slices of a random split by slice. Its released code distils
-# nothing (see the README), so these are reference points, not results to reproduce to the digit.
+# nothing (docs/METHOD.md), so these are reference points, not results to reproduce to the digit.
 THESIS = {
     "S1": {"iou": 0.557, "dice": 0.715, "recall": 0.685, "precision": 0.749},
     "S2": {"iou": 0.627, "dice": 0.770, "recall": 0.725, "precision": 0.822},

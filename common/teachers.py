@@ -15,7 +15,7 @@ from common.loading import SliceDataset, WithUnlabelled, loader
 from common.runs import Run
 from common.scores import number
 from common.settings import DistillationConfig
-from common.slices import check_same_organs
+from common.slices import check_same_organs, check_same_views
 from common.splits import check_patients
 
 
@@ -25,8 +25,8 @@ def load_teacher(
     """The teacher in `path`, on the run's device; its validation Dice is printed.
 
     `build(checkpoint)` makes the network. UserError if the checkpoint is missing, of another stage
-    than `stage`, of other organs, or of a training on patients that this run's split keeps for
-    validation or test.
+    than `stage`, of other organs or another plane, or of a training on patients that this run's
+    split keeps for validation or test.
     The cases that it was trained on and chosen by, and whose they are, go into `run.patients` and
     `run.patient_of`: what is learned from it is no more to be scored on them than itself.
     With the control `random-teacher` the network keeps its random weights, with BatchNorm
@@ -39,6 +39,8 @@ def load_teacher(
     known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
     checkpoint.check_content(known, path)
     check_same_organs(known.get("organs"), run.data, path)
+    if note := check_same_views(known, run.data, path):
+        run.say(note)
     check_patients(known, run.data, run.splits, ("val", "test"), path)
     if known["classes"] != run.classes:
         raise UserError(f"{shown(path)} has {known['classes']} channels, not {run.classes}.")

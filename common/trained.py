@@ -15,7 +15,7 @@ from common.files import UserError, shown
 from common.loading import SliceDataset, loader
 from common.organs import file_name
 from common.settings import InferenceConfig
-from common.slices import Slice, SliceSet, check_same_organs, read_set
+from common.slices import Slice, SliceSet, check_same_organs, check_same_views, read_set
 from common.splits import check_patients, read_splits
 from common.unet import Output
 from common.views import HU_WINDOW
@@ -67,8 +67,8 @@ class Trained:
 def open_run(config: InferenceConfig, script: str) -> Trained:
     """Read the run's best.pt, or last.pt, and, but for volumes and exports, its slices.
 
-    UserError if either is missing or damaged, if the model was trained on slices of another size,
-    or if it was trained or chosen on patients that this split calls test patients.
+    UserError if either is missing or damaged, if the model was trained on slices of another size
+    or plane, or if it was trained or chosen on patients that this split calls test patients.
     """
     stage = Path(script).resolve().parent
     folder = stage / "runs" / config.name
@@ -88,6 +88,8 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
             "another run with --name."
         )
     check_same_organs(content.get("organs"), data, path)
+    if note := check_same_views(content, data, path):
+        print(note)
     if config.subset == "all":
         cases = sorted({s.case for s in data.slices})
     else:

@@ -180,11 +180,10 @@ def _channel(path: Path, shape: tuple[int, ...], channel: int | None) -> int:
     return channel or 0
 
 
-def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> str:
+def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> None:
     """Write canonical voxels `(x, y, z)` as NIfTI in the geometry of the file `like` was read from:
     its shape, axes, affine and header, with the voxels' own type, without header extensions, which
-    describe the CT and may name the patient. The same voxels give the same bytes; returns
-    their SHA-256."""
+    describe the CT and may name the patient. The same voxels give the same bytes."""
     canonical = nib.orientations.axcodes2ornt("RAS")
     back = nib.orientations.ornt_transform(canonical, nib.io_orientation(like.stored_affine))
     header = like.header.copy()
@@ -197,4 +196,3 @@ def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> str:
     packed = path.suffix == ".gz"
     content = gzip.compress(content, compresslevel=3, mtime=0) if packed else content
     write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()

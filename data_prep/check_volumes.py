@@ -35,8 +35,8 @@ from common.cases import (
     twins,
 )
 from common.config import launch, option
-from common.files import UserError, read_json, shown
-from common.layouts import VolumesConfig, find_cases, named_organs
+from common.files import UserError, shown
+from common.layouts import VolumesConfig, find_cases, is_ct, named_organs
 from common.organs import USUAL, count_values, parse_organs, remarks
 from common.processes import run_all
 from common.volumes import Volume, read_volume
@@ -77,15 +77,12 @@ def rules_of(config: Config) -> Rules:
     known = named_organs(config.input)
     organs = parse_organs(config.organs, known) if config.organs else known
     allowed = (0, *(v for values in known.values() for v in values)) if known else ONE_ORGAN
-    index = config.input / "dataset.json"
-    listed = read_json(index) if index.exists() else {}
-    kind = str(listed.get("modality") or "CT") if isinstance(listed, dict) else "CT"
     return Rules(
         organs or USUAL,
         bool(organs) and {v for values in organs.values() for v in values} != {1},
         None if config.organs else allowed,
         config.channel,
-        "CT" in kind.upper(),
+        is_ct(config.input),
     )
 
 
@@ -120,12 +117,13 @@ def per_organ(cases: list[Checked], labels: dict[str, tuple[int, ...]]) -> list[
 
 
 def describe(name: str, image: Volume, label: Volume) -> str:
-    """A case in a line."""
+    """A case in a line: shape, spacing and orientation as stored."""
     low, high = float(image.voxels.min()), float(image.voxels.max())
+    spacing = "x".join(f"{s:.2f}" for s in image.geometry()["spacing"])
     volume = np.count_nonzero(label.voxels) * float(np.prod(label.spacing)) / 1000
     return (
         f"{name:<16} {'x'.join(map(str, image.stored_shape)):>13} "
-        f"{'x'.join(f'{s:.2f}' for s in image.spacing):>15} {image.stored_orientation} "
+        f"{spacing:>15} {image.stored_orientation} "
         f"{low:>6.0f}..{high:<5.0f} {volume:>7.1f}"
     )
 

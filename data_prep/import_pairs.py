@@ -25,20 +25,23 @@ First the pairing and then all files are checked, before anything is kept; every
 is reported in one go.
 """
 
+import hashlib
 import shutil
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 from tqdm import tqdm
 
+from common.cases import twins
 from common.config import launch, option
-from common.files import UserError, bullets, read_csv, replace_folder, shown
+from common.files import UserError, bullets, lock_folder, read_csv, replace_folder, shown
 from common.layouts import looks_grouped, patient_rule
 from common.organs import USUAL, count_values, file_name, parse_organs, remarks, to_mask
 from common.pictures import NotTwoValues, binary, read_picture
@@ -121,7 +124,7 @@ def find_pairs(config: Config) -> list[tuple[str, Path, Path]]:
     return [(name, images[name], masks[name]) for name in sorted(images)]
 
 
-def patients_of(found: list[tuple[str, Path, Path]], config: Config) -> list[tuple[str, int]]:
+def name_slices(found: list[tuple[str, Path, Path]], config: Config) -> list[tuple[str, int]]:
     """Patient and slice number of every pair; numbers count up where the rule gives none."""
     if config.patient and config.patient_csv:
         raise UserError("--patient and --patient-csv exclude each other.")
@@ -181,15 +184,21 @@ def organs_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
     return [*labels], labels
 
 
-def convert(
-    pair: Pair, config: Config, folder: Path, labels: dict[str, tuple[int, ...]], values: set[int]
-) -> Slice | UserError:
-    """Write one pair as square PNGs; its manifest row, or what is wrong with it.
+class Converted(NamedTuple):
+    """A pair as it was written: its manifest row, its image's fingerprint (none of an image of one
+    grey), the values in its index mask."""
 
-    The values of an index mask are added to `values`.
-    """
+    row: Slice
+    fingerprint: str | None
+    values: set[int]
+
+
+def convert(
+    pair: Pair, config: Config, labels: dict[str, tuple[int, ...]]
+) -> Converted | UserError:
+    """Write one pair as square PNGs, or say what is wrong with it."""
     try:
-        image = read_picture(pair.image)[0]
+        image, values = read_picture(pair.image)[0], set()
         if labels:
             mask = read_picture(pair.mask, indices=True)[0]
             values.update(count_values(mask))
@@ -203,21 +212,52 @@ def convert(
             f"{shown(pair.mask)} is {mask.shape[1]}x{mask.shape[0]} pixels, "
             f"its image {image.shape[1]}x{image.shape[0]}"
         )
+    # Slices of air are alike in all patients.
+    told = hashlib.sha256(image.tobytes()).hexdigest() if image.min() < image.max() else None
     mask = to_square(mask, (1, 1), config.size, mask=True)
     row = Slice(pair.case, pair.index, int((mask > 0).sum()), pair.image.name)
     image = to_square(image, (1, 1), config.size, mask=False)
     for kind, pixels in (("images", image), ("masks", mask)):
-        Image.fromarray(pixels).save(folder / kind / f"{row.name}.png", compress_level=4)
-    return row
+        Image.fromarray(pixels).save(config.partial / kind / f"{row.name}.png", compress_level=4)
+    return Converted(row, told, values)
+
+
+def convert_all(
+    pairs: list[Pair], config: Config, labels: dict[str, tuple[int, ...]]
+) -> tuple[list[Slice], set[int]]:
+    """Convert all pairs: their rows in order, all values of index masks. UserError naming every
+    file that cannot be used, or every image that two patients share, or if no organ is shown."""
+    with ThreadPoolExecutor() as pool:
+        work = pool.map(lambda pair: convert(pair, config, labels), pairs)
+        done = list(tqdm(work, total=len(pairs), disable=None, leave=False))
+    if problems := [found for found in done if isinstance(found, UserError)]:
+        advice = f"\n{ADVICE}" if any(isinstance(p, NotTwoValues) for p in problems) else ""
+        lines = bullets([*map(str, problems)])
+        raise UserError(f"{len(problems)} of {len(pairs)} pairs cannot be used:{lines}{advice}")
+    case_of = {found.row.source: found.row.case for found in done}
+    prints = {found.row.source: found.fingerprint for found in done if found.fingerprint}
+    same = [names for names in twins(prints) if len({case_of[name] for name in names}) > 1]
+    if same:
+        lines = bullets([" = ".join(names) for names in same])
+        raise UserError(
+            f"The same image of two patients, a leak between splits:{lines}\n"
+            "Leave all but one of each out, or say with --patient whose they are."
+        )
+    rows, values = [found.row for found in done], set().union(*(found.values for found in done))
+    if labels and not any(row.foreground for row in rows):
+        held = ", ".join(map(str, sorted(values))) or "nothing but 0"
+        organs = " ".join(config.organs)
+        raise UserError(f"no mask holds any of {organs}: nothing to learn; they hold {held}.")
+    return sorted(rows, key=lambda row: (row.case, row.index)), values
 
 
 def main(config: Config) -> None:
     """Pair, check, convert into a folder beside the output, and move it there when it is whole."""
-    (organs, labels), values = organs_of(config), set()
+    organs, labels = organs_of(config)
     found = find_pairs(config)
     pairs = [
         Pair(image, mask, case, index)
-        for (_, image, mask), (case, index) in zip(found, patients_of(found, config), strict=True)
+        for (_, image, mask), (case, index) in zip(found, name_slices(found, config), strict=True)
     ]
     names = Counter(f"{pair.case}_{pair.index:03d}" for pair in pairs)
     if twice := sorted(name for name, count in names.items() if count > 1):
@@ -227,35 +267,24 @@ def main(config: Config) -> None:
     for source in {config.images.resolve(), (config.masks or config.images).resolve()}:
         if source.is_relative_to(config.output.resolve()):
             raise UserError(f"{shown(source)} lies in the --output folder; choose another one.")
-    partial = config.partial
-    shutil.rmtree(partial, ignore_errors=True)
-    for kind in ("images", "masks"):
-        (partial / kind).mkdir(parents=True)
-    try:
-        with ThreadPoolExecutor() as pool:
-            work = pool.map(lambda pair: convert(pair, config, partial, labels, values), pairs)
-            rows = list(tqdm(work, total=len(pairs), disable=None, leave=False))
-        if problems := [row for row in rows if isinstance(row, UserError)]:
-            advice = f"\n{ADVICE}" if any(isinstance(p, NotTwoValues) for p in problems) else ""
-            lines = bullets([*map(str, problems)])
-            raise UserError(f"{len(problems)} of {len(pairs)} pairs cannot be used:{lines}{advice}")
-        if labels and not any(row.foreground for row in rows):
-            held = ", ".join(map(str, sorted(values))) or "nothing but 0"
-            organs = " ".join(config.organs)
-            raise UserError(f"no mask holds any of {organs}: nothing to learn; they hold {held}.")
-        info = {
-            "name": config.images.resolve().name,
-            "source": f"2D pairs from {config.images.resolve().name}",
-            "size": config.size,
-            "classes": organs,
-            **({"labels": {name: list(of) for name, of in labels.items()}} if labels else {}),
-            "cases": {},
-        }
-        rows.sort(key=lambda row: (row.case, row.index))
-        write_set(partial, info, rows, splits)
-        replace_folder(partial, config.output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    info = {
+        "name": config.images.resolve().name,
+        "source": f"2D pairs from {config.images.resolve().name}",
+        "size": config.size,
+        "classes": organs,
+        **({"labels": {name: list(of) for name, of in labels.items()}} if labels else {}),
+        "cases": {},
+    }
+    with lock_folder(config.output):
+        shutil.rmtree(config.partial, ignore_errors=True)
+        for kind in ("images", "masks"):
+            (config.partial / kind).mkdir(parents=True)
+        try:
+            rows, values = convert_all(pairs, config, labels)
+            write_set(config.partial, info, rows, splits)
+            replace_folder(config.partial, config.output)
+        finally:
+            shutil.rmtree(config.partial, ignore_errors=True)
     print("".join(f"{line}\n" for line in remarks(labels, values)), end="")
     if not config.organs:
         print("note: what the masks show is called spleen; --organs NAME names something else")

@@ -52,7 +52,7 @@ from common.files import (
     shown,
     write_json,
 )
-from common.layouts import VolumesConfig, list_all, looks_grouped, named_organs, patients_of
+from common.layouts import VolumesConfig, list_all, looks_grouped, named_organs, patient_of
 from common.organs import USUAL, as_words, count_values, parse_organs, remarks, to_mask
 from common.processes import run_all
 from common.settings import SliceSetConfig
@@ -256,7 +256,7 @@ def main(config: Config) -> None:
     """Slice all cases, write manifest, splits and dataset.json, move the set to its place."""
     config = check_config(config)
     cases = list_all(config)
-    patients = patients_of([case.name for case in cases], config.patient)
+    patients = patient_of([case.name for case in cases], config.patient)
     splits = split_patients(patients, config.seed, config.folds, config.fold)
     with lock_folder(config.output):
         prepare(config, cases)

@@ -29,6 +29,14 @@ def trained(tmp_path):
     return Trained(tmp_path, tmp_path / "best.pt", about, torch.device("cpu"))
 
 
+def test_no_file_of_another_kind_is_replaced(student, tmp_path):
+    path = tmp_path / "best.pt"
+    path.write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"best.pt: name a file that ends in .onnx"):
+        export(student, trained(tmp_path), path)
+    assert path.read_bytes() == b"weights"
+
+
 def test_onnxruntime_gives_what_pytorch_gives_for_any_number_of_images(student, tmp_path):
     expected = {n: torch.rand(n, 3, 32, 32) for n in (1, 5)}
     probabilities = {n: student(images).logits.sigmoid() for n, images in expected.items()}

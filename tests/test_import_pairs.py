@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +136,35 @@ def test_bad_pairs_are_all_named_and_nothing_is_left(tmp_path):
     assert "--threshold" in str(error.value) and "41x30" in str(error.value)
     assert "c.png is damaged" in str(error.value)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_one_image_of_two_patients_is_a_leak(tmp_path):
+    shades = np.random.default_rng(0).integers(0, 255, (30, 40), np.uint8)
+    for name in ("a_1", "a_2", "b_1", "c_1", "d_1"):
+        mask(tmp_path / "masks" / f"{name}.png")
+        picture(tmp_path / "images" / f"{name}.png")  # of one grey, as air is: they may be alike
+    for name in ("a_1", "a_2"):
+        Image.fromarray(shades).save(tmp_path / "images" / f"{name}.png")
+    rule = {"patient": r"^(.)_(\d)$"}
+    assert len(make(tmp_path, **rule).slices) == 5  # both of one patient
+    Image.fromarray(shades).save(tmp_path / "images" / "c_1.png", compress_level=1)
+    with pytest.raises(UserError, match=r"(?s)a leak.*a_1.png = a_2.png = c_1.png.*all but one"):
+        make(tmp_path, **rule, overwrite=True)
+    assert len(read_set(tmp_path / "out").slices) == 5
+
+
+def test_two_imports_of_one_set_do_not_mix(tmp_path):
+    some(tmp_path, ["a", "b", "c"])
+    code = "import sys; from common.files import lock_folder; from pathlib import Path;"
+    code += "lock = lock_folder(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match="written by another process"):
+            make(tmp_path)
+        other.stdin.close()
+    assert len(make(tmp_path).slices) == 3
 
 
 def test_a_threshold_makes_grey_masks_binary(tmp_path):

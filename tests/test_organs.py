@@ -10,8 +10,8 @@ from PIL import Image
 from test_check_volumes import ct
 
 from common.cases import problems_of
-from common.files import UserError, read_json
-from common.layouts import VolumesConfig, list_all
+from common.files import UserError, read_json, write_json
+from common.layouts import VolumesConfig, list_all, study_organs
 from common.organs import named_in, parse_organs
 from common.slices import read_mask, read_set
 from common.views import from_views
@@ -252,3 +252,23 @@ def test_the_phantom_with_all_its_organs(repo, phantom, tmp_path):
     assert set(np.unique(masks)) == {*range(9)}
     x = {n: np.nonzero(masks == k)[0].mean() for k, n in enumerate(data.info["classes"], 1)}
     assert x["kidney_left"] < 32 < x["kidney_right"] and x["spleen"] < 32 < x["liver"]
+
+
+def test_a_study_cuts_out_what_its_folder_names(tmp_path):
+    index = tmp_path / "dataset.json"
+    for labels, wanted, found in (
+        (None, None, None),
+        ({"0": "background", "1": "Spleen"}, None, None),
+        ({"0": "background", "1": "left atrium"}, None, "left_atrium"),
+        ({"0": "background", "6": "spleen"}, None, "spleen"),
+        ({"1": "spleen", "2": "liver"}, None, "spleen"),
+        ({"1": "kidney", "2": "liver"}, "all", "all"),
+    ):
+        write_json(index, {"labels": labels} if labels else {})
+        assert study_organs(tmp_path, wanted) == found, labels
+    with pytest.raises(UserError, match="names kidney, liver, no spleen"):
+        study_organs(tmp_path, None)
+    for wanted in (None, "all"):
+        write_json(index, {"labels": {"1": "left atrium"}, "modality": {"0": "MRI"}})
+        with pytest.raises(UserError, match=r"holds no CT: .*--percentiles"):
+            study_organs(tmp_path, wanted)

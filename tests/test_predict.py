@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from common.engine import fit
-from common.files import UserError, read_json
+from common.files import UserError, read_json, write_json
 from common.losses import SegmentationObjective
 from common.predict import predict
 from common.reconstruction import hidden_input
@@ -80,6 +80,32 @@ def test_a_subset_replaces_another(finished):
         overlays = stage.parent / "runs" / "default" / "overlays"
         assert len(list(overlays.iterdir())) == 2
     assert 0 < read_json(overlays.parent / "inference.json")["latency_ms"] < 1000
+
+
+def test_new_masks_have_no_old_scores_beside_them(finished):
+    stage, slices = finished
+    folder = stage.parent / "runs" / "default"
+    scores = [folder / name for name in ("summary.json", "metrics_per_case.csv", "report.html")]
+    for path in scores:
+        path.write_text("of the masks before")
+    masks_of(stage, data=slices, weights="last")
+    assert (folder / "inference.json").exists() and not any(path.exists() for path in scores)
+
+
+def test_slices_of_another_plane_are_refused_and_those_of_another_window_noted(
+    finished, own_slices, capsys
+):
+    stage, _ = finished
+    config = InferenceConfig(data=own_slices, device="cpu")
+    info = read_json(own_slices / "dataset.json")
+    open_run(config, str(stage))
+    assert "note" not in capsys.readouterr().out
+    write_json(own_slices / "dataset.json", {**info, "window": [-1000, 1000]})
+    open_run(config, str(stage))
+    assert "best.pt was trained on slices of another window" in capsys.readouterr().out
+    write_json(own_slices / "dataset.json", {**info, "axis": "coronal"})
+    with pytest.raises(UserError, match="was trained on axial slices; those of .* are coronal"):
+        open_run(config, str(stage))
 
 
 def test_slices_of_another_size_are_refused(finished, own_slices):

@@ -82,7 +82,10 @@ def test_the_mask_lies_on_the_bright_voxels_in_the_input_s_own_geometry(trained,
     maps = nib.load(folder / "ct_probability.nii.gz")
     assert np.array_equal(maps.get_fdata() > 0.5, mask.get_fdata() > 0)
     assert np.array_equal(maps.affine, image.affine)
-    about = read_json(folder / "ct.json")["organs"]["spleen"]
+    about = read_json(folder / "ct.json")
+    assert about["shape"] == list(image.shape)
+    assert about["spacing_mm"] == pytest.approx(image.header.get_zooms(), abs=1e-5)
+    about = about["organs"]["spleen"]
     assert about["volume_ml"] == pytest.approx((10 * 14 * 5 + 2) * 0.8 * 0.8 * 2.5 / 1000, rel=1e-5)
     assert about["slices_with_organ"] == 7 and about["length_mm"] == pytest.approx(9 * 2.5)
     assert (folder / "ct.png").stat().st_size > 10_000
@@ -153,20 +156,6 @@ def test_a_bad_file_does_not_stop_the_others(trained, tmp_path):
         go(trained, tmp_path / "in")
 
 
-def test_nothing_that_was_given_is_replaced(trained, tmp_path):
-    path = save(tmp_path / "in/ct.nii.gz", ct())
-    whole = path.read_bytes()
-    for settings in (
-        {"output": path},
-        {"output": path.parent},
-        {"output": tmp_path / "in/../in", "truth": path},
-        {"output": tmp_path / "t.nii.gz", "truth": save(tmp_path / "t.nii.gz", ct())},
-    ):
-        with pytest.raises(UserError, match="would be replaced"):
-            go(trained, path, **settings)
-    assert path.read_bytes() == whole
-
-
 def test_what_is_no_volume_gets_one_clear_line(trained, tmp_path):
     series = tmp_path / "series"
     series.mkdir()
@@ -201,36 +190,6 @@ def test_what_is_no_volume_gets_one_clear_line(trained, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             go(trained, volume, **settings)
-
-
-def test_nothing_beside_the_mask_is_replaced_either(trained, tmp_path):
-    path = save(tmp_path / "in/seg_probability.nii.gz", ct())
-    go(trained, path, output=tmp_path / "in/seg.nii.gz")
-    with pytest.raises(UserError, match="seg_probability.nii.gz would be replaced"):
-        go(trained, path, output=tmp_path / "in/seg.nii.gz", probabilities=True)
-    (tmp_path / "in/dataset.json").write_text("{}")
-    with pytest.raises(UserError, match="dataset.json would be replaced"):
-        go(trained, path, output=tmp_path / "in/dataset.nii.gz")
-    save(tmp_path / "two/a.nii.gz", ct())
-    save(tmp_path / "two/a_probability.nii.gz", ct())
-    with pytest.raises(UserError, match="a_probability.nii.gz would be replaced"):
-        go(trained, tmp_path / "two", probabilities=True)
-
-
-def test_a_mask_is_replaced_only_if_an_inference_wrote_it(trained, tmp_path):
-    path = save(tmp_path / "in/ct.nii.gz", ct())
-    expert = save(tmp_path / "labels/ct.nii.gz", (ct() > 60).astype(np.uint8))
-    whole = expert.read_bytes()
-    with pytest.raises(UserError, match="labels/ct.nii.gz would be replaced"):
-        go(trained, path.parent, output=expert.parent)
-    assert expert.read_bytes() == whole
-    folder = go(trained, path)
-    go(trained, path)  # again: it is its own
-    (folder / "ct.json").unlink()  # interrupted before the last file
-    go(trained, path)
-    save(folder / "ct.nii.gz", (ct() > 0).astype(np.uint8))  # mended by hand
-    with pytest.raises(UserError, match="volumes/ct.nii.gz would be replaced"):
-        go(trained, path)
 
 
 def test_odd_names_and_files_do_not_stop_the_others(trained, tmp_path):

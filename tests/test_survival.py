@@ -172,6 +172,7 @@ def test_a_file_that_vanishes_during_a_training_is_named(own_slices, workers):
 @dataclass
 class Flags(Config):
     size: int = option(3, "some flag")
+    width: int = option(3, "another")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ class Flags(Config):
         ),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device."),
         (OSError(errno.EROFS, "Read-only file system", "runs"), "runs: Read-only file system."),
-        (torch.OutOfMemoryError("CUDA out of memory"), "lower --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "lower --batch-size or --width."),
     ],
 )
 def test_what_the_machine_lacks_is_one_clear_line(error, words, monkeypatch, capsys):

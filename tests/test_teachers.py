@@ -77,6 +77,15 @@ def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients
     random.get_buffer(next(iter(statistics))).add_(1e-6)
     assert fingerprint(random) == before  # a resume may count them with other threads
     assert "its weights left random (a control): validation Dice" in capsys.readouterr().out
+    info = read_json(own_slices / "dataset.json")
+    write_json(own_slices / "dataset.json", {**info, "window": [-1000, 1000], "axis": "sagittal"})
+    other = start(config, str(stage), "student")
+    with pytest.raises(UserError, match="trained on axial slices; .* are sagittal"):
+        load_teacher(path, "stage", build, other, config)
+    write_json(own_slices / "dataset.json", {**info, "window": [-1000, 1000]})
+    load_teacher(path, "stage", build, start(config, str(stage), "student"), config)
+    assert "note: " in (said := capsys.readouterr().out) and "another window" in said
+    write_json(own_slices / "dataset.json", info)
     splits = read_json(own_slices / "splits.json")
     splits["train"][0], splits["test"][0] = splits["test"][0], splits["train"][0]
     splits["student"] = splits["train"]
