@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common import config as base
-from common.arms import PAIRS, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
+from common.arms import PAIRS, SHARES, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
 from common.config import launch, option, to_json
 from common.files import ROOT, UserError, shown, write_json
 from common.layouts import study_organs
@@ -75,6 +75,9 @@ class Config(base.Config):
         least=1,
     )
     pair: str = option("kd_t1_s1", "the pair of an ablation", choices=tuple(PAIRS))
+    shares: tuple[int, ...] = option(
+        SHARES, "percent of the training patients with labels, in --study labels", None, 1, 100, 1
+    )
     seeds: tuple[int, ...] = option((0,), "seeds of the trainings", low=0, least=1)
     folds: tuple[int, ...] = option((), "folds to test on; none: the data set's own split")
     of: int = option(5, "how many folds the patients are dealt into", low=2)
@@ -120,6 +123,7 @@ class Config(base.Config):
                     setattr(self, name, value)
                 elif isinstance(value, str):  # of two equal flags the last one counts
                     setattr(self, name, f"{value} {given}".strip())
+        self.shares = tuple(dict.fromkeys(self.shares))
         several = "" if self.organs == Config.organs else f"-{self.organs}"
         self.name = self.name or ("quick" if self.quick else "study") + several
 
@@ -135,6 +139,7 @@ class Config(base.Config):
         for name, useless, where in (
             ("models", ablation and self.models != STAGES, "with --study"),
             ("pair", not ablation and self.pair != Config.pair, "without --study"),
+            ("shares", self.study != "labels" and self.shares != SHARES, "without --study labels"),
             ("of", not self.folds and self.of != Config.of, "without --folds"),
             ("size", self.data and self.size, "with --data"),
             ("organs", self.data and self.organs != Config.organs, "with --data"),
@@ -157,7 +162,11 @@ class Config(base.Config):
 
     def arms(self) -> list[Arm]:
         """The models of the study."""
-        return grid(self.models) if self.study == "grid" else ablation(self.study, self.pair)
+        return (
+            grid(self.models)
+            if self.study == "grid"
+            else ablation(self.study, self.pair, self.shares)
+        )
 
     def part(self) -> str:
         """The results' sub-folder: none for all models. Its tables are of the folds and seeds that

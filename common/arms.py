@@ -118,12 +118,15 @@ def controls(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 
 def unlabelled(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """What images without labels add, beside what their labels would."""
+    """What images without labels add, with the teacher's word on them and without it, beside what
+    their labels would."""
     more = whole.variant(f"{whole.label}, unlabelled too", "unlabelled", "--unlabelled")
+    words = ("--unlabelled", "--control", "no-teacher")
+    alone = whole.variant("unlabelled too, no teacher", "unlabelledalone", *words)
     everything = plain._replace(
         label=f"{plain.label}, all labels", name="l100", labels=100, base=plain.label
     )
-    return [teacher, plain, whole, more, everything]
+    return [teacher, plain, whole, alone, more, everything]
 
 
 def deep(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
@@ -152,15 +155,15 @@ def multitask(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     return arms
 
 
-def labels(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """Student, distilled student and teacher with the labels of ever more patients.
+def labels(teacher: Arm, plain: Arm, whole: Arm, shares: tuple[int, ...] = SHARES) -> list[Arm]:
+    """Student, distilled student and teacher with the labels of `shares` percent of the patients.
 
-    Also the control without a teacher (what the contrast by the labels does alone) and the student
-    that is distilled on the unlabelled rest. The teacher of all of them is the one with all labels.
-    Every distilled form is compared with the plain student of the same labels.
+    Also the student that is distilled on the unlabelled rest, and of both forms the control without
+    a teacher. The teacher of all of them is the one with all labels. Every distilled form is
+    compared with the plain student of the same labels.
     """
     arms = [teacher._replace(curve=teacher.label, percent=100)]
-    for percent in SHARES:
+    for percent in shares:
         # Half of the labels is what the data set's split gives anyway: the grid's own runs.
         its = {"labels": None if percent == 50 else percent, "percent": percent}
         name = "" if percent == 50 else f"l{percent}"
@@ -172,7 +175,9 @@ def labels(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
         arms += [alone, whole._replace(label=label, name=name, curve=whole.label, **both)]
         more = [("without a teacher", f"{name}n" if name else "alone", "--control", "no-teacher")]
         if percent < 100:
-            run = f"{name}u" if name else "unlabelled"
+            run, alone = (f"{name}u", f"{name}un") if name else ("unlabelled", "unlabelledalone")
+            words = ("--unlabelled", "--control", "no-teacher")
+            more.append(("unlabelled too, without a teacher", alone, *words))
             more.append((f"{whole.label}, unlabelled too", run, "--unlabelled"))
         for curve, run, *words in more:
             arms.append(whole.variant(f"{curve} {percent} %", run, *words, curve=curve, **both))
@@ -189,7 +194,10 @@ STUDIES = {
 }
 
 
-def ablation(study: str, pair: str) -> list[Arm]:
-    """The arms of an ablation of one pair: teacher, plain student, the student's variants."""
-    teacher, plain, whole = grid((pair,))
-    return STUDIES[study](teacher, plain, whole)
+def ablation(study: str, pair: str, shares: tuple[int, ...] = SHARES) -> list[Arm]:
+    """The arms of an ablation of one pair: teacher, plain student, the student's variants.
+
+    `shares` of labels are for the study `labels` alone.
+    """
+    more = (shares,) if study == "labels" else ()
+    return STUDIES[study](*grid((pair,)), *more)

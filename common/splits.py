@@ -160,10 +160,10 @@ def write_splits(data: Path, folds: Iterable[int], of: int, shares: set[int]) ->
             splits = split_patients(patients, 0, of, fold)
             write_json(data / split_name(fold, of, None), splits)
         count = len({patients[case] for case in splits["train"]})
-        if shares and count * min(shares) < 100:
+        if shares and count * (least := min(shares)) < 100:
             raise UserError(
-                f"{min(shares)} % of {count} training patients is less than one: "
-                f"this study needs {100 // min(shares)} of them (of the phantom: --patients 30)."
+                f"{least} % of {count} training patients is less than one: this study needs "
+                f"{-(-100 // least)} of them (of the phantom: --patients 30), or larger --shares."
             )
         for share in shares:
             made = share_of_labels(splits, share, patients)

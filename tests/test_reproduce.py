@@ -125,14 +125,26 @@ def test_a_share_of_labels_has_its_split_and_as_many_steps(reproduce):
     assert "--share student" in few and few.endswith("--epochs 24")
     half = text[ROOT / "teacher_t1_unet/runs/n-f1of5-s0-l50"]
     assert "_labels50.json" in half and half.endswith("--epochs 12")  # of all labels: 6
-    assert len(trainings) == 1 + 4 * 5 - 1 + 4  # at 100 % nobody is without labels; 4 small T1
+    # Five arms and a small T1 a share; at 100 % nobody is without labels.
+    assert len(trainings) == 1 + 4 * (5 + 1) + 3
     arms = ablation("labels", "kd_t1_s1")
     points = [(arm.curve, arm.percent) for arm in arms]
     assert all(arm.curve for arm in arms) and len(set(points)) == len(points)
 
 
+def test_the_shares_of_labels_can_be_chosen(reproduce):
+    few = plan(reproduce, study="labels", shares=(10, 50))
+    names = {s.leaves.parent.name for s in few if s.script.startswith("kd_")}
+    ends = ("", "-alone", "-unlabelled", "-unlabelledalone")
+    assert names == {f"n-s0{e}" for e in ends} | {f"n-s0-l10{e}" for e in ("", "n", "u", "un")}
+    whole = {s.leaves: key(s) for s in plan(reproduce, study="labels")}
+    assert all(whole[s.leaves] == key(s) for s in few)
+    once, twice = (plan(reproduce, study="labels", shares=s) for s in ((10,), (10, 10)))
+    assert once == twice
+
+
 def test_a_share_of_less_than_a_patient_is_refused(reproduce, own_slices):
-    with pytest.raises(UserError, match="needs 20 of them"):
+    with pytest.raises(UserError, match="needs 20 of them .*or larger --shares"):
         reproduce.write_splits(own_slices, (), 5, {*SHARES})
 
 
@@ -220,6 +232,9 @@ def test_neither_the_device_nor_the_place_of_the_clone_is_in_a_key(reproduce):
         ({"seeds": ()}, "at least one"),
         ({"size": 64}, "--size has no effect with --data"),
         ({"pair": "kd_t2_s1"}, "--pair has no effect without --study"),
+        ({"shares": (10,)}, "--shares has no effect without --study labels"),
+        ({"study": "labels", "shares": (0,)}, "--shares is"),
+        ({"study": "labels", "shares": ()}, "--shares needs at least one value"),
         ({"of": 4}, "--of has no effect without --folds"),
         ({"thickness": 5.0, "data": None, "input": Path("v")}, "--thickness has no effect with"),
         ({"distilled": "--control other-image"}, "makes another model of it: see --study"),
