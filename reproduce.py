@@ -123,7 +123,6 @@ class Config(base.Config):
                     setattr(self, name, value)
                 elif isinstance(value, str):  # of two equal flags the last one counts
                     setattr(self, name, f"{value} {given}".strip())
-        self.shares = tuple(dict.fromkeys(self.shares))
         several = "" if self.organs == Config.organs else f"-{self.organs}"
         self.name = self.name or ("quick" if self.quick else "study") + several
 
@@ -162,11 +161,9 @@ class Config(base.Config):
 
     def arms(self) -> list[Arm]:
         """The models of the study."""
-        return (
-            grid(self.models)
-            if self.study == "grid"
-            else ablation(self.study, self.pair, self.shares)
-        )
+        if self.study == "grid":
+            return grid(self.models)
+        return ablation(self.study, self.pair, self.shares)
 
     def part(self) -> str:
         """The results' sub-folder: none for all models. Its tables are of the folds and seeds that
