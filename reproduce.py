@@ -20,35 +20,22 @@ help: a teacher with random weights, one that looks at another image, the featur
 image, no teacher (a contrast by the labels alone), terms of weight 0.
 """
 
-import argparse
-import shlex
 import time
 from dataclasses import dataclass, fields
-from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 from common import config as base
-from common.arms import PAIRS, SHARES, STAGES, STUDIES, TEACHERS, Arm, ablation, grid
+from common.arms import PAIRS, SHARES, STAGES, STUDIES, Arm, ablation, grid
 from common.config import launch, option, to_json
 from common.files import ROOT, UserError, shown, write_json
-from common.layouts import study_organs
 from common.organs import WHICH
-from common.settings import WEIGHTS, StudentConfig, TrainConfig
+from common.plan import data_steps, folder_of, steps_of, trainings_of
+from common.settings import WEIGHTS, StudentConfig
 from common.slices import read_set
-from common.splits import split_name, write_splits
-from common.steps import (
-    Step,
-    check_flags,
-    check_outdated,
-    check_settings,
-    check_words,
-    flags,
-    run_steps,
-)
+from common.splits import write_splits
+from common.steps import check_flags, check_outdated, check_settings, check_words, run_steps
 from common.study import add_up
 
-TASK09 = ROOT / "data" / "Task09_Spleen"
 # What reproduce.py itself passes to every train.py.
 OWN = {"--data", "--splits", "--name", "--seed", "--device", "--teacher", "--resume", "--overwrite"}
 # What --quick adds to the flags given: small networks, minutes on two CPU cores.
@@ -75,8 +62,12 @@ class Config(base.Config):
         least=1,
     )
     pair: str = option("kd_t1_s1", "the pair of an ablation", choices=tuple(PAIRS))
-    shares: tuple[int, ...] = option(
-        SHARES, "percent of the training patients with labels, in --study labels", None, 1, 100, 1
+    labelled: tuple[int, ...] = option(
+        SHARES,
+        "percent of the training patients with labels, in --study labels",
+        low=1,
+        high=100,
+        least=1,
     )
     seeds: tuple[int, ...] = option((0,), "seeds of the trainings", low=0, least=1)
     folds: tuple[int, ...] = option((), "folds to test on; none: the data set's own split")
@@ -134,11 +125,12 @@ class Config(base.Config):
             raise UserError(
                 f"--folds {bad[0]}: with --of {self.of} they run from 0 to {self.of - 1}."
             )
-        ablation, volumes = self.study != "grid", self.data or self.input
+        ablation, few = self.study != "grid", self.study == "labels"
+        volumes = self.data or self.input
         for name, useless, where in (
             ("models", ablation and self.models != STAGES, "with --study"),
             ("pair", not ablation and self.pair != Config.pair, "without --study"),
-            ("shares", self.study != "labels" and self.shares != SHARES, "without --study labels"),
+            ("labelled", not few and self.labelled != SHARES, "without --study labels"),
             ("of", not self.folds and self.of != Config.of, "without --folds"),
             ("size", self.data and self.size, "with --data"),
             ("organs", self.data and self.organs != Config.organs, "with --data"),
@@ -163,7 +155,7 @@ class Config(base.Config):
         """The models of the study."""
         if self.study == "grid":
             return grid(self.models)
-        return ablation(self.study, self.pair, self.shares)
+        return ablation(self.study, self.pair, self.labelled)
 
     def part(self) -> str:
         """The results' sub-folder: none for all models. Its tables are of the folds and seeds that
@@ -171,99 +163,8 @@ class Config(base.Config):
         models = "" if {*self.models} == {*STAGES} else "-".join(sorted({*self.models}))
         name = models if self.study == "grid" else f"{self.study}_{self.pair}"
         unusual = [v for v in (self.subset, self.weights) if v not in ("test", "best")]
-        return "_".join(filter(None, (name, *unusual)))
-
-
-def data_steps(config: Config) -> tuple[Path, list[Step]]:
-    """The slice data set, and the steps that make it."""
-    if config.data:
-        return config.data, []
-    data, steps = ROOT / "data" / f"slices_{config.name}", ()
-    record = data.with_name(f"{data.name}.json")
-    organs = None if config.organs == Config.organs else config.organs
-    synthetic = config.quick or (config.patients, config.thickness) != (None, None)
-    volumes = config.input or (TASK09 if TASK09.exists() and not synthetic else None)
-    if volumes is None:
-        volumes = ROOT / "data" / f"phantom_{config.name}"
-        made = flags(output=volumes, patients=config.patients, thickness=config.thickness)
-        made += flags(organs=organs)
-        steps += (Step(("data_prep/make_phantom.py", *made), volumes / "dataset.json", record),)
-    else:
-        organs = study_organs(volumes, organs)
-    index = (volumes / "dataset.json",)
-    check = ("data_prep/check_volumes.py", *flags(input=volumes))
-    steps += (Step(check, *index, record, index, steps),)
-    made = flags(input=volumes, output=data, size=config.size, organs=organs)
-    cut = ("data_prep/slice_nifti.py", *made)
-    steps += (Step(cut, data / "dataset.json", record, index, steps),)
-    return data, list(steps)
-
-
-def epochs_for(arm: Arm, words: list[str]) -> tuple[str, ...]:
-    """Epochs with which an arm with more or fewer labels takes about as many steps as without."""
-    if arm.labels is None:
-        return ()
-    teaches = arm.stage in TEACHERS
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--epochs", default=str((TrainConfig if teaches else StudentConfig).epochs))
-    usual = parser.parse_known_args(words)[0].epochs
-    if not usual.isdecimal() or int(usual) == 0:  # left for train.py to refuse
-        return ()
-    return flags(epochs=max(1, round(int(usual) * (100 if teaches else 50) / arm.labels)))
-
-
-class Training(NamedTuple):
-    """One training of an arm: on which split, with which seed."""
-
-    arm: Arm
-    fold: int | None
-    seed: int
-
-
-def training_of(arm: Arm, fold: int | None, seed: int, config: Config) -> Training:
-    """An arm's training; a teacher that several seeds share has the first seed."""
-    shared = config.share_teachers and arm.stage in TEACHERS
-    return Training(arm, fold, config.seeds[0] if shared else seed)
-
-
-def folder_of(training: Training, config: Config) -> Path:
-    """Its run folder, named after study, fold, seed and variant."""
-    arm, fold, seed = training
-    part = "" if fold is None else f"f{fold}of{config.of}"
-    name = "-".join(filter(None, (config.name, part, f"s{seed}", arm.name)))
-    return ROOT / arm.stage / "runs" / name
-
-
-def steps_of(training: Training, config: Config, data: Path) -> list[Step]:
-    """Training, inference and scoring of one run."""
-    arm, fold, seed = training
-    folder = folder_of(training, config)
-    record, aside = folder.parent / f"{folder.name}.json", flags(device=config.device)
-    splits = split_name(fold, config.of, arm.labels)
-    inputs = tuple(data / name for name in ("dataset.json", "manifest.csv", splits))
-    common = flags(data=data, name=folder.name)
-    group = TEACHERS.get(arm.stage, "students").lower()
-    train = [f"{arm.stage}/train.py", *common, *flags(splits=splits, seed=seed)]
-    train += shlex.split(getattr(config, group))
-    taught, scored, against = (), (), ()
-    if arm.teacher:
-        theirs = [
-            steps_of(training_of(other, fold, seed, config), config, data)
-            for other in (arm.teacher, arm.plain)
-        ]
-        taught, scored = theirs[0][:1], (theirs[0][-1], theirs[1][-1])
-        tutor = taught[0].leaves.with_name(f"{config.teacher_weights}.pt")
-        train += [*shlex.split(config.distilled), *flags(teacher=tutor)]
-        against = flags(teacher=scored[0].leaves, plain=scored[1].leaves)
-    train += [*arm.flags, *epochs_for(arm, train)]
-    fit = Step(tuple(train), folder / "best.pt", record, inputs, tuple(taught), aside)
-    predict = (f"{arm.stage}/inference.py", *common)
-    for name, usual in (("subset", "test"), ("weights", "best")):
-        if getattr(config, name) != usual:
-            predict += flags(**{name: getattr(config, name)})
-    masks = Step(predict, folder / "inference.json", record, inputs, (fit,), aside)
-    score = (f"{arm.stage}/metrics.py", *common, *against)
-    return [fit, masks, Step(score, folder / "summary.json", record, inputs, (masks, *scored))]
+        shares = "" if self.labelled == SHARES else "-".join(map(str, self.labelled))
+        return "_".join(filter(None, (name, shares, *unusual)))
 
 
 def main(config: Config) -> None:
@@ -271,9 +172,7 @@ def main(config: Config) -> None:
     began = time.perf_counter()
     results, arms = ROOT / "results" / config.name, config.arms()
     data, first = data_steps(config)
-    units = list(product(config.folds or (None,), config.seeds))
-    trainings = [training_of(arm, *unit, config) for unit in units for arm in arms]
-    trainings = list(dict.fromkeys(trainings))  # a teacher that several seeds share appears once
+    trainings = trainings_of(config)
     steps = [step for t in trainings for step in steps_of(t, config, data)]
     check_flags(steps)
     check_outdated(first, config.overwrite, steps)

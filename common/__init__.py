@@ -4,6 +4,6 @@ files -> config -> settings -> arms -> organs -> volumes -> processes -> cases -
 -> phantom -> slices -> splits -> pictures -> loading -> device -> unet -> transunet -> losses ->
 contrast -> maps -> surfaces -> scores -> scoring -> measures -> distillation -> checkpoint ->
 statistics -> tables -> mistakes -> embedding -> figures -> report -> charts -> study ->
-interruption -> runs -> engine -> teachers -> trained -> reconstruction -> jobs -> segment ->
-export -> predict -> steps
+interruption -> runs -> resume -> engine -> teachers -> trained -> reconstruction -> jobs ->
+segment -> export -> predict -> steps -> plan
 """

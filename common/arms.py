@@ -167,18 +167,19 @@ def labels(teacher: Arm, plain: Arm, whole: Arm, shares: tuple[int, ...] = SHARE
         # Half of the labels is what the data set's split gives anyway: the grid's own runs.
         its = {"labels": None if percent == 50 else percent, "percent": percent}
         name = "" if percent == 50 else f"l{percent}"
-        alone = plain._replace(
+        fewer = plain._replace(
             label=f"{plain.label} {percent} %", name=name, curve=plain.label, **its
         )
-        both = {"plain": alone, "base": alone.label, **its}
+        both = {"plain": fewer, "base": fewer.label, **its}
         label = f"{whole.label} {percent} %"
-        arms += [alone, whole._replace(label=label, name=name, curve=whole.label, **both)]
+        arms += [fewer, whole._replace(label=label, name=name, curve=whole.label, **both)]
         more = [("without a teacher", f"{name}n" if name else "alone", "--control", "no-teacher")]
         if percent < 100:
-            run, alone = (f"{name}u", f"{name}un") if name else ("unlabelled", "unlabelledalone")
+            taught = f"{name}u" if name else "unlabelled"
+            untaught = f"{name}un" if name else "unlabelledalone"
             words = ("--unlabelled", "--control", "no-teacher")
-            more.append(("unlabelled too, without a teacher", alone, *words))
-            more.append((f"{whole.label}, unlabelled too", run, "--unlabelled"))
+            more.append(("unlabelled too, without a teacher", untaught, *words))
+            more.append((f"{whole.label}, unlabelled too", taught, "--unlabelled"))
         for curve, run, *words in more:
             arms.append(whole.variant(f"{curve} {percent} %", run, *words, curve=curve, **both))
         if percent < 100:

@@ -22,7 +22,7 @@ ONE_ORGAN = (0, 1)  # what a label holds where no organs are named
 
 @dataclass(frozen=True)
 class Case:
-    """One patient of a Decathlon folder: name, image file, label file."""
+    """One labelled volume: its name, image file, label file."""
 
     name: str
     image: Path

@@ -77,21 +77,22 @@ def pixel_classes(mask: Tensor, classes: int) -> Tensor:
     return torch.where(border, classes, mask)
 
 
-def sample_pixels(labels: Tensor, classes: int, count: int) -> Places:
+def sample_pixels(labels: Tensor, kinds: int, count: int) -> Places:
     """Draw up to `count` pixels of each class over the whole batch, without a device sync.
 
-    `labels` `(N, H, W)` -> `classes * count` places; their class is -1 where the batch has too few
-    pixels of it. Without the balance nearly all pixels would be background.
+    `labels` `(N, H, W)`, each one of `kinds` classes -> `kinds * count` places; their class is -1
+    where the batch has too few pixels of it. Without the balance nearly all pixels would be
+    background.
     """
     flat = labels.flatten()
     keys = torch.rand(flat.shape, device=flat.device) + 1
     count = min(count, len(flat))
     positions, found = [], []
-    for c in range(classes):
+    for c in range(kinds):
         best = torch.where(flat == c, keys, 0.0).topk(count, sorted=False)
         positions.append(best.indices)
         found.append(torch.where(best.values > 0, c, -1))
-    return Places(torch.cat(positions), torch.cat(found), labels, classes)
+    return Places(torch.cat(positions), torch.cat(found), labels, kinds)
 
 
 def features_at(features: Tensor, positions: Tensor, size: tuple[int, int]) -> Tensor:

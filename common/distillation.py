@@ -109,7 +109,7 @@ class Distiller(nn.Module):
         if not self.taught:
             return losses
         with torch.no_grad():
-            known = self.known(images, output)
+            known = self.teacher_output(images, output)
             labels = torch.cat([mask, predicted(known.logits[len(mask) :])])
             with_border = self._with_border(labels, output.logits.shape[1])
         maps = self.map_terms(output, known, labels)
@@ -150,7 +150,7 @@ class Distiller(nn.Module):
             losses[f"contrast_{scale}"] = self.weights[scale] * term
         return losses
 
-    def known(self, images: Tensor, output: Output) -> Output:
+    def teacher_output(self, images: Tensor, output: Output) -> Output:
         """What the teacher says of the images; in a control, what stands in its place.
 
         `other-image`: what it says of the next image each. That one is mostly another patient's,

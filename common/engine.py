@@ -21,7 +21,8 @@ from common import scores
 from common.device import autocast, layout, loader_workers, to_device
 from common.files import UserError, shown
 from common.loading import SliceDataset, TrainSampler, loader, unbroken
-from common.runs import Run, prepare, save_epoch, save_the_rest, take_up, write_log
+from common.resume import take_up
+from common.runs import Run, prepare, save_epoch, save_the_rest, write_log
 from common.settings import TrainConfig
 from common.unet import parameters, predicted
 

@@ -70,7 +70,8 @@ class SegmentationObjective(nn.Module):
 
 
 def hide_patches(images: Tensor, share: float, grid: int = 16) -> Tensor:
-    """Set random cells of a `grid` x `grid` raster to 0, a share `share` of them, per image.
+    """Images `(N, c, H, W)` with a share `share` of the cells of a `grid` x `grid` raster set to 0,
+    at random, each image's own.
 
     Random numbers come from torch's generator of the images' device.
     """

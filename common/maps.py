@@ -18,7 +18,8 @@ def with_background(logits: Tensor) -> Tensor:
 
 
 class PredictionMapLoss(nn.Module):
-    """KL divergence from the teacher's class distribution to the student's, a pixel, tempered.
+    """KL divergence from the teacher's class distribution to the student's, per pixel, at a
+    temperature.
 
         T^2 mean over pixels of sum_c p_t log(p_t / p_s),   p = softmax(z / T)
 

@@ -16,19 +16,32 @@ class NotTwoValues(UserError):
 
 
 def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
-    """A picture as grey uint8 `(H, W)`, and whether it is a JPEG. UserError if it is not 8-bit.
+    """A picture as grey uint8 `(H, W)`, and whether it is a JPEG.
 
     With `indices` the values are those that the file holds, a palette's numbers too; then UserError
-    for colours and JPEG.
+    for colours and JPEG. UserError for more than 8 bits, several pages, and see-through pixels.
     """
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(f"{shown(path)} claims {picture.width}x{picture.height} pixels.")
+                raise UserError(
+                    f"{shown(path)} claims {picture.width}x{picture.height} pixels, more than "
+                    "8192x8192."
+                )
+            if (pages := getattr(picture, "n_frames", 1)) > 1:
+                raise UserError(
+                    f"{shown(path)} holds {pages} pages; save each as a picture of its own."
+                )
             if picture.mode.startswith(("I", "F")):
                 raise UserError(
                     f"{shown(path)} has mode {picture.mode}; convert it to 8 bits a channel."
                 )
+            if picture.has_transparency_data:
+                alpha = picture.convert("RGBA").getchannel("A")
+                if alpha.getextrema()[0] < 255:  # what is grey under them is not to be seen
+                    raise UserError(
+                        f"{shown(path)} has see-through pixels (alpha); save it as grey without."
+                    )
             if indices and picture.format == "JPEG":
                 raise UserError(f"{shown(path)} is a JPEG: it does not keep values exactly.")
             if indices and picture.mode not in ("L", "P", "1"):

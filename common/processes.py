@@ -14,7 +14,7 @@ from common.files import UserError, bullets
 
 
 def run_all(work, cases: Sequence, workers: int, title: str) -> list:
-    """`work(case)` for every case in `workers` processes, in order; memory: one case a process.
+    """`work(case)` for every case in `workers` processes, in order; memory: one case per process.
 
     UserErrors do not stop the others: they are raised as one, naming all bad cases, at the end.
     Interrupted, it ends with the cases that are under way; killed, they end with it.
@@ -28,11 +28,11 @@ def run_all(work, cases: Sequence, workers: int, title: str) -> list:
                 results.append(future.result())
             except UserError as error:
                 problems.append(str(error))
-            except BrokenProcessPool:
-                raise UserError(
-                    "A worker process was ended from outside, most likely for want of memory. "
-                    "Try --workers 1; what is finished is kept."
-                ) from None
+    except BrokenProcessPool:  # met by whoever asks next: `submit` or `result`
+        raise UserError(
+            "A worker process was ended from outside, most likely for want of memory. "
+            "Try --workers 1; what is finished is kept."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
     if problems:

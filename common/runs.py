@@ -1,4 +1,4 @@
-"""A training run: its folder, its data, what it writes, how it is taken up again."""
+"""A training run: its folder, its data, what it writes."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from common import checkpoint, figures
-from common.config import plain, to_json
+from common.config import to_json
 from common.device import has_bf16, pick_device
 from common.files import (
     ROOT,
@@ -20,7 +20,6 @@ from common.files import (
     check_run,
     lock_folder,
     new_run,
-    read_csv,
     read_json,
     require_space,
     shown,
@@ -29,15 +28,11 @@ from common.files import (
 )
 from common.interruption import Interruption
 from common.loading import SliceDataset
-from common.settings import NOT_LEARNED, TrainConfig
+from common.settings import TrainConfig
 from common.slices import SliceSet, read_set
 from common.splits import read_splits
 from common.unet import parameters
 
-# What may differ between a run and its continuation. More `epochs` stretch the cosine, which then
-# goes on from where the longer one would be. `teacher` is a path, and may have moved: the distiller
-# itself remembers which weights it was. `weights_folder` is read for the first weights alone.
-FREE_ON_RESUME = NOT_LEARNED | {"epochs", "teacher", "weights_folder"}
 # Results of the weights that were there before an epoch, or of masks that are made anew.
 STALE = ("inference.json", "summary.json", "metrics_per_case.csv", "report.html")
 
@@ -57,6 +52,7 @@ class Run:
     rank: int = 0
     world: int = 1
     lock: object = None  # held as long as the run is
+    resumes: bool = False  # whether there is a last.pt to go on from
     saved: int = 0  # the epoch that last.pt holds
     best: tuple[int, float] = (0, -1.0)  # epoch and validation Dice of best.pt
     unsaved: dict | None = None  # what it would hold of a later one, which --save-every left out
@@ -104,6 +100,7 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
         raise UserError(f"{shown(data.folder)}: no slice of {share} shows an organ to learn.")
     patients = {"train": splits[share], "val": splits["val"]}
     run = Run(folder, stage.name, device, data, splits, patients, train, val, rank, world, lock)
+    run.resumes = config.resume and (folder / "last.pt").exists()
     run.say(
         f"{len(train)} training slices of {len(data.patients_of(splits[share]))} patients "
         f"({share}), {len(val)} validation slices of {len(data.patients_of(splits['val']))}; "
@@ -145,9 +142,6 @@ def prepare(objective: nn.Module, run: Run, config: TrainConfig) -> None:
 
 def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:
     """config.json: the flags, the sizes, and the machine and code that made the run."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     gpu = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else None
     extra = parameters(objective) - parameters(objective.model)
     return {
@@ -165,9 +159,24 @@ def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:
             "device": gpu or platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "processes": run.world,
-            "commit": commit or None,
+            **code_version(),
         },
     }
+
+
+def code_version() -> dict[str, str | bool | None]:
+    """The repository's `commit`, and whether tracked files have `changed` since; None where there
+    is no git, or where the repository is a copy inside another one."""
+    words = ("rev-parse --show-toplevel", "rev-parse HEAD", "status --porcelain -uno")
+    about = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+    try:
+        told = [subprocess.run(["git", *w.split()], **about).stdout.strip() for w in words]
+    except (OSError, subprocess.CalledProcessError):
+        told = ["", "", ""]
+    top, commit, changes = told
+    if not top or Path(top).resolve() != ROOT:
+        return {"commit": None, "changed": None}
+    return {"commit": commit, "changed": bool(changes)}
 
 
 def of_data(data: SliceSet) -> dict:
@@ -232,65 +241,3 @@ def save_the_rest(run: Run) -> None:
     if run.unsaved:
         checkpoint.save(run.folder / "last.pt", run.unsaved)
         run.saved, run.unsaved = run.unsaved["epoch"], None
-
-
-def changed_settings(config: TrainConfig, before: dict, free: set[str]) -> list[str]:
-    """Which settings of `before`, a run's config as plain values, are others now: `lr: 0.1 -> 0.2`.
-
-    Those in `free` may differ. A flag that is younger than the run had its default then.
-    """
-    then = {**to_json(type(config)()), **{name: plain(value) for name, value in before.items()}}
-    now = {name: value for name, value in to_json(config).items() if name not in free}
-    return [f"{k}: {then[k]} -> {value}" for k, value in now.items() if then[k] != value]
-
-
-def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
-    """Fill objective and optimizer from last.pt, if there is one; returns the log so far.
-
-    UserError if the run was made with other settings, on other patients or with another teacher,
-    is longer than `config.epochs` already, or has lost its last.pt.
-    """
-    path, log = run.folder / "last.pt", run.folder / "log.csv"
-    if not path.exists():
-        if log.exists() and len(read_csv(log)) >= config.save_every:
-            raise UserError(
-                f"{shown(path)} is gone, and nothing can go on without it; best.pt would be "
-                "replaced. Train under another --name, or anew with --overwrite."
-            )
-        run.say(f"nothing to resume in {shown(run.folder)}: starting at epoch 1")
-        return []
-    state = checkpoint.load(path, run.stage)
-    changed = changed_settings(config, state["config"], FREE_ON_RESUME)
-    if any(names != run.patients.get(part) for part, names in state["patients"].items()):
-        changed.append("the split: other patients")
-    if state.get("slices", before := run.data.digest(run.patients["train"])) != before:
-        changed.append("the training patients' slices: another manifest.csv")
-    now = of_data(run.data)
-    changed += [
-        f"the data set's {name}: {state[name]} -> {now[name]}"
-        for name in now
-        if name != "colours" and name in state and state[name] != now[name]
-    ]
-    if len(state["log"]) > config.epochs:
-        changed.append(f"epochs: {len(state['log'])} are done, {config.epochs} are asked for")
-    if changed:
-        raise UserError(
-            f"{shown(run.folder)} was made with another configuration ({'; '.join(changed)}). "
-            "Resume it without such flags, or train under another --name."
-        )
-    if config.epochs != (before := state["config"]["epochs"]):
-        run.say(f"{before} epochs were planned, now {config.epochs}: the cosine is another one")
-    if run.world != (before := state.get("processes", run.world)):
-        run.say(f"note: {before} processes before, {run.world} now, each with --batch-size slices")
-    checkpoint.load_weights(objective, state["objective"], path)
-    optimizer.load_state_dict(state["optimizer"])
-    try:  # maybe of an epoch that a kill has lost
-        chosen = checkpoint.load(run.folder / "best.pt", run.stage)
-        run.best = chosen["epoch"], chosen["val_dice"]
-    except UserError as error:
-        run.best = (0, -1.0)
-        left = len(state["log"]) < config.epochs
-        later = "The best of the epochs to come will be kept."
-        run.say(f"note: {error} {later if left else 'inference.py --weights last does without.'}")
-    run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")
-    return state["log"]

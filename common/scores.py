@@ -127,10 +127,12 @@ def summary(
     `counts` `(slices, organs, 3)`. Means over the organs; the same of each under `organs`.
     """
     each = per_case(cases, counts, organs, patients=patients)
-    return {**views(each, organs), "slices": len(cases)}
+    return {**per_patient_and_pooled(each, organs), "slices": len(cases)}
 
 
-def views(each: dict[str, dict], organs: list[str], scores: Iterable[str] = SCORES) -> dict:
+def per_patient_and_pooled(
+    each: dict[str, dict], organs: list[str], scores: Iterable[str] = SCORES
+) -> dict:
     """`per_patient` of these scores and `pooled` of rows by case, and each organ's own."""
 
     def means(organ: str | None = None) -> dict[str, dict]:

@@ -12,7 +12,7 @@ from common.scores import (
     each_of_several,
     number,
     per_case,
-    views,
+    per_patient_and_pooled,
     with_spread,
 )
 from common.settings import DATA
@@ -77,7 +77,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
         "epoch": done["epoch"],
         "latency_ms": done["latency_ms"],
         "classes": data.organs,
-        **views(each, data.organs, measured),
+        **per_patient_and_pooled(each, data.organs, measured),
         "slices": len(slices),
         "cases": each,
     }

@@ -5,6 +5,7 @@ labels the students may use; seed, folds and fold say how they were dealt.
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,11 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
     }
 
 
+def count_of(share: float, patients: int) -> int:
+    """How many of so many patients are `share` percent of them: at least one."""
+    return max(1, int(patients * share / 100 + 0.5))
+
+
 def with_labels(splits: dict, percent: float) -> dict:
     """The same split, with the labels of `percent` of the training patients (at least one).
 
@@ -57,7 +63,7 @@ def with_labels(splits: dict, percent: float) -> dict:
     rng = np.random.default_rng(splits.get("seed", 0))
     known = rng.permutation(splits["student"]).tolist()
     rest = rng.permutation([c for c in splits["train"] if c not in known]).tolist()
-    count = max(1, int(len(splits["train"]) * percent / 100 + 0.5))
+    count = count_of(percent, len(splits["train"]))
     return {**splits, "student": sorted((known + rest)[:count])}
 
 
@@ -89,8 +95,9 @@ def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str,
     path = data.folder / name
     there = sorted(found.name for found in data.folder.glob("splits*.json"))
     splits = read_json(path, f"There are {', '.join(there)}: see --splits." if there else MAKE_DATA)
-    if not isinstance(splits, dict) or not all(isinstance(splits.get(p), list) for p in PARTS):
-        raise UserError(f"{shown(path)} lacks one of the lists {', '.join(PARTS)}.")
+    parts = [splits.get(p) for p in PARTS] if isinstance(splits, dict) else [None]
+    if not all(isinstance(p, list) and all(isinstance(c, str) for c in p) for p in parts):
+        raise UserError(f"{shown(path)} lacks one of the lists of cases {', '.join(PARTS)}.")
     problems = [f"{part} is empty" for part in needed if not splits[part]]
     known = {s.case for s in data.slices}
     for part in PARTS:
@@ -149,7 +156,7 @@ def split_name(fold: int | None, of: int, labels: int | None) -> str:
 def write_splits(data: Path, folds: Iterable[int], of: int, shares: set[int]) -> None:
     """The splits files of all folds (none: of the set's own split) and percentages of labels.
 
-    UserError if the smallest share would be less than one patient.
+    UserError if `shares` cannot be dealt (see `_check_shares`).
     """
     known = read_set(data)
     patients = known.patients
@@ -159,12 +166,33 @@ def write_splits(data: Path, folds: Iterable[int], of: int, shares: set[int]) ->
         else:
             splits = split_patients(patients, 0, of, fold)
             write_json(data / split_name(fold, of, None), splits)
-        count = len({patients[case] for case in splits["train"]})
-        if shares and count * (least := min(shares)) < 100:
-            raise UserError(
-                f"{least} % of {count} training patients is less than one: this study needs "
-                f"{-(-100 // least)} of them (of the phantom: --patients 30), or larger --shares."
-            )
+        if shares:
+            _check_shares(shares, splits, patients, data)
         for share in shares:
             made = share_of_labels(splits, share, patients)
             write_json(data / split_name(fold, of, share), made)
+
+
+def _check_shares(shares: set[int], splits: dict, patients: Mapping[str, str], data: Path) -> None:
+    """UserError for a share of the training patients that is less than one, as many as another, or,
+    below 100 %, all of them; and where `student` is not the half that stands for 50 %."""
+    train, student = (len({patients[case] for case in splits[p]}) for p in ("train", "student"))
+    counts = {share: count_of(share, train) for share in sorted(shares)}
+    where = f"{shown(data)} has {train} training patients"
+    if train * (least := min(shares)) < 100:
+        raise UserError(
+            f"{where}, {least} % of which is less than one: this study needs {-(-100 // least)} of "
+            "them, or larger --labelled."
+        )
+    same = [(a, b) for a, b in pairwise(counts) if counts[a] == counts[b]]
+    whole = [share for share in counts if share < 100 and counts[share] == train]
+    if same or whole:
+        most = (
+            f"{whole[0]} % are all of them" if whole else "{} and {} % are as many".format(*same[0])
+        )
+        raise UserError(f"{where}, of which {most}: choose other --labelled.")
+    if student != -(-train // 2):
+        raise UserError(
+            f"{where} and {student} student patients; half of train is expected in `student`, "
+            "which stands for 50 % of the labels."
+        )

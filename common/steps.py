@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common.config import parse
 from common.files import ROOT, UserError, bullets, read_json, shown, write_json
-from common.runs import FREE_ON_RESUME, changed_settings
+from common.resume import FREE_ON_RESUME, changed_settings
 from common.settings import TrainConfig
 
 
@@ -219,10 +219,11 @@ def check_flags(steps: list[Step]) -> dict[Step, TrainConfig]:
     for step in (s for s in steps if s.trains):
         complaint = io.StringIO()
         try:
-            with contextlib.redirect_stderr(complaint):
+            with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(io.StringIO()):
                 found[step] = parse(_config_of(step.script), [*step.command[1:], *step.aside])
-        except SystemExit:  # argparse has printed its usage, then what is wrong
-            reason = complaint.getvalue().strip().splitlines()[-1].split("error: ")[-1]
+        except SystemExit:  # argparse has printed its usage, then what is wrong; or its help
+            lines = complaint.getvalue().strip().splitlines() or ["--help asks, and trains nothing"]
+            reason = lines[-1].split("error: ")[-1]
             raise UserError(
                 f"{step.script}: {reason}; python {step.script} --help lists its flags."
             ) from None

@@ -91,14 +91,14 @@ def _draw_labels(path: Path, results: dict[str, list], points: dict[str, tuple])
 def _draw_errors(folder: Path, runs: dict[str, dict], bases: dict[str, str], data) -> None:
     """errors.png of all models, repairs.png of those with a base."""
 
-    def shares(kinds, *models: str) -> dict[str, float]:
-        """Errors as `kinds(truth, mask of each model)` finds them, over the runs of all models."""
+    def shares(count_errors, *models: str) -> dict[str, float]:
+        """What `count_errors(truth, mask of each model)` finds, over the runs of all models."""
         rows = []
         for key in runs[models[0]]:
             found = [runs[model][key] for model in models]
             for s in data.of(read_json(found[0] / "inference.json")["cases"]):
                 truth, masks = data.truth(s), (data.prediction(run, s) for run in found)
-                errors = of_each_organ(kinds, len(data.organs), truth, *masks)
+                errors = of_each_organ(count_errors, len(data.organs), truth, *masks)
                 rows.append((data.patients[s.case], int((truth > 0).sum()), errors))
         return error_shares(rows)
 

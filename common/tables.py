@@ -51,7 +51,7 @@ def write_study(
     """table.md and table.csv of a study; returns the gains by model.
 
     `runs` holds each model's summaries by (fold, seed); `bases` names for some models the one that
-    they are compared with. table.md has one part a patient, with the gains, and one pooled over
+    they are compared with. table.md has one part per patient, with the gains, and one pooled over
     slices, beside the thesis's figures. UserError if models to compare have different patients.
     """
     results = {model: list(found.values()) for model, found in runs.items()}

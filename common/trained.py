@@ -124,7 +124,7 @@ def window_of(run: Trained, config: InferenceConfig):
     if isinstance(usual, dict):
         raise UserError(f"--hu-low and --hu-high: {shown(run.path)} was trained on no HU.")
     low, high = (u if g is None else g for u, g in zip(usual, given, strict=True))
-    if low >= high:
+    if not low < high:  # nan too
         raise UserError(f"--hu-low {low:g} must be below --hu-high {high:g}.")
     return float(low), float(high)
 

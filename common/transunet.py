@@ -129,7 +129,7 @@ class TransUNet(nn.Module):
         if width % (3 * HEAD):
             raise UserError(f"T2's width is {width}; it must be a multiple of {3 * HEAD}.")
         resnet = resnet50()
-        # Tensors on disk are 0..1; this is the range in which ImageNet's weights were trained.
+        # Images come in 0..1; ImageNet's weights were trained with this mean and spread.
         statistics = ResNet50_Weights.IMAGENET1K_V2.transforms()
         for name in ("mean", "std"):
             value = torch.tensor(getattr(statistics, name)).view(1, 3, 1, 1)

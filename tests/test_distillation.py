@@ -170,11 +170,14 @@ def test_scales_and_weights_choose_the_terms():
 def test_a_control_has_the_teacher_look_at_another_image(control, shift):
     images = batch_of(3)["image"]
     objective = distiller(control=control)
-    true, known = objective.teacher(images), objective.known(images, objective.model(images))
+    true, known = (
+        objective.teacher(images),
+        objective.teacher_output(images, objective.model(images)),
+    )
     assert torch.equal(known.logits, true.logits.roll(shift, 0))
     for name, value in known.features.items():
         assert torch.equal(value, true.features[name].roll(1, 0))
-    single = objective.known(images[:1], objective.model(images[:1]))
+    single = objective.teacher_output(images[:1], objective.model(images[:1]))
     assert not single.features["decoder"].any()  # no other image: nothing is known
 
 

@@ -13,6 +13,7 @@ from test_check_volumes import ct, organ
 from common import checkpoint
 from common.files import UserError, read_json, write_json
 from common.layouts import looks_grouped
+from common.plan import data_steps
 from common.slices import read_image, read_set
 from common.splits import write_splits
 from common.study import add_up
@@ -199,14 +200,14 @@ def test_amos_s_validation_list_counts_too(tmp_path):
 def test_a_study_of_all_organs_makes_and_cuts_them():
     """reproduce.py passes --organs on; without it the commands are what they were."""
     reproduce = load_script(ROOT / "reproduce.py")
-    _, steps = reproduce.data_steps(reproduce.Config(quick=True, organs="all"))
+    _, steps = data_steps(reproduce.Config(quick=True, organs="all"))
     commands = [" ".join(step.command) for step in steps]
     assert "--organs all" in commands[0] and "phantom_quick-all" in commands[0]
     assert "--organs all" in commands[-1] and "slices_quick-all" in commands[-1]
-    _, usual = reproduce.data_steps(reproduce.Config(quick=True))
+    _, usual = data_steps(reproduce.Config(quick=True))
     assert not any("--organs" in step.command for step in usual)
     volumes = reproduce.Config(input=Path("amos"), organs="all", name="n")
-    assert "--organs all" in " ".join(reproduce.data_steps(volumes)[1][-1].command)
+    assert "--organs all" in " ".join(data_steps(volumes)[1][-1].command)
     with pytest.raises(UserError, match="--organs has no effect with --data"):
         reproduce.Config(data=Path("d"), organs="all")
 

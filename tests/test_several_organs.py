@@ -16,6 +16,7 @@ from common.files import UserError, read_csv, read_json, write_json
 from common.mistakes import error_pixels, of_each_organ
 from common.organs import on_the_left
 from common.phantom import ORGANS
+from common.plan import data_steps
 from common.scores import per_case, summary
 from common.scoring import table
 from common.segment import segment
@@ -279,7 +280,7 @@ def test_of_volumes_that_name_several_organs_the_spleen_is_taken(tmp_path):
     def cut(names, **settings):
         write_json(tmp_path / "dataset.json", {"labels": dict(enumerate(names))})
         config = reproduce.Config(input=tmp_path, name="n", **settings)
-        return " ".join(reproduce.data_steps(config)[1][-1].command)
+        return " ".join(data_steps(config)[1][-1].command)
 
     assert "--organs Spleen" in cut(["background", "liver", "Spleen"])
     assert "--organs all" in cut(["background", "liver", "Spleen"], organs="all")
