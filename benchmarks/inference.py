@@ -95,7 +95,7 @@ def measure(name: str, config: Config, device: torch.device) -> dict:
         "multiply_adds": counter.get_total_flops() // 2,
     }
     best = dict.fromkeys(forms, (0.0, 0))
-    for batch in config.batches:
+    for batch in sorted({1, *config.batches}):
         images = torch.rand(batch, 3, config.size, config.size, device=device)
         times = {form: [] for form in forms}
         for turn in range(1 + config.rounds):

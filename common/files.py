@@ -129,7 +129,7 @@ def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other.")
     if resume and not (folder / "config.json").exists():
-        there = sorted(path.parent.name for path in folder.parent.glob("*/config.json"))
+        there = known_runs(folder.parent, "config.json")
         lacks = "holds no config.json and cannot be resumed" if held else "holds no run to resume"
         raise UserError(f"{shown(folder)} {lacks}; there is {', '.join(there) or 'none yet'}.")
     if held and not (resume or overwrite):
@@ -137,6 +137,11 @@ def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
             f"{shown(folder)} already holds a run. Continue it with --resume, keep it and train "
             "beside it with --name NEW, or replace it with --overwrite."
         )
+
+
+def known_runs(runs: Path, holding: str) -> list[str]:
+    """The names of the runs in a stage's `runs` folder that hold a file of that name."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{holding}"))
 
 
 def lock_folder(folder: Path):

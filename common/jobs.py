@@ -66,17 +66,21 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     return jobs
 
 
-def earlier_rows(table: Path, jobs: list[Job]) -> list[dict]:
-    """The rows of an earlier volumes.csv about other volumes than those of the jobs, whose masks
-    are still there. UserError if it has other columns than ours: somebody's own."""
+def earlier_rows(table: Path) -> dict[str, list[dict]]:
+    """The rows of an earlier volumes.csv by volume, of those whose masks are still there.
+
+    UserError if it has other columns than ours: somebody's own.
+    """
     if not table.exists():
-        return []
+        return {}
     with table.open(encoding="utf-8", errors="replace") as file:
         if file.readline().rstrip("\n") != ",".join(COLUMNS):
             raise UserError(f"{shown(table)} would be replaced; choose another --output.")
-    now = {job.volume.name for job in jobs}
-    rows = [row for row in read_csv(table) if row["volume"] not in now]
-    return [row for row in rows if table.with_name(f"{stem(Path(row['volume']))}.nii.gz").exists()]
+    found: dict[str, list[dict]] = {}
+    for row in read_csv(table):
+        if table.with_name(f"{stem(Path(row['volume']))}.nii.gz").exists():
+            found.setdefault(row["volume"], []).append(row)
+    return found
 
 
 def map_endings(run: Trained, config: InferenceConfig) -> list[str]:

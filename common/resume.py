@@ -39,9 +39,9 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         return []
     state = checkpoint.load(path, run.stage)
     changed = changed_settings(config, state["config"], FREE_ON_RESUME)
-    if any(names != run.patients.get(part) for part, names in state["patients"].items()):
+    if any(names != run.cases.get(part) for part, names in state["patients"].items()):
         changed.append("the split: other patients")
-    if state.get("slices", before := run.data.digest(run.patients["train"])) != before:
+    if state.get("slices", before := run.data.digest(run.cases["train"])) != before:
         changed.append("the training patients' slices: another manifest.csv")
     now = of_data(run.data)
     changed += [

@@ -46,7 +46,7 @@ class Run:
     device: torch.device
     data: SliceSet
     splits: dict[str, list[str]]
-    patients: dict[str, list[str]]  # cases: `train`, `val`, of KD `teacher`, `unlabelled`, ...
+    cases: dict[str, list[str]]  # of `train`, `val`, of KD `teacher`, `unlabelled`, ...
     train: SliceDataset
     val: SliceDataset
     rank: int = 0
@@ -151,7 +151,7 @@ def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:
         "objective_parameters": extra,
         "size": run.size,
         "classes": run.data.organs,
-        "patients": run.patients,
+        "patients": run.cases,
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -199,9 +199,9 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         "config": to_json(config),
         **of_data(run.data),
         "parameters": parameters(objective.model),
-        "patients": run.patients,
-        "patient_of": {c: whose.get(c, c) for cases in run.patients.values() for c in cases},
-        "slices": run.data.digest(run.patients["train"]),
+        "patients": run.cases,
+        "patient_of": {c: whose.get(c, c) for cases in run.cases.values() for c in cases},
+        "slices": run.data.digest(run.cases["train"]),
         "processes": run.world,
         "epoch": len(log),
         "val_dice": float(log[-1]["val_dice"]),

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.files import UserError, bullets, read_json, shown, write_csv, write_json
+from common.files import UserError, bullets, known_runs, read_json, shown, write_csv, write_json
 from common.scores import (
     SCORES,
     count,
@@ -23,7 +23,7 @@ from common.views import stack
 
 def data_of(folder: Path, given: Path | None) -> SliceSet:
     """The data set that a run is scored on: the one given, else the one its inference read."""
-    there = ", ".join(sorted(path.parent.name for path in folder.parent.glob("*/best.pt")))
+    there = ", ".join(known_runs(folder.parent, "inference.json"))
     hint = "Run inference.py first." if folder.exists() else f"--name one of {there or 'none yet'}."
     done = read_json(folder / "inference.json", hint)
     return read_set(given or Path(done.get("data", DATA)), "Name it with --data.")

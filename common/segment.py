@@ -36,8 +36,8 @@ from common.volumes import Volume, read_volume, stem, write_volume
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     """Segment `--volume`: masks as .nii.gz, and beside each a sheet (.png) and measures (.json).
 
-    Of a folder they are a table, too: volumes.csv, a row for each volume and organ; rows of other
-    volumes whose masks are there stay in it. A file that cannot be used does not stop the others:
+    Of a folder they are a table, too: volumes.csv, a row for each volume and organ; earlier rows
+    stay in it as long as their masks do. A file that cannot be used does not stop the others:
     UserError names all of them at the end.
     """
     wanted = window_of(run, config)
@@ -49,16 +49,16 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     guess = "" if known else " (a guess: see --hu-low, --hu-high)"
     jobs, problems = list_jobs(run, config), []
     table = jobs[0].mask.with_name("volumes.csv") if config.volume.is_dir() else None
-    measured, dice = earlier_rows(table, jobs) if table else [], []
+    measured, dice = earlier_rows(table) if table else {}, []
     print(f"epoch {run.checkpoint['epoch']}, {range_in_words(wanted)}{guess}, on {run.device}")
     for job in jobs:
         try:
             about = _segment_one(model, run, config, job, wanted)
             print(in_a_line(about, job), flush=True)
-            measured += rows(about)
+            measured[about["volume"]] = rows(about)
             dice += [about["scores"]["dice"]] if about["scores"] else []
             if table:
-                write_csv(table, measured)
+                write_csv(table, [row for name in sorted(measured) for row in measured[name]])
         except UserError as error:
             problems.append(str(error))
         except (OSError, ValueError, MemoryError) as error:  # a name or a file like no other

@@ -43,8 +43,8 @@ class SliceSetConfig(Config):
     output: Path = option(DATA, "data set folder to write")
     size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
     seed: int = option(0, "seed of the splits", low=0)
-    folds: int = option(0, "cross-validation folds; 0: one 70/10/20 split", low=0)
-    fold: int = option(0, "the fold to test on, 0 to folds - 1", low=0)
+    of: int = option(0, "how many cross-validation folds; 0: one 70/10/20 split", low=0)
+    fold: int = option(0, "the fold to test on, from 0", low=0)
     overwrite: bool = option(False, "replace the data set in the output folder, made anew")
 
     @property
@@ -184,7 +184,9 @@ class DistillationConfig(StudentConfig):
         if self.queue and not scales:
             raise UserError("--queue has no effect without a scale whose weight is above 0.")
         if self.queue and self.contrast != "dense":
-            raise UserError(f"--queue is for --contrast dense, not for {self.contrast}.")
+            raise UserError(
+                f"--queue has no effect with --contrast {self.contrast}: it is for dense."
+            )
 
 
 @dataclass

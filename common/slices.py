@@ -3,13 +3,16 @@
 images/<case>_<slice:03d>.png   8-bit grey
 masks/<case>_<slice:03d>.png    {0, 255} for one class, class indices for several
 manifest.csv                    case, slice, foreground (pixels), source (file it came from)
-dataset.json                    name, source, window, size, cases (geometry); classes: the organs'
-                                names in the order of their mask values; perhaps their colours
+dataset.json                    size; classes: the organs' names in the order of their mask values;
+                                perhaps colours (of each), patients (of each case, where one has
+                                several cases), cases (geometry of each), name, source, and how it
+                                was cut: window, labels, axis, channel
 splits.json                     who is in train / val / test / student (see common/splits.py)
 """
 
 import io
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,8 +67,7 @@ class SliceSet:
     @cached_property
     def patients(self) -> dict[str, str]:
         """The patient of each case; the case itself where dataset.json does not say otherwise."""
-        known = self.info.get("patients")
-        known = known if isinstance(known, dict) else {}
+        known = self.info.get("patients", {})
         return {s.case: str(known.get(s.case, s.case)) for s in self.slices}
 
     @property
@@ -76,7 +78,7 @@ class SliceSet:
     @property
     def size(self) -> int:
         """Height and width of the slices."""
-        return int(self.info["size"])
+        return self.info["size"]
 
     def digest(self, cases: list[str]) -> int:
         """A checksum of these cases' rows in the manifest: names, numbers, organ pixels."""
@@ -117,7 +119,10 @@ def read_image(path: Path) -> np.ndarray:
             picture.verify()
         with Image.open(io.BytesIO(content)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(f"{shown(path)} claims {picture.width}x{picture.height} pixels.")
+                raise UserError(
+                    f"{shown(path)} claims {picture.width}x{picture.height} pixels, more than "
+                    "8192x8192."
+                )
             if picture.mode != "L":
                 raise UserError(f"{shown(path)} has mode {picture.mode}; 8-bit grey is expected.")
             return np.array(picture)
@@ -171,9 +176,7 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
     if not (folder / "dataset.json").exists():
         raise UserError(f"No data set in {shown(folder)}. {hint}")
     info = read_json(folder / "dataset.json", MAKE_DATA)
-    if not isinstance(info, dict) or not info.get("classes") or "size" not in info:
-        raise UserError(f"{shown(folder / 'dataset.json')} lacks size or classes. {MAKE_DATA}")
-    check_organs(info["classes"], info.get("colours"), folder / "dataset.json")
+    check_info(info, folder / "dataset.json")
     rows = read_csv(folder / "manifest.csv", ("case", "slice", "foreground"), MAKE_DATA)
     if not rows:
         raise UserError(f"{shown(folder / 'manifest.csv')} lists no slices. {MAKE_DATA}")
@@ -184,10 +187,29 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
         ]
     except ValueError as error:
         raise UserError(f"{shown(folder / 'manifest.csv')}: {error}. {MAKE_DATA}") from None
-    outside = [s.case for s in slices if Path(s.case).name != s.case]
+    outside = sorted({s.case for s in slices if Path(s.case).name != s.case})
     if outside:
-        raise UserError(f"manifest.csv: the case {outside[0]!r} is not a plain file name.")
+        some = ", ".join(map(repr, outside[:5]))
+        raise UserError(f"{shown(folder / 'manifest.csv')}: no plain file name: {some}.")
+    twice = [name for name, count in Counter(s.name for s in slices).items() if count > 1]
+    if twice:
+        some = ", ".join(twice[:5])
+        raise UserError(f"{shown(folder / 'manifest.csv')} lists slices twice: {some}.")
     return SliceSet(folder, info, slices)
+
+
+def check_info(info, path: Path) -> None:
+    """UserError if the content of a dataset.json, in `path`, lacks what every stage reads, or
+    holds it in another form."""
+    if not isinstance(info, dict) or not info.get("classes") or "size" not in info:
+        raise UserError(f"{shown(path)} lacks size or classes. {MAKE_DATA}")
+    check_organs(info["classes"], info.get("colours"), path)
+    size, whole = info["size"], int(MAX_PIXELS**0.5)
+    if not isinstance(size, int) or not 0 < size <= whole:
+        raise UserError(f"{shown(path)}: size is {size!r}; it must be from 1 to {whole} pixels.")
+    for name in ("cases", "patients"):
+        if not isinstance(info.get(name, {}), dict):
+            raise UserError(f'{shown(path)}: {name} must be an object, as in {{"CASE": ...}}.')
 
 
 def check_same_organs(trained: list[str] | None, data: SliceSet, path: Path) -> None:

@@ -27,7 +27,7 @@ def load_teacher(
     `build(checkpoint)` makes the network. UserError if the checkpoint is missing, of another stage
     than `stage`, of other organs or another plane, or of a training on patients that this run's
     split keeps for validation or test.
-    The cases that it was trained on and chosen by, and whose they are, go into `run.patients` and
+    The cases that it was trained on and chosen by, and whose they are, go into `run.cases` and
     `run.patient_of`: what is learned from it is no more to be scored on them than itself.
     With the control `random-teacher` the network keeps its random weights, with BatchNorm
     statistics of the training slices: without those its features would all but vanish, and the
@@ -43,7 +43,10 @@ def load_teacher(
         run.say(note)
     check_patients(known, run.data, run.splits, ("val", "test"), path)
     if known["classes"] != run.classes:
-        raise UserError(f"{shown(path)} has {known['classes']} channels, not {run.classes}.")
+        raise UserError(
+            f"{shown(path)} has {known['classes']} channels, the slices of "
+            f"{shown(run.data.folder)} ask for {run.classes}: name another --teacher or --data."
+        )
     if known["size"] != run.size:
         run.say(f"note: the teacher was trained on {known['size']}-pixel slices, not {run.size}")
     teacher = build(known)
@@ -61,8 +64,8 @@ def load_teacher(
 
 def _remember(known: dict, run: Run) -> None:
     """Whom a teacher has seen, as parts of what its student has."""
-    run.patients["teacher"] = known["patients"]["train"]
-    run.patients["teacher_val"] = known["patients"]["val"]
+    run.cases["teacher"] = known["patients"]["train"]
+    run.cases["teacher_val"] = known["patients"]["val"]
     run.patient_of.update(known.get("patient_of") or {})
 
 
@@ -78,7 +81,7 @@ def add_unlabelled(run: Run, config: DistillationConfig) -> None:
     if not slices:
         raise UserError("--unlabelled: every training patient's labels are the student's already.")
     run.train = WithUnlabelled(run.train, SliceDataset(run.data, slices, config.cache_mb))
-    run.patients["unlabelled"] = others
+    run.cases["unlabelled"] = others
     count = len(run.data.patients_of(others))
     run.say(f"and {len(slices)} slices of {count} more patients, without their labels")
 

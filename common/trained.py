@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from common import checkpoint
 from common.device import autocast, fuse, layout, pick_device, to_device
-from common.files import UserError, shown
+from common.files import UserError, known_runs, shown
 from common.loading import SliceDataset, loader
 from common.organs import file_name
 from common.settings import InferenceConfig
@@ -74,7 +74,7 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     folder = stage / "runs" / config.name
     device = pick_device(config.device)
     path = folder / f"{config.weights}.pt"
-    there = sorted(p.parent.name for p in folder.parent.glob("*/best.pt"))
+    there = known_runs(folder.parent, path.name)
     hint = f"--name one of {', '.join(there)}" if there else f"Run {stage.name}/train.py first"
     content = checkpoint.load(path, stage.name, f"{hint}.")
     checkpoint.check_content(content, path)

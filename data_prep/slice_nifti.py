@@ -2,7 +2,7 @@
 
     python slice_nifti.py                                       data/Task09_Spleen -> data/spleen2d
     python slice_nifti.py --input ../data/phantom --size 128
-    python slice_nifti.py --folds 5 --fold 2                    another split, same slices
+    python slice_nifti.py --fold 2 --of 5                       another split, same slices
     python slice_nifti.py --input amos --organs spleen kidneys=2,3 liver=6
     python slice_nifti.py --input BTCV --organs spleen=1 kidneys=2,3 \\
         --images "img/img*.nii.gz" --masks "label/label*.nii.gz"
@@ -10,8 +10,8 @@
 Every axial slice of every labelled volume becomes an 8-bit PNG: HU window -160..240, resized to
 --size, seen as a radiologist sees it (the patient's right on the left), whatever orientation the
 file is stored in. Patients, not slices, are split 70/10/20 into train, val and test; `student`
-is a fixed half of train. With --folds every patient is tested in exactly one fold. Where a patient
-has several volumes, say how their names give the patient: --patient "^(patient[0-9]+)".
+is a fixed half of train. Over all --fold of so many (--of) every patient is tested exactly once.
+Where a patient has several volumes, say how their names give it: --patient "^(patient[0-9]+)".
 
 Labels hold 0 and 1, and 1 is the spleen. Of others --organs names, selects and merges: the k-th
 organ named becomes mask value k, what is not named background. A name alone is looked up in the
@@ -257,7 +257,7 @@ def main(config: Config) -> None:
     config = check_config(config)
     cases = list_all(config)
     patients = patient_of([case.name for case in cases], config.patient)
-    splits = split_patients(patients, config.seed, config.folds, config.fold)
+    splits = split_patients(patients, config.seed, config.of, config.fold)
     with lock_folder(config.output):
         prepare(config, cases)
         records = run_all(partial(slice_case, config=config), cases, config.workers, "volumes")

@@ -102,6 +102,34 @@ def test_patients_from_a_csv(tmp_path):
         make(tmp_path, patient_csv=table, overwrite=True)
 
 
+def test_a_csv_that_contradicts_itself_is_refused_and_dots_in_names_stay(tmp_path):
+    some(tmp_path, ["s.1", "s.2", "s.3", "s.4"])
+    table = tmp_path / "who.csv"
+    table.write_text("file,patient\ns.1,A\ns.2,A\ns.3,B\nfolder/s.4.png,C\n")
+    data = make(tmp_path, patient_csv=table)
+    assert [s.case for s in data.slices] == ["A", "A", "B", "C"]
+    table.write_text("file,patient\ns.1,A\ns.2,A\ns.3,B\ns.4,C\none/s.1.png,B\n")
+    with pytest.raises(UserError, match="lists s.1 under A and under B"):
+        make(tmp_path, patient_csv=table, overwrite=True)
+
+
+def test_see_through_masks_and_many_pages_are_refused(tmp_path):
+    some(tmp_path, ["a", "b", "c", "d"])
+    white = Image.new("RGBA", (40, 30), (255, 255, 255, 255))
+    white.save(tmp_path / "masks" / "a.png")  # see-through nowhere: white is what is meant
+    assert make(tmp_path).slices[0].foreground == 32 * 24
+    white.putpixel((3, 3), (255, 255, 255, 0))
+    white.save(tmp_path / "masks" / "b.png")
+    grey = Image.new("L", (40, 30), 9)
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "c.png").unlink()
+        grey.save(tmp_path / kind / "c.tif", save_all=True, append_images=[grey] * 4)
+    with pytest.raises(UserError) as error:
+        make(tmp_path, overwrite=True)
+    assert "masks/b.png has see-through pixels" in str(error.value)
+    assert "images/c.tif holds 5 pages" in str(error.value)
+
+
 def test_two_patients_are_not_one_case(tmp_path):
     some(tmp_path, ["\u5f20_1", "\u674e_1", "\u738b_1"])
     with pytest.raises(UserError, match="'\u5f20' and '\u674e' would both be 'case'"):

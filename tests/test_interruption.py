@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from conftest import run
@@ -18,6 +20,7 @@ from common.engine import fit
 from common.files import UserError, lock_folder
 from common.interruption import Interruption
 from common.losses import SegmentationObjective
+from common.processes import run_all
 from common.runs import start
 from common.settings import StudentConfig
 from common.unet import student_s1
@@ -176,3 +179,12 @@ def test_a_phantom_that_is_being_made_is_left_alone(repo, tmp_path):
     with lock_folder(tmp_path / "phantom"):
         text = run(repo, "data_prep/make_phantom.py", *flags, code=1)
     assert "being written by another process" in text and not (tmp_path / "phantom").exists()
+
+
+def test_a_pool_that_breaks_while_it_is_filled_is_one_clear_line(monkeypatch):
+    def broken(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", broken)
+    with pytest.raises(UserError, match="ended from outside.*--workers 1"):
+        run_all(str, range(9), 2, "cases")

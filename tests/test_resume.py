@@ -1,14 +1,20 @@
 """A run that is taken up again: what may differ, what is kept, what is refused."""
 
+import subprocess
+
 import pytest
 import torch
+from conftest import load_script
 from test_engine import Config, train
 
+from common import runs
 from common.distillation import Distiller
 from common.engine import fit
 from common.files import UserError, read_csv, read_json, write_json
 from common.runs import start
 from common.unet import student_s1, teacher_t1
+
+QUIET = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
 
 
 def test_resume_with_other_settings_names_them(stage, slices, capsys):
@@ -85,3 +91,39 @@ def test_a_resume_on_other_patients_or_with_another_teacher_is_refused(stage, ow
     write_json(own_slices / "splits.json", splits)
     with pytest.raises(UserError, match="other patients"):
         train(stage, own_slices, "distilled", epochs=2, resume=True)
+
+
+def test_the_code_s_version_is_the_repository_s_own(tmp_path, monkeypatch):
+    def git(*words):
+        names = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        done = subprocess.run(["git", *names, *words], cwd=tmp_path, check=True, text=True, **QUIET)
+        return done.stdout.strip()
+
+    unknown = {"commit": None, "changed": None}
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert runs.code_version() == unknown  # no repository
+    git("init")
+    (tmp_path / "a.py").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "one")
+    assert runs.code_version() == {"commit": git("rev-parse", "HEAD"), "changed": False}
+    (tmp_path / "a.py").write_text("2")
+    assert runs.code_version()["changed"]
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(runs, "ROOT", tmp_path / "copy")
+    assert runs.code_version() == unknown  # a copy inside somebody else's repository
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert runs.code_version() == unknown  # no git
+
+
+def test_first_weights_are_not_asked_for_again(repo, slices, tmp_path):
+    """A T2 that began with ImageNet's weights goes on where their files are not."""
+    script = load_script(repo / "teacher_t2_transunet/train.py")
+    taken = []
+    script.load_imagenet = lambda *_: taken.append(1)
+    small = {"width": 192, "depth": 1, "device": "cpu", "encoder_weights": "imagenet-resnet"}
+    small |= {"data": slices, "name": "first"}
+    script.main(script.Config(epochs=1, **small))
+    script.main(script.Config(epochs=2, resume=True, **small))
+    assert taken == [1]

@@ -178,7 +178,7 @@ def test_the_phantom_and_the_slices_are_the_same_bytes_again(repo, phantom, slic
     run(repo, "data_prep/slice_nifti.py", *again)
     assert files_of(slices) == files_of(tmp_path / "slices")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "slices" / "images").iterdir()}
-    run(repo, "data_prep/slice_nifti.py", *again, "--folds", 4, "--fold", 1)
+    run(repo, "data_prep/slice_nifti.py", *again, "--fold", 1, "--of", 4)
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "slices/images").iterdir()}
     assert json.loads((tmp_path / "slices/splits.json").read_text())["folds"] == 4
 

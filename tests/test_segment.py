@@ -151,6 +151,11 @@ def test_a_bad_file_does_not_stop_the_others(trained, tmp_path):
     save(tmp_path / "more/e.nii.gz", ct())
     go(trained, tmp_path / "more")
     assert [row["volume"] for row in read_csv(table)] == ["a.nii.gz", "d.nii.gz", "e.nii.gz"]
+    # What cannot be read the second time keeps its row as it keeps its mask.
+    (tmp_path / "in/d.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(UserError, match="1 of 2 volumes"):
+        go(trained, tmp_path / "in")
+    assert [row["volume"] for row in read_csv(table)] == ["a.nii.gz", "d.nii.gz", "e.nii.gz"]
     table.write_text("my,own\n")
     with pytest.raises(UserError, match=r"volumes.csv would be replaced"):
         go(trained, tmp_path / "in")

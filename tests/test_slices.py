@@ -176,6 +176,13 @@ def test_all_bad_files_are_named_at_once(own_slices):
         ("dataset.json", '{"size": 32, "classes": ["liver", "liver"]}'),
         ("dataset.json", '{"size": 32, "classes": ["liver"], "colours": ["red"]}'),
         ("dataset.json", '{"size": 32, "classes": ["a", "b"], "colours": ["#ff0000"]}'),
+        *(
+            ("dataset.json", f'{{"size": {size}, "classes": ["spleen"]}}')
+            for size in ('"big"', "null", "0", "-4", "31.7", "[32]", "9000")
+        ),
+        ("dataset.json", '{"size": 32, "classes": ["spleen"], "patients": ["a"]}'),
+        ("dataset.json", '{"size": 32, "classes": ["spleen"], "cases": []}'),
+        ("manifest.csv", "case,slice,foreground\na,1,1\nb,1,1\na,1,1\n"),
         ("manifest.csv", "case,slice,foreground\n"),
         ("manifest.csv", "case,slice\na,1\n"),
         ("manifest.csv", "case,slice,foreground\na,x,1\n"),
@@ -186,7 +193,7 @@ def test_a_broken_index_is_named(own_slices, file, content):
     (own_slices / file).unlink()
     if content is not None:
         (own_slices / file).write_text(content)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="No data set in" if content is None else file):
         read_set(own_slices)
 
 

@@ -50,7 +50,7 @@ def test_over_all_folds_every_patient_is_tested_once(count, folds):
 
 def test_impossible_folds_are_refused():
     for folds, fold in ((1, 0), (5, 5), (9, 0)):
-        with pytest.raises(UserError, match="--folds"):
+        with pytest.raises(UserError, match="--of"):
             make_splits(["a", "b", "c", "d"], 0, folds, fold)
 
 
@@ -101,3 +101,11 @@ def test_a_model_is_not_judged_on_patients_that_it_has_seen(tmp_path):
     earlier = {"patients": {"train": ["d_1"], "val": ["c"]}, "patient_of": {"d_1": "d"}}
     with pytest.raises(UserError, match=r"test patients.*\(d_2\)"):
         check_patients(earlier, data, {**splits, "test": ["d_2"]}, ("test",), tmp_path)
+
+
+def test_a_split_of_something_else_than_names_is_refused(own_slices):
+    data = read_set(own_slices)
+    for parts in ({"train": [["a"]]}, {"train": "a"}, {"train": [1]}):
+        write_json(own_slices / "splits.json", {"val": [], "test": [], "student": [], **parts})
+        with pytest.raises(UserError, match="splits.json lacks one of the lists of cases"):
+            read_splits(data, "splits.json", ())

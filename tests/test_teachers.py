@@ -25,8 +25,8 @@ def test_unlabelled_images_come_from_the_other_training_patients_without_their_m
     plain, run = (start(config, str(stage), "student") for _ in range(2))
     add_unlabelled(run, config)
     others = set(run.splits["train"]) - set(run.splits["student"])
-    assert set(run.patients["unlabelled"]) == others
-    assert run.patients["train"] == run.splits["student"]
+    assert set(run.cases["unlabelled"]) == others
+    assert run.cases["train"] == run.splits["student"]
     assert {s.case for s in run.train.others.slices} == others
     seen = set()
     for key in [(i, 100 + i) for i in range(len(run.train))]:
@@ -59,8 +59,8 @@ def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients
     assert fingerprint(teacher) == fingerprint(trained.model)
     assert "validation Dice 0." in capsys.readouterr().out
     # Their scores are no test of the student either, be it in another set of theirs.
-    assert run.patients["teacher"] == run.splits["train"]
-    assert run.patients["teacher_val"] == run.splits["val"]
+    assert run.cases["teacher"] == run.splits["train"]
+    assert run.cases["teacher_val"] == run.splits["val"]
     assert run.patient_of == {case: case for part in ("train", "val") for case in run.splits[part]}
     last = load_teacher(run.folder / "last.pt", "stage", build, run, config)
     assert fingerprint(last) == fingerprint(trained.model)  # one epoch: the best and the last
