@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from common.files import atomic
@@ -218,36 +218,52 @@ def save_picture(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(temporary, compress_level=4)
 
 
+def frame_of(masks: list[np.ndarray]) -> tuple[slice, slice]:
+    """The square part of masks `(H, W)` of equal shape that holds all they show, with a margin of
+    a quarter and at least a third of the side: its rows and columns."""
+    shown = np.any([mask > 0 for mask in masks], axis=0)
+    found = np.argwhere(shown) if shown.any() else np.argwhere(~shown)
+    low, high, most = found.min(0), found.max(0) + 1, min(shown.shape)
+    side = min(most, max(int(1.25 * (high - low).max()), -(-most // 3)))
+    start = np.clip((low + high - side) // 2, 0, np.array(shown.shape) - side)
+    return tuple(slice(int(first), int(first) + side) for first in start)
+
+
 def comparison(
     path: Path, rows: list[dict], models: list[str], colours: dict[str, RGB] | None = None
 ) -> None:
-    """One row a patient: CT, truth, then each model's mask with its Dice on that slice alone.
+    """One row a patient: CT, and of the part in its frame the truth and each model's mask.
 
-    A row is a dict: `title`, `image` and `truth` `(H, W)`, `masks` and `dice` by model. Several
-    organs have their `colours` (`legend`).
+    A row is a dict: `title`, `image` and `truth` `(H, W)`, `masks` and `dice` (on that slice alone)
+    by model. Several organs have their `colours` (`legend`). The letters are made for a page on
+    which eleven columns are 800 pixels wide.
     """
     columns = ["CT", "truth", *models]
-    size = (1.9 * len(columns), 2.0 * len(rows) + 0.3)
+    size = (1.3 * len(columns), 1.45 * len(rows) + 0.3)
     figure = Figure(size, layout="constrained", facecolor="white")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for axes, row in zip(grid, rows, strict=True):
-        image, truth = row["image"], row["truth"]
-        scale = max(1, 288 // image.shape[0])  # about the size at which it is drawn
+        masks = [row["truth"], *(row["masks"][model] for model in models)]
+        part = frame_of(masks)
+        image = row["image"][part]
+        scale = max(1, 256 // image.shape[0])  # about the size at which it is drawn
+        paints = [colours or TRUTH, *[colours or PREDICTION] * len(models)]
         panels = [
-            outlined(image, np.zeros_like(truth), TRUTH, scale),
-            outlined(image, truth, colours or TRUTH, scale, 2),
-            *(outlined(image, row["masks"][m], colours or PREDICTION, scale, 2) for m in models),
+            outlined(image, mask[part], paint, scale, 2)
+            for mask, paint in zip(masks, paints, strict=True)
         ]
-        for axis, panel in zip(axes, panels, strict=True):
-            axis.imshow(panel)
+        for axis, panel in zip(axes, [row["image"], *panels], strict=True):
+            axis.imshow(panel, cmap="gray", vmin=0, vmax=255)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
+        corner, side = (part[1].start - 0.5, part[0].start - 0.5), part[0].stop - part[0].start
+        axes[0].add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", lw=0.8))
         axes[0].set_ylabel(row["title"], fontsize=8)
         for axis, model in zip(axes[2:], models, strict=True):
-            axis.set_xlabel(f"slice Dice {row['dice'][model]:.3f}", fontsize=8)
+            axis.set_xlabel(f"Dice {row['dice'][model]:.3f}", fontsize=10)
     for axis, title in zip(grid[0], columns, strict=True):
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=11)
     if colours:
         masks = [m for row in rows for m in (row["truth"], *row["masks"].values())]
         organs_below(figure, patches(colours, masks), len(columns))
-    save_figure(path, figure, dpi=150)
+    save_figure(path, figure, dpi=200)

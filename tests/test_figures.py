@@ -6,6 +6,7 @@ from common.figures import (
     TRUTH,
     comparison,
     curves,
+    frame_of,
     outlined,
     panels,
     save_picture,
@@ -62,3 +63,17 @@ def test_figures_are_written(tmp_path):
     for name in ("c.png", "m.png"):
         pixels = np.asarray(Image.open(tmp_path / name).convert("L"))
         assert pixels.shape[1] > 500 and pixels.std() > 5
+
+
+def test_the_frame_holds_all_masks_and_stays_in_the_picture():
+    one, other, none = np.zeros((3, 60, 60), np.uint8)
+    one[50:58, 40:44] = 1
+    rows, columns = frame_of([one, none])
+    assert rows.stop == 60 and rows.stop - rows.start == columns.stop - columns.start == 20
+    assert one[rows, columns].sum() == one.sum()
+    other[2:5, 3:6] = 255
+    assert frame_of([one, other]) == (slice(0, 60), slice(0, 60))
+    assert frame_of([none]) == (slice(0, 60), slice(0, 60))  # nothing anywhere: all of it
+    wide = np.zeros((30, 60), np.uint8)
+    wide[:, 20:50] = 1
+    assert frame_of([wide]) == (slice(0, 30), slice(20, 50))
