@@ -28,7 +28,8 @@ def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
                     f"{shown(path)} claims {picture.width}x{picture.height} pixels, more than "
                     "8192x8192."
                 )
-            if (pages := getattr(picture, "n_frames", 1)) > 1:
+            pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+            if pages > 1:  # in a camera's MPO the others are previews of the first
                 raise UserError(
                     f"{shown(path)} holds {pages} pages; save each as a picture of its own."
                 )
@@ -36,11 +37,12 @@ def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
                 raise UserError(
                     f"{shown(path)} has mode {picture.mode}; convert it to 8 bits a channel."
                 )
-            if picture.has_transparency_data:
-                alpha = picture.convert("RGBA").getchannel("A")
-                if alpha.getextrema()[0] < 255:  # what is grey under them is not to be seen
+            if not indices and picture.has_transparency_data:
+                grey, alpha = (np.asarray(band) for band in picture.convert("LA").split())
+                if grey[alpha < 255].any():  # a mask's shape, perhaps, in its alpha alone
                     raise UserError(
-                        f"{shown(path)} has see-through pixels (alpha); save it as grey without."
+                        f"{shown(path)} has see-through pixels that are not black (alpha); save "
+                        "it as grey without."
                     )
             if indices and picture.format == "JPEG":
                 raise UserError(f"{shown(path)} is a JPEG: it does not keep values exactly.")

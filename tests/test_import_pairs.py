@@ -118,6 +118,8 @@ def test_see_through_masks_and_many_pages_are_refused(tmp_path):
     white = Image.new("RGBA", (40, 30), (255, 255, 255, 255))
     white.save(tmp_path / "masks" / "a.png")  # see-through nowhere: white is what is meant
     assert make(tmp_path).slices[0].foreground == 32 * 24
+    white.putpixel((3, 3), (0, 0, 0, 0))
+    white.save(tmp_path / "masks" / "d.png")  # what is hidden is black: background either way
     white.putpixel((3, 3), (255, 255, 255, 0))
     white.save(tmp_path / "masks" / "b.png")
     grey = Image.new("L", (40, 30), 9)
@@ -127,6 +129,7 @@ def test_see_through_masks_and_many_pages_are_refused(tmp_path):
     with pytest.raises(UserError) as error:
         make(tmp_path, overwrite=True)
     assert "masks/b.png has see-through pixels" in str(error.value)
+    assert "d.png" not in str(error.value)
     assert "images/c.tif holds 5 pages" in str(error.value)
 
 
