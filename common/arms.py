@@ -163,7 +163,7 @@ def labels(teacher: Arm, plain: Arm, whole: Arm, shares: tuple[int, ...] = SHARE
     compared with the plain student of the same labels.
     """
     arms = [teacher._replace(curve=teacher.label, percent=100)]
-    for percent in dict.fromkeys(shares):
+    for percent in shares:
         # Half of the labels is what the data set's split gives anyway: the grid's own runs.
         its = {"labels": None if percent == 50 else percent, "percent": percent}
         name = "" if percent == 50 else f"l{percent}"

@@ -83,6 +83,15 @@ def earlier_rows(table: Path) -> dict[str, list[dict]]:
     return found
 
 
+def untouched(job: Job) -> bool:
+    """Whether an earlier inference's files are still what its JSON says, none of them half made."""
+    try:
+        listed = json.loads(job.record.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return None not in listed.values() and len(earlier_files(job)) == len(listed) + 1
+
+
 def map_endings(run: Trained, config: InferenceConfig) -> list[str]:
     """How the files of the organs' probability maps end; none if they are not wanted."""
     return [f"_probability{s}.nii.gz" for s in run.suffixes if config.probabilities]

@@ -10,6 +10,7 @@ from common.layouts import looks_grouped, patient_rule
 from common.organs import file_name
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
+OTHERS = (".dcm", ".nii", ".webp", ".npy")  # that a list may name, of what the pictures were
 
 
 @dataclass
@@ -124,8 +125,8 @@ def patients_listed(path: Path) -> dict[str, str]:
     without folder and ending. UserError for one that is listed under two patients."""
     table: dict[str, str] = {}
     for row in read_csv(path, ("file", "patient")):
-        file = Path(row["file"].replace("\\", "/")).name
-        name = file.rpartition(".")[0] if Path(file).suffix.lower() in ENDINGS else file
+        file = Path(row["file"].replace("\\", "/"))
+        name = file.stem if file.suffix.lower() in (*ENDINGS, *OTHERS) else file.name
         if table.setdefault(name, row["patient"]) != row["patient"]:
             raise UserError(
                 f"{shown(path)} lists {name} under {table[name]} and under {row['patient']}; give "

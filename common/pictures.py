@@ -19,7 +19,8 @@ def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
     """A picture as grey uint8 `(H, W)`, and whether it is a JPEG.
 
     With `indices` the values are those that the file holds, a palette's numbers too; then UserError
-    for colours and JPEG. UserError for more than 8 bits, several pages, and see-through pixels.
+    for colours and JPEG. UserError for more than 8 bits, for several pages, and, but with
+    `indices`, for see-through pixels that are not a black background.
     """
     try:
         with Image.open(path) as picture:
@@ -39,12 +40,15 @@ def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
                 )
             if not indices and picture.has_transparency_data:
                 grey, alpha = (np.asarray(band) for band in picture.convert("LA").split())
-                if grey[alpha < 255].any():  # a mask's shape, perhaps, in its alpha alone
+                hidden = alpha < 255
+                # A black background is see-through at times; else the alpha holds what is shown.
+                if grey[hidden].any() or (hidden.any() and not grey.any()):
                     raise UserError(
-                        f"{shown(path)} has see-through pixels that are not black (alpha); save "
-                        "it as grey without."
+                        f"{shown(path)} has see-through pixels (alpha), and what is grey there is "
+                        "not what is seen; save it as grey without."
                     )
-            if indices and picture.format == "JPEG":
+            jpeg = picture.format in ("JPEG", "MPO")
+            if indices and jpeg:
                 raise UserError(f"{shown(path)} is a JPEG: it does not keep values exactly.")
             if indices and picture.mode not in ("L", "P", "1"):
                 raise UserError(
@@ -53,7 +57,7 @@ def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
                 )
             if indices and picture.mode != "L":
                 return np.array(picture).astype(np.uint8), False
-            return np.asarray(picture.convert("L")), picture.format == "JPEG"
+            return np.asarray(picture.convert("L")), jpeg
     except UserError:
         raise
     except Exception as error:  # Pillow's readers raise many types for a damaged file

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.arms import TEACHERS, Arm
-from common.files import ROOT, UserError, shown
+from common.files import ROOT, UserError, read_json, shown
 from common.layouts import study_organs
 from common.organs import WHICH
 from common.settings import StudentConfig, TrainConfig
@@ -23,7 +23,7 @@ TASK09 = ROOT / "data" / "Task09_Spleen"
 def data_steps(config) -> tuple[Path, list[Step]]:
     """The slice data set, and the steps that make it.
 
-    UserError if the volumes are gone of which there are slices: nothing need be made anew.
+    UserError if the volumes are gone of which the slices were cut: nothing need be made anew.
     """
     if config.data:
         return config.data, []
@@ -40,18 +40,21 @@ def data_steps(config) -> tuple[Path, list[Step]]:
     else:
         organs = study_organs(volumes, organs)
     index = (volumes / "dataset.json",)
-    cut_before = record.exists() and (data / "dataset.json").exists()
-    if cut_before and not index[0].exists() and not config.overwrite:
+    cut = read_json(data / "dataset.json") if (data / "dataset.json").exists() else {}
+    theirs = record.exists() and cut.get("name") == volumes.name
+    if theirs and not index[0].exists() and not config.overwrite:
         raise UserError(
             f"{shown(volumes)} is gone, of which {shown(data)} was made. Go on with the slices "
             f"themselves, --data {shown(data)} --name {config.name} in the place of the flags on "
             "data, or make all anew with --overwrite."
         )
+    if config.input and not config.input.is_dir():
+        raise UserError(f"--input {shown(config.input)} does not exist.")
     check = ("data_prep/check_volumes.py", *flags(input=volumes))
     steps += (Step(check, *index, record, index, steps),)
     made = flags(input=volumes, output=data, size=config.size, organs=organs)
-    cut = ("data_prep/slice_nifti.py", *made)
-    steps += (Step(cut, data / "dataset.json", record, index, steps),)
+    slicing = ("data_prep/slice_nifti.py", *made)
+    steps += (Step(slicing, data / "dataset.json", record, index, steps),)
     return data, list(steps)
 
 

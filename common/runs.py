@@ -165,18 +165,20 @@ def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:
 
 
 def code_version() -> dict[str, str | bool | None]:
-    """The repository's `commit`, and whether tracked files have `changed` since; None where there
-    is no git, or where the repository is a copy inside another one."""
+    """The repository's `commit`, and whether tracked files have changed since (`code_changed`);
+    None where there is no git, or where the repository is a copy inside another one."""
     words = ("rev-parse --show-toplevel", "rev-parse HEAD", "status --porcelain -uno")
-    about = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}  # a hook's, of another
+    about = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "check": True}
+    git = ("git", "--no-optional-locks")  # many trainings may start at once
     try:
-        told = [subprocess.run(["git", *w.split()], **about).stdout.strip() for w in words]
+        told = [subprocess.run([*git, *w.split()], **about).stdout.strip() for w in words]
     except (OSError, subprocess.CalledProcessError):
         told = ["", "", ""]
     top, commit, changes = told
     if not top or Path(top).resolve() != ROOT:
-        return {"commit": None, "changed": None}
-    return {"commit": commit, "changed": bool(changes)}
+        return {"commit": None, "code_changed": None}
+    return {"commit": commit, "code_changed": bool(changes)}
 
 
 def of_data(data: SliceSet) -> dict:

@@ -14,7 +14,7 @@ from common import figures
 from common.cases import image_doubts, problems_of, side_doubts
 from common.device import autocast, to_device
 from common.files import UserError, bullets, shown, write_csv, write_json
-from common.jobs import Job, begin, checksums, earlier_rows, list_jobs, map_endings
+from common.jobs import Job, begin, checksums, earlier_rows, list_jobs, map_endings, untouched
 from common.measures import findings, in_words, largest_components, rows
 from common.organs import on_the_left, to_mask
 from common.scores import mean_and_spread, with_spread
@@ -57,12 +57,14 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
             print(in_a_line(about, job), flush=True)
             measured[about["volume"]] = rows(about)
             dice += [about["scores"]["dice"]] if about["scores"] else []
-            if table:
-                write_csv(table, [row for name in sorted(measured) for row in measured[name]])
         except UserError as error:
             problems.append(str(error))
         except (OSError, ValueError, MemoryError) as error:  # a name or a file like no other
             problems.append(f"{ascii(shown(job.volume))}: {type(error).__name__}: {error}")
+        if not untouched(job):  # it failed half made: no old row beside a new mask
+            measured.pop(job.volume.name, None)
+        if table and (measured or table.exists()):
+            write_csv(table, [row for name in sorted(measured) for row in measured[name]])
     if len(dice) > 1:
         print(f"Dice, mean over {len(dice)} volumes: {with_spread(mean_and_spread(dice))}")
     if table and measured:

@@ -205,8 +205,10 @@ def check_info(info, path: Path) -> None:
         raise UserError(f"{shown(path)} lacks size or classes. {MAKE_DATA}")
     check_organs(info["classes"], info.get("colours"), path)
     size, whole = info["size"], int(MAX_PIXELS**0.5)
-    if not isinstance(size, int) or not 0 < size <= whole:
-        raise UserError(f"{shown(path)}: size is {size!r}; it must be from 1 to {whole} pixels.")
+    if type(size) is not int or not 0 < size <= whole:
+        raise UserError(
+            f"{shown(path)}: size is {size!r}; it must be a whole number of pixels, 1 to {whole}."
+        )
     for name in ("cases", "patients"):
         if not isinstance(info.get(name, {}), dict):
             raise UserError(f'{shown(path)}: {name} must be an object, as in {{"CASE": ...}}.')

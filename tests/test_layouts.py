@@ -10,6 +10,7 @@ from conftest import ROOT, load_script, run
 from PIL import Image
 from test_check_volumes import ct, organ
 
+import common.plan
 from common import checkpoint
 from common.files import UserError, read_json, write_json
 from common.layouts import looks_grouped
@@ -197,8 +198,9 @@ def test_amos_s_validation_list_counts_too(tmp_path):
         cut(home)
 
 
-def test_a_study_of_all_organs_makes_and_cuts_them():
+def test_a_study_of_all_organs_makes_and_cuts_them(tmp_path, monkeypatch):
     """reproduce.py passes --organs on; without it the commands are what they were."""
+    monkeypatch.setattr(common.plan, "ROOT", tmp_path)  # not the developer's own data
     reproduce = load_script(ROOT / "reproduce.py")
     _, steps = data_steps(reproduce.Config(quick=True, organs="all"))
     commands = [" ".join(step.command) for step in steps]
@@ -206,7 +208,7 @@ def test_a_study_of_all_organs_makes_and_cuts_them():
     assert "--organs all" in commands[-1] and "slices_quick-all" in commands[-1]
     _, usual = data_steps(reproduce.Config(quick=True))
     assert not any("--organs" in step.command for step in usual)
-    volumes = reproduce.Config(input=Path("amos"), organs="all", name="n")
+    volumes = reproduce.Config(input=tmp_path, organs="all", name="n")
     assert "--organs all" in " ".join(data_steps(volumes)[1][-1].command)
     with pytest.raises(UserError, match="--organs has no effect with --data"):
         reproduce.Config(data=Path("d"), organs="all")

@@ -83,12 +83,16 @@ def test_help_among_the_flags_to_pass_on_is_no_crash(reproduce, capsys):
 def test_slices_whose_volumes_are_gone_are_not_called_outdated(reproduce, tmp_path, monkeypatch):
     monkeypatch.setattr(common.plan, "ROOT", tmp_path)
     data = tmp_path / "data" / "slices_n"
-    write_json(data / "dataset.json", {})
     write_json(tmp_path / "data" / "slices_n.json", {})
-    for settings in ({"input": tmp_path / "gone"}, {"patients": 5}):
+    for name, settings in (("gone", {"input": tmp_path / "gone"}), ("phantom_n", {"patients": 5})):
+        write_json(data / "dataset.json", {"name": name})
         with pytest.raises(UserError, match="is gone, of which .* --data .*slices_n --name n"):
             data_steps(reproduce.Config(name="n", **settings))
-        data_steps(reproduce.Config(name="n", overwrite=True, **settings))
+    # Slices of other volumes are left to `check_outdated`.
+    with pytest.raises(UserError, match="--input .*gone does not exist"):
+        data_steps(reproduce.Config(name="n", input=tmp_path / "gone"))
+    write_json(data / "dataset.json", {"name": "Task09_Spleen"})
+    assert len(data_steps(reproduce.Config(name="n", patients=5))[1]) == 3
 
 
 # The whole of it

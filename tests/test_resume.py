@@ -99,16 +99,16 @@ def test_the_code_s_version_is_the_repository_s_own(tmp_path, monkeypatch):
         done = subprocess.run(["git", *names, *words], cwd=tmp_path, check=True, text=True, **QUIET)
         return done.stdout.strip()
 
-    unknown = {"commit": None, "changed": None}
+    unknown = {"commit": None, "code_changed": None}
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     assert runs.code_version() == unknown  # no repository
     git("init")
     (tmp_path / "a.py").write_text("1")
     git("add", ".")
     git("commit", "-m", "one")
-    assert runs.code_version() == {"commit": git("rev-parse", "HEAD"), "changed": False}
+    assert runs.code_version() == {"commit": git("rev-parse", "HEAD"), "code_changed": False}
     (tmp_path / "a.py").write_text("2")
-    assert runs.code_version()["changed"]
+    assert runs.code_version()["code_changed"]
     (tmp_path / "copy").mkdir()
     monkeypatch.setattr(runs, "ROOT", tmp_path / "copy")
     assert runs.code_version() == unknown  # a copy inside somebody else's repository

@@ -1,3 +1,4 @@
+import errno
 import os
 import time
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from common import figures
 from common.files import UserError, read_csv, read_json
 from common.jobs import volume_files
 from common.segment import _stored_index, segment
@@ -132,7 +134,11 @@ def test_an_empty_mask_has_a_sheet_and_measures_too(trained, tmp_path):
     assert about["volume_ml"] == about["length_mm"] == about["slices_with_organ"] == 0
 
 
-def test_a_bad_file_does_not_stop_the_others(trained, tmp_path):
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_bad_file_does_not_stop_the_others(trained, tmp_path, monkeypatch):
     save(tmp_path / "in/a.nii.gz", ct())
     (tmp_path / "in/b.nii.gz").write_bytes(b"no volume")
     save(tmp_path / "in/c.nii.gz", np.full((4, 4, 4), np.nan, np.float32))
@@ -156,6 +162,12 @@ def test_a_bad_file_does_not_stop_the_others(trained, tmp_path):
     with pytest.raises(UserError, match="1 of 2 volumes"):
         go(trained, tmp_path / "in")
     assert [row["volume"] for row in read_csv(table)] == ["a.nii.gz", "d.nii.gz", "e.nii.gz"]
+    # One that fails half made has no old row beside its new mask.
+    save(tmp_path / "in/d.nii.gz", ct(seed=1))
+    monkeypatch.setattr(figures, "sheet", full_disk)
+    with pytest.raises(UserError, match="2 of 2 volumes(.|\n)*No space"):
+        go(trained, tmp_path / "in")
+    assert [row["volume"] for row in read_csv(table)] == ["e.nii.gz"]
     table.write_text("my,own\n")
     with pytest.raises(UserError, match=r"volumes.csv would be replaced"):
         go(trained, tmp_path / "in")

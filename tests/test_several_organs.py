@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, load_script, run
 from PIL import Image
 
+import common.plan
 from common.figures import legend, outlined, panels
 from common.files import UserError, read_csv, read_json, write_json
 from common.mistakes import error_pixels, of_each_organ
@@ -274,7 +275,8 @@ def test_a_picture_of_several_organs_has_their_colours_and_names():
     assert (lines != 100).any(-1).sum() == 2 * 36  # edges of two squares of 10 pixels, no tint
 
 
-def test_of_volumes_that_name_several_organs_the_spleen_is_taken(tmp_path):
+def test_of_volumes_that_name_several_organs_the_spleen_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(common.plan, "ROOT", tmp_path / "repository")
     reproduce = load_script(ROOT / "reproduce.py")
 
     def cut(names, **settings):

@@ -178,7 +178,7 @@ def test_all_bad_files_are_named_at_once(own_slices):
         ("dataset.json", '{"size": 32, "classes": ["a", "b"], "colours": ["#ff0000"]}'),
         *(
             ("dataset.json", f'{{"size": {size}, "classes": ["spleen"]}}')
-            for size in ('"big"', "null", "0", "-4", "31.7", "[32]", "9000")
+            for size in ('"big"', "null", "true", "0", "-4", "31.7", "[32]", "9000")
         ),
         ("dataset.json", '{"size": 32, "classes": ["spleen"], "patients": ["a"]}'),
         ("dataset.json", '{"size": 32, "classes": ["spleen"], "cases": []}'),
