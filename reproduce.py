@@ -10,8 +10,8 @@
 Runs the same scripts that one would run by hand, and prints each command. Stopped and started
 again it takes up where it was; finished steps are skipped, and studies of one --name share the runs
 they have in common. Writes results/NAME/: table.md and table.csv, figures, log.txt with what the
-scripts print; an ablation writes into results/NAME/STUDY_PAIR/ (with `_10-50`, `_val`, `_last` at its
-end for --labelled 10 50, --subset val, --weights last).
+scripts print; an ablation writes into results/NAME/STUDY_PAIR/, with `_10-50`, `_val`, `_last` at
+its end for --labelled 10 50, --subset val, --weights last.
 
 Ablations (--study): `terms`, each of the distillation's terms alone; `scales`, which of the
 thesis's places help; `contrast`, its form; `unlabelled`, the teacher's terms on the patients whose
