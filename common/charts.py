@@ -57,6 +57,8 @@ def gains(path: Path, found: dict[str, tuple[str, dict]]) -> None:
         where = {"xy": (1.02, place), "xycoords": ("axes fraction", "data")}
         axis.annotate(in_words(gain), **where, va="center", fontsize=9)
     axis.axvline(0, color="black", lw=0.8)
+    low, high = axis.get_xlim()
+    axis.set_xlim(min(low, -2), max(high, 2))  # a tenth of a point must not look large
     names = [f"{model} over {base}" for model, (base, _) in found.items()]
     axis.set_yticks(range(len(found)), names)
     axis.set(xlabel="gain in Dice points per patient (95 % interval from six patients on)")

@@ -67,7 +67,8 @@ class Config:
             if not (above and below):
                 flag = "--" + f.name.replace("_", "-")
                 limit = f"at least {low}" if high is None else f"from {low} to {high}"
-                problems.append(f"{flag} is {value}; it must be {limit}")
+                found = " ".join(map(str, values))
+                problems.append(f"{flag} is {found}; it must be {limit}")
         if problems:
             raise UserError("; ".join(problems))
         name = getattr(self, "name", None)

@@ -262,7 +262,7 @@ def comparison(
         for axis, model in zip(axes[2:], models, strict=True):
             axis.set_xlabel(f"Dice {row['dice'][model]:.3f}", fontsize=10)
     for axis, title in zip(grid[0], columns, strict=True):
-        axis.set_title(title, fontsize=11)
+        axis.set_title(fill(title, 13), fontsize=11)
     if colours:
         masks = [m for row in rows for m in (row["truth"], *row["masks"].values())]
         organs_below(figure, patches(colours, masks), len(columns))

@@ -38,7 +38,10 @@ class Pair:
 def list_files(folder: Path, suffix: str) -> dict[str, Path]:
     """Picture files whose name ends with `suffix`, by name without suffix and ending."""
     if not folder.is_dir():
-        raise UserError(f"The folder {shown(folder)} does not exist.")
+        raise UserError(
+            f"The folder {shown(folder)} does not exist: name the pictures' with --images, the "
+            "masks' with --masks."
+        )
     files = {}
     for path in sorted(folder.iterdir()):
         known = path.suffix.lower() in ENDINGS and not path.name.startswith(".")

@@ -80,8 +80,9 @@ def write_study(
         ours = {TITLES[s]: number(pool[s]) for s in SCORES}
         slices.append({"model": model, **ours, **(theirs if beside else {})})
         records.append(_record(model, found, means, pool, gains.get(model), spread))
-    if not any(row["spread over seeds"] for row in patients):
-        patients = [{k: v for k, v in row.items() if k != "spread over seeds"} for row in patients]
+    for column in ("p", "spread over seeds"):  # of few patients, of one seed
+        if not any(row[column] for row in patients):
+            patients = [{k: v for k, v in row.items() if k != column} for row in patients]
     write_csv(folder / "table.csv", records)
     note = POOLED + (OTHERS if beside else "")
     text = f"{_about(runs)}\n\n{markdown(patients)}\n{note}\n\n{markdown(slices)}"

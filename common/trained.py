@@ -75,7 +75,8 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     device = pick_device(config.device)
     path = folder / f"{config.weights}.pt"
     there = known_runs(folder.parent, path.name)
-    hint = f"--name one of {', '.join(there)}" if there else f"Run {stage.name}/train.py first"
+    runs = f"There are {', '.join(there)}: choose one with --name"
+    hint = runs if there else f"Run {stage.name}/train.py first"
     content = checkpoint.load(path, stage.name, f"{hint}.")
     checkpoint.check_content(content, path)
     if not config.of_slices:

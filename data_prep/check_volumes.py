@@ -145,7 +145,10 @@ def unlisted(cases: list[Case], sound: list[Case], index: bool) -> list[tuple[st
 def main(config: Config) -> None:
     """Check all cases, print what they are and what is wrong. UserError if anything is."""
     if not config.input.is_dir():
-        raise UserError(f"{shown(config.input)} does not exist; name a folder with --input.")
+        raise UserError(
+            f"{shown(config.input)} does not exist or is no folder; name one with --input, "
+            "fetch Task09_Spleen with download_task09.py, or make a phantom with make_phantom.py."
+        )
     cases, lost = find_cases(config)
     bad, rules = {name for name, _ in lost}, rules_of(config)
     there = [case for case in cases if case.name not in bad]

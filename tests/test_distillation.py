@@ -232,7 +232,7 @@ def test_the_segmentation_loss_is_weighted():
     [
         ({"unlabelled": True, "share": "train"}, "leaves no patient without labels"),
         ({"unlabelled": True, "augment": False}, "not with --no-augment"),
-        ({"queue": 8, "contrast": "image"}, "--queue is for --contrast dense, not for image"),
+        ({"queue": 8, "contrast": "image"}, "--queue has no effect with --contrast image"),
     ],
 )
 def test_flags_that_exclude_each_other(flags, words):

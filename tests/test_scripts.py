@@ -134,7 +134,7 @@ def test_inference_and_scores_find_the_training_s_data(trained, slices, tmp_path
     )
     assert "Run inference.py first" in run(repo, "student_s1/metrics.py", "--name", "far", code=1)
     text = run(repo, "student_s1/inference.py", "--name", "fra", code=1)
-    assert re.search(r"fra/best.pt does not exist. --name one of .*default, far\b", text)
+    assert re.search(r"fra/best.pt does not exist. There are .*default, far: choose one", text)
     shutil.rmtree(elsewhere)
     text = run(repo, "student_s1/inference.py", "--name", "far", code=1)
     assert "elsewhere. Name it with --data." in text

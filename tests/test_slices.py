@@ -181,6 +181,7 @@ def test_all_bad_files_are_named_at_once(own_slices):
             for size in ('"big"', "null", "true", "0", "-4", "31.7", "[32]", "9000")
         ),
         ("dataset.json", '{"size": 32, "classes": ["spleen"], "patients": ["a"]}'),
+        ("dataset.json", '{"size": 32, "classes": ["spleen"], "patients": {"zzz": "P"}}'),
         ("dataset.json", '{"size": 32, "classes": ["spleen"], "cases": []}'),
         ("manifest.csv", "case,slice,foreground\na,1,1\nb,1,1\na,1,1\n"),
         ("manifest.csv", "case,slice,foreground\n"),
