@@ -24,9 +24,10 @@ from common.views import stack
 def data_of(folder: Path, given: Path | None) -> SliceSet:
     """The data set that a run is scored on: the one given, else the one its inference read."""
     there = ", ".join(known_runs(folder.parent, "inference.json"))
-    hint = "Run train.py, then inference.py."
-    if there and not folder.exists():
-        hint = f"There are {there}: choose one with --name."
+    hint = "Run inference.py first."
+    if not folder.exists():
+        others = f"There are {there}: choose one with --name."
+        hint = others if there else "Run train.py, then inference.py."
     done = read_json(folder / "inference.json", hint)
     return read_set(given or Path(done.get("data", DATA)), "Name it with --data.")
 

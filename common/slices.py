@@ -195,13 +195,12 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
     if twice:
         some = ", ".join(twice[:5])
         raise UserError(f"{shown(folder / 'manifest.csv')} lists slices twice: {some}.")
-    if whose := info.get("patients"):
-        lost = sorted({s.case for s in slices} - whose.keys())
-        if lost:
-            some = ", ".join(lost[:5])
-            raise UserError(
-                f"{shown(folder / 'dataset.json')}: patients does not say whose {some} is."
-            )
+    if lost := sorted(info.get("patients", {}).keys() - {s.case for s in slices}):
+        some = ", ".join(lost[:5])
+        raise UserError(
+            f"{shown(folder / 'dataset.json')}: patients names {some}, of which manifest.csv lists "
+            "no slice; a case that is misspelt there would count as a patient of its own."
+        )
     return SliceSet(folder, info, slices)
 
 
