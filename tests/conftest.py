@@ -118,6 +118,12 @@ def refused_or_right(path: Path, read, expected: np.ndarray) -> int:
 
 
 @pytest.fixture(scope="session")
+def reproduce():
+    """reproduce.py as a module."""
+    return load_script(ROOT / "reproduce.py")
+
+
+@pytest.fixture(scope="session")
 def repo(tmp_path_factory) -> Path:
     """A copy of the repository's sources, without data or runs."""
     target = tmp_path_factory.mktemp("clone") / "repo"

@@ -14,11 +14,6 @@ from common.splits import _check_shares, make_splits, write_splits
 from common.steps import Step, check_flags, key
 
 
-@pytest.fixture(scope="module")
-def reproduce():
-    return load_script(ROOT / "reproduce.py")
-
-
 def plan(reproduce, **settings):
     """All trainings of a study."""
     config = reproduce.Config(**{"data": Path("d"), "name": "n", **settings})

@@ -5,24 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load_script, run
+from conftest import load_script, run
 from PIL import Image
+from test_plan import plan
 
 import common.plan
 from common.files import UserError, write_json
-from common.plan import data_steps, steps_of, trainings_of
+from common.plan import data_steps
 from common.steps import check_flags
-
-
-@pytest.fixture(scope="module")
-def reproduce():
-    return load_script(ROOT / "reproduce.py")
-
-
-def plan(reproduce, **settings):
-    """All trainings of a study."""
-    config = reproduce.Config(**{"data": Path("d"), "name": "n", **settings})
-    return [steps_of(t, config, Path("d"))[0] for t in trainings_of(config)]
 
 
 @pytest.mark.parametrize(
