@@ -1,0 +1,114 @@
+"""Label maps are resized by area, with the same pixel centres as their image."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage.measure import block_reduce
+
+from common.views import resize_labels, to_square
+
+VALUES = (1, 2, 3, 7)
+SIZES = {512: (256, 128, 400, 512, 640), 80: (40, 64, 100)}
+
+
+def disc(size: int, centre: tuple[float, float], radius: float) -> np.ndarray:
+    """A bool disc; the centre of pixel (i, j) is (i + 0.5, j + 0.5)."""
+    y, x = np.mgrid[:size, :size] + 0.5
+    return (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < radius**2
+
+
+def centroid(weights: np.ndarray) -> np.ndarray:
+    """In units of the whole side, 0..1."""
+    return (np.array(ndimage.center_of_mass(weights)) + 0.5) / weights.shape
+
+
+@pytest.mark.parametrize(("size", "to"), [(s, t) for s, ts in SIZES.items() for t in ts])
+def test_image_and_mask_have_the_same_centre(size, to):
+    """Averaged over eight discs: a single one's border is rounded to whole pixels."""
+    rng, shifts = np.random.default_rng(to), []
+    for _ in range(8):
+        shape = disc(size, rng.uniform(0.4, 0.6, 2) * size, rng.uniform(0.2, 0.3) * size)
+        image = to_square(shape * np.uint8(255), (1, 1), to, mask=False)
+        mask = to_square(shape * np.uint8(255), (1, 1), to, mask=True)
+        assert {*np.unique(mask)} == {0, 255}
+        shifts.append([centroid(image) - centroid(mask), centroid(shape) - centroid(mask)])
+        assert mask.astype(bool).mean() == pytest.approx(shape.mean(), rel=0.05)
+    assert np.abs(shifts).max() * to < 0.15
+    assert np.abs(np.mean(shifts, axis=0)).max() * to < 0.05
+
+
+@pytest.mark.parametrize("to", [256, 128, 400])
+def test_every_class_has_the_centre_of_its_image(to):
+    """Averaged over 24 places."""
+    rng, shifts = np.random.default_rng(to), []
+    for _ in range(24):
+        labels = np.zeros((512, 512), np.uint8)
+        centres = np.array([(150, 200), (330, 180), (260, 390)]) + rng.uniform(-9, 9, (3, 2))
+        for value, centre in zip((1, 2, 7), centres, strict=True):
+            labels[disc(512, centre, 70)] = value
+        labels[disc(512, centres[1], 40)] = 3  # inside of 2, as a ventricle in its myocardium
+        small = to_square(labels, (1, 1), to, mask=True)
+        assert {*np.unique(small)} == {0, 1, 2, 3, 7}
+        images = [to_square((labels == v) * np.uint8(255), (1, 1), to, mask=False) for v in VALUES]
+        pairs = zip(VALUES, images, strict=True)
+        shifts.append([centroid(image) - centroid(small == value) for value, image in pairs])
+    assert np.abs(np.mean(shifts, axis=0)).max() * to < 0.05
+
+
+@pytest.mark.parametrize(
+    ("size", "to", "fine"), [(64, 32, 1), (64, 16, 1), (64, 50, 25), (30, 45, 3)]
+)
+def test_a_pixel_gets_the_label_that_covers_most_of_it(size, to, fine):
+    """Against block means of a finer grid, on which both sizes have whole pixels."""
+    rng = np.random.default_rng(size)
+    noise = ndimage.gaussian_filter(rng.normal(size=(size, size)), size / 16)
+    labels = np.digitize(noise, np.quantile(noise, (0.5, 0.8))).astype(np.uint8)
+    grid = np.kron(labels, np.ones((fine, fine), np.uint8))
+    block = (size * fine // to,) * 2
+    shares = np.stack([block_reduce(grid == value, block, np.mean) for value in (1, 2, 0)])
+    expected = np.array([1, 2, 0])[shares.argmax(0)]
+    found = resize_labels(labels, (to, to))
+    lost = np.sort(shares, 0)[-1] - np.sort(shares, 0)[-2] < 1e-6  # ties between two labels
+    assert (found == expected)[~lost].mean() > 0.97  # the rest are thin parts that are kept
+    binary = resize_labels((labels > 0) * np.uint8(255), (to, to))
+    assert ((binary > 0) == (1 - shares[2] > 0.5 - 1e-9)).mean() > 0.97
+
+
+def test_there_and_back_is_closer_than_by_the_nearest_pixel():
+    shape = disc(512, (250.4, 260.9), 60) | disc(512, (300.2, 310.3), 25)
+    for to in (256, 128):
+        nearest = np.kron(shape[1 :: 512 // to, 1 :: 512 // to], np.ones((512 // to,) * 2, bool))
+        back = resize_labels(resize_labels(shape.astype(np.uint8), (to, to)), (512, 512)) > 0
+
+        def dice(other):
+            return 2 * (shape & other).sum() / (shape.sum() + other.sum())
+
+        assert dice(back) > dice(nearest) + 0.001
+
+
+@pytest.mark.parametrize("to", [64, 128, 192, 256, 400])
+@pytest.mark.parametrize("angle", [0, 17, 45, 71, 90])
+def test_a_vessel_of_two_pixels_does_not_vanish(to, angle):
+    y, x = np.mgrid[:512, :512] + 0.5
+    turn = np.radians(angle)
+    for shift in (0.0, 0.5, 1.0, 2.3, 3.0):
+        off = (x - 256 - shift) * np.cos(turn) + (y - 256) * np.sin(turn)
+        along = (y - 256) * np.cos(turn) - (x - 256) * np.sin(turn)
+        vessel = (np.abs(off) < 1) & (np.abs(along) < 200)
+        labels = vessel * np.uint8(1)
+        labels[disc(512, (60, 60), 30)] = 2
+        small = resize_labels(labels, (to, to)) == 1
+        assert small.sum() >= 0.3 * 400 * to / 512
+        assert ndimage.label(ndimage.maximum_filter(small, 3))[1] == 1  # gaps of two at most
+        assert np.abs(centroid(small) - centroid(vessel)).max() * to < 3
+
+
+def test_nothing_else_comes_or_goes():
+    empty = np.zeros((50, 40), np.uint8)
+    assert not resize_labels(empty, (20, 16)).any()
+    full = np.full((50, 40), 3, np.uint8)
+    assert (resize_labels(full, (20, 16)) == 3).all()
+    speck = empty.copy()
+    speck[10, 10] = 255  # a sixteenth of a pixel: noise, not a structure
+    assert not resize_labels(speck, (12, 10)).any()
+    assert np.array_equal(resize_labels(speck, (50, 40)), speck)
