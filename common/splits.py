@@ -20,8 +20,9 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
     """Split patients, never slices: 70 % train, 10 % val, 20 % test, at least one in each.
 
     With `folds` the test patients are fold number `fold` of that many: over all folds every
-    patient is tested exactly once. `student` is a fixed half of the train patients (rounded up).
-    One or two patients cannot be split: they are test patients.
+    patient is tested exactly once. Who of the others is in `val` and `student` is drawn anew in
+    each fold: drawn once, the folds would train on nearly the same patients. `student` is half of
+    the train patients (rounded up). One or two patients cannot be split: they are test patients.
     """
     cases = sorted(set(cases))
     if len(cases) < 3:  # too few to train on: a data set to predict
@@ -37,6 +38,8 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
     order = np.random.default_rng(seed).permutation(cases).tolist()
     test = order[fold::folds] if folds else order[: max(1, round(0.2 * len(order)))]
     rest = [case for case in order if case not in test]
+    if folds:
+        rest = _draws(seed, folds, fold).permutation(rest).tolist()
     count = min(max(1, round(0.1 * len(order))), len(rest) - 1)
     if count < 1:
         raise UserError(f"{len(cases)} patients in {folds} folds leave none to validate on.")
@@ -55,12 +58,18 @@ def count_of(share: float, patients: int) -> int:
     return max(1, int(patients * share / 100 + 0.5))
 
 
+def _draws(seed: int, folds: int, fold: int) -> np.random.Generator:
+    """The random numbers of a split: of its seed and, where there are folds, of its fold."""
+    return np.random.default_rng([seed, fold] if folds else seed)
+
+
 def with_labels(splits: dict, percent: float) -> dict:
     """The same split, with the labels of `percent` of the training patients (at least one).
 
-    Nested: fewer are a subset of more, and half of them are the split's own `student`.
+    Drawn anew in each fold. Nested within one: fewer are a subset of more, and half of them are the
+    split's own `student`.
     """
-    rng = np.random.default_rng(splits.get("seed", 0))
+    rng = _draws(*(splits.get(name, 0) for name in ("seed", "folds", "fold")))
     known = rng.permutation(splits["student"]).tolist()
     rest = rng.permutation([c for c in splits["train"] if c not in known]).tolist()
     count = count_of(percent, len(splits["train"]))

@@ -1,7 +1,9 @@
 """Splits by patient: disjoint, nested, and no model judged on whom it has seen."""
 
 import json
+from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 
 from common.files import UserError, write_json
@@ -46,6 +48,32 @@ def test_over_all_folds_every_patient_is_tested_once(count, folds):
     for s in made:
         assert not set(s["test"]) & (set(s["train"]) | set(s["val"]))
         assert s["train"] and s["val"]
+
+
+def test_folds_overlap_as_random_halves_do():
+    """30 patients, five folds: of the 18 that two folds may both train on, each is one of the 11 of
+    24 student patients of either with a chance of (11/24)^2, and one of the 3 of 24 in val."""
+    names = [f"p{i}" for i in range(30)]
+    shared = {"student": [], "val": []}
+    for seed in range(20):
+        folds = [make_splits(names, seed, 5, fold) for fold in range(5)]
+        for part, counts in shared.items():
+            counts += [len({*a[part]} & {*b[part]}) for a, b in combinations(folds, 2)]
+        assert len({p for s in folds for p in s["student"]}) >= 24
+        assert len({p for s in folds for p in s["val"]}) >= 8
+    assert np.mean(shared["student"]) == pytest.approx(18 * (11 / 24) ** 2, abs=0.5)
+    assert np.mean(shared["val"]) == pytest.approx(18 * (3 / 24) ** 2, abs=0.15)
+
+
+def test_few_labels_are_drawn_anew_in_each_fold_and_nested_within_it():
+    folds = [make_splits([f"p{i}" for i in range(100)], 0, 5, fold) for fold in range(5)]
+    few = [[{*with_labels(s, p)["student"]} for p in (5, 10, 25, 50, 100)] for s in folds]
+    for shares, splits in zip(few, folds, strict=True):
+        assert all(a < b for a, b in pairwise(shares))
+        assert shares[3] == {*splits["student"]} and shares[4] == {*splits["train"]}
+    # 7 of 70 patients each: two folds share 7 * 7 / 70 * 3 / 4 of them, on average.
+    shared = [len(a[1] & b[1]) for a, b in combinations(few, 2)]
+    assert np.mean(shared) < 2 and len(set().union(*(shares[1] for shares in few))) > 25
 
 
 def test_impossible_folds_are_refused():
