@@ -3,7 +3,7 @@
 files -> config -> settings -> arms -> organs -> volumes -> processes -> cases -> layouts -> views
 -> phantom -> slices -> splits -> pictures -> pairs -> loading -> device -> unet -> transunet ->
 losses -> contrast -> maps -> surfaces -> scores -> scoring -> measures -> distillation ->
-checkpoint -> statistics -> tables -> mistakes -> embedding -> figures -> report -> charts -> study
--> interruption -> runs -> resume -> engine -> teachers -> trained -> reconstruction -> jobs ->
-segment -> export -> predict -> steps -> plan
+checkpoint -> intervals -> statistics -> tables -> mistakes -> embedding -> figures -> report ->
+charts -> study -> interruption -> runs -> resume -> engine -> teachers -> trained ->
+reconstruction -> jobs -> segment -> export -> predict -> steps -> plan
 """

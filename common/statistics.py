@@ -1,18 +1,15 @@
 """Results of several runs: averaged over seeds, joined over folds, compared patient by patient.
 
-A result is what metrics.py leaves in summary.json. The patient is the unit of every comparison: its
-score is first averaged over the runs that tested it (the seeds), so that more seeds do not pass
-for more patients.
+A result is what metrics.py leaves in summary.json; those of a model come by (fold, seed). A gain is
+paired: by patient, and by the training of the same fold and seed.
 """
 
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
-
 from common import scores
 from common.files import read_json, shown
+from common.intervals import Run, estimate, patient_means, wilcoxon
 from common.scores import mean_and_spread, over_organs, pool
 from common.settings import NOT_LEARNED, StudentConfig
 
@@ -42,48 +39,46 @@ def is_summary(found: dict) -> bool:
     return {"subset", "weights", "classes", "organs", "cases"} <= found.keys()
 
 
-def interval(values: list[float]) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval of the mean (10,000 samples, seeded).
+def gain(results: dict[Run, dict], base: dict[Run, dict], organ: str | None = None) -> dict | None:
+    """Paired gain in Dice points (100 x Dice) over `base`, from results by (fold, seed).
 
-    None below six values: of so few it would be little more than their range.
+    `mean`, `std`, `n` and `better` (how many gained) over patients, each averaged over its runs
+    first; `low`, `high` and `p` of `intervals.estimate` (None with fewer than six patients); the
+    `wilcoxon` p over patients. None unless both hold the same patients of the same subset and
+    organs, after the same epoch: the best or the last.
     """
-    if len(values) < 6:
+    every = [*results.values(), *base.values()]
+    if len({_kind(result) for result in every}) > 1:
         return None
-    found = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=0)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def wilcoxon(gains: list[float]) -> float | None:
-    """p of the two-sided Wilcoxon signed-rank test; None where no gain differs from 0.
-
-    With n patients it cannot fall below 2 / 2^n: 0.03 for six.
-    """
-    return float(stats.wilcoxon(gains).pvalue) if np.any(gains) else None
-
-
-def gain(results: list[dict], base: list[dict], organ: str | None = None) -> dict | None:
-    """Paired gain in Dice points (100 x Dice) over `base`, over the patients that both have scored.
-
-    `mean`, `std`, `n` and `better` (how many gained) over patients, `low` and `high` (95 %
-    bootstrap over patients), `p` (Wilcoxon). None unless both hold the same patients of the same
-    subset and organs, after the same epoch: the best or the last.
-    """
-    if len({_kind(r) for r in (*results, *base)}) > 1:
-        return None
-    mine, theirs = (by_patient(found, "dice", organ) for found in (results, base))
+    mine, theirs = (by_patient([*found.values()], "dice", organ) for found in (results, base))
     if mine.keys() != theirs.keys():
         return None
-    gains = _paired(mine, theirs)
-    if not gains:
+    pairs = {run: (results[run], base[run]) for run in results if run in base}
+    gains = {run: _paired(*(by_patient([r], "dice", organ) for r in p)) for run, p in pairs.items()}
+    gains = {run: found for run, found in gains.items() if found}
+    means = [*patient_means(gains).values()]
+    if not means:
         return None
-    low, high = interval(gains) or (None, None)
+    sure = estimate(gains)
     return {
-        **mean_and_spread(gains),
-        "better": sum(g > 0 for g in gains),
-        "low": low,
-        "high": high,
-        "p": wilcoxon(gains),
+        **mean_and_spread(means),
+        "better": sum(g > 0 for g in means),
+        **{name: getattr(sure, name, None) for name in ("low", "high", "p")},
+        "wilcoxon": wilcoxon(means),
     }
+
+
+def dice_interval(results: dict[Run, dict]) -> tuple[float, float | None, float | None] | None:
+    """A model's mean Dice over patients and its 95 % interval, from results by (fold, seed); None
+    if no patient has a score."""
+    each = {run: by_patient([result]) for run, result in results.items()}
+    known = {run: {p: v for p, v in row.items() if v is not None} for run, row in each.items()}
+    known = {run: row for run, row in known.items() if row}
+    means = [*patient_means(known).values()]
+    if not means:
+        return None
+    sure = estimate(known)
+    return sum(means) / len(means), getattr(sure, "low", None), getattr(sure, "high", None)
 
 
 def _kind(result: dict) -> tuple[str, ...]:
@@ -91,28 +86,21 @@ def _kind(result: dict) -> tuple[str, ...]:
     return result["subset"], result["weights"], *result["classes"]
 
 
-def by_seed(runs: dict[tuple, dict]) -> dict[int, list[dict]]:
-    """The results of each seed over all folds, from results by (fold, seed)."""
-    found: dict[int, list[dict]] = {}
-    for (_, seed), result in runs.items():
-        found.setdefault(seed, []).append(result)
-    return found
-
-
-def seed_spread(runs: dict[tuple, dict], base: dict[tuple, dict]) -> float | None:
-    """Standard deviation over the seeds of the mean gain in points; None with one seed.
-
-    It holds what the interval over patients does not: how much a training's chance decides.
-    """
-    mine, theirs = by_seed(runs), by_seed(base)
-    gains = [gain(mine[s], theirs[s]) for s in mine if s in theirs]
+def seed_spread(results: dict[Run, dict], base: dict[Run, dict]) -> float | None:
+    """Standard deviation over the seeds of the mean gain in points over all folds; None with one
+    seed."""
+    seeds = sorted({seed for _, seed in results} & {seed for _, seed in base})
+    each = [
+        [{r: v for r, v in found.items() if r[1] == s} for found in (results, base)] for s in seeds
+    ]
+    gains = [gain(*pair) for pair in each]
     return mean_and_spread(found["mean"] for found in gains if found)["std"]
 
 
-def _paired(mine: dict, theirs: dict) -> list[float]:
-    """Differences in points where both scores are defined and both know the patient."""
+def _paired(mine: dict, theirs: dict) -> dict[str, float]:
+    """Differences in points of the patients whose scores are defined in both."""
     cases = [c for c in mine if mine[c] is not None and theirs.get(c) is not None]
-    return [100 * (mine[c] - theirs[c]) for c in cases]
+    return {c: 100 * (mine[c] - theirs[c]) for c in cases}
 
 
 def in_words(found: dict) -> str:
@@ -140,7 +128,8 @@ def compare(
         return f"{title}: not compared; {shown(path)} is of {known}, not of {stage}"
     if stage and known != stage:
         title = f"gain over {known} ({other['run']})"
-    found = gain([result], [other])
+    run = (None, 0)
+    found = gain({run: result}, {run: other})
     patients = [by_patient([r]).keys() for r in (other, result)]
     if found is None and patients[0] == patients[1] and _kind(other) == _kind(result):
         return f"{title}: no patient has a score in both, here and in {shown(path)}"
@@ -152,8 +141,8 @@ def compare(
             for r in (other, result)
         )
         return f"{title}: not compared; {shown(path)} is of {theirs}, this run of {ours}"
-    sure = "" if found["low"] is None else " (95 % interval)"
-    chance = "" if found["p"] is None else f", Wilcoxon p {found['p']:.2g}"
+    sure = "" if found["low"] is None else " (95 % CI over patients; one training of each)"
+    chance = "" if found["wilcoxon"] is None else f", Wilcoxon p {found['wilcoxon']:.2g}"
     unequal = unequal_settings(path.parent, folder) if folder else []
     return (
         f"{title}: {in_words(found)} Dice points per patient{sure}, "

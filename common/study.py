@@ -10,7 +10,7 @@ from common.files import UserError, read_csv, read_json, shown
 from common.mistakes import error_pixels, error_shares, of_each_organ, repaired_pixels
 from common.scores import count, overlap_scores
 from common.slices import SliceSet
-from common.statistics import by_patient, interval, is_summary
+from common.statistics import by_patient, dice_interval, is_summary
 from common.tables import write_study
 
 PICTURES = (
@@ -53,7 +53,7 @@ def add_up(
     _draw_errors(folder, runs, {m: bases[m] for m in gains}, data)
     _draw_embedding(folder / "embedding.png", first)
     if points:
-        _draw_labels(folder / "labels.png", results, points)
+        _draw_labels(folder / "labels.png", summaries, points)
     judges = [next(iter(summaries[model].values())) for model in [*gains] or [*runs]]
     _compare_masks(folder / "comparison.png", first, by_patient(judges), data)
     return (folder / "table.md").read_text(encoding="utf-8")
@@ -77,13 +77,11 @@ def _draw_embedding(path: Path, runs: dict[str, Path]) -> None:
         charts.embeddings(path, {m: embedding.load(file) for m, file in drawn.items()})
 
 
-def _draw_labels(path: Path, results: dict[str, list], points: dict[str, tuple]) -> None:
+def _draw_labels(path: Path, results: dict[str, dict], points: dict[str, tuple]) -> None:
     """labels.png from (line, percent) of each model."""
     curves: dict[str, dict[int, tuple]] = {}
     for model, (line, percent) in points.items():
-        known = [d for d in by_patient(results[model]).values() if d is not None]
-        if known:
-            values = float(np.mean(known)), *(interval(known) or (None, None))
+        if values := dice_interval(results[model]):
             curves.setdefault(line, {})[percent] = values
     charts.labels(path, curves)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common.files import UserError, write_csv, write_text
+from common.intervals import holm
 from common.scores import SCORES, TITLES, each_of_several, mean_and_spread, number, with_spread
 from common.statistics import by_patient, gain, in_words, pooled, seed_spread
 from common.surfaces import SURFACE_SCORES
@@ -28,6 +29,13 @@ SURFACES = (
     "Distances of the surfaces per patient, on the slices' own grid: a voxel is as large as a "
     "slice's pixel, and as high as the slices are apart. A missed organ counts as the diagonal."
 )
+
+ONE_TRAINING = (
+    " One training of each model: the interval holds the spread of the patients, not that of the "
+    "trainings; more seeds show it."
+)
+
+CHANCES = ("p (Holm)", "Wilcoxon p")
 
 EACH_ORGAN = (
     "Dice of each organ, mean +- standard deviation over the patients where it is true or found; "
@@ -58,8 +66,10 @@ def write_study(
     for model, base in bases.items():
         if by_patient(results[model]).keys() != by_patient(results[base]).keys():
             raise UserError(f"{model} and {base} were scored on different patients.")
-    gains = {model: gain(results[model], results[base]) for model, base in bases.items()}
+    gains = {model: gain(runs[model], runs[base]) for model, base in bases.items()}
     gains = {model: found for model, found in gains.items() if found}
+    corrected = holm({m: found["p"] for m, found in gains.items() if found["p"] is not None})
+    gains = {model: {**found, "holm": corrected.get(model)} for model, found in gains.items()}
     # The thesis's figures are of the spleen.
     organs = next(iter(results.values()))[0]["classes"]
     beside = THESIS.keys() & runs.keys() and organs == ["spleen"]
@@ -80,13 +90,13 @@ def write_study(
         ours = {TITLES[s]: number(pool[s]) for s in SCORES}
         slices.append({"model": model, **ours, **(theirs if beside else {})})
         records.append(_record(model, found, means, pool, gains.get(model), spread))
-    for column in ("p", "spread over seeds"):  # of few patients, of one seed
+    for column in (*CHANCES, "spread over seeds"):  # of few patients, of one seed
         if not any(row[column] for row in patients):
             patients = [{k: v for k, v in row.items() if k != column} for row in patients]
     write_csv(folder / "table.csv", records)
     note = POOLED + (OTHERS if beside else "")
     text = f"{_about(runs)}\n\n{markdown(patients)}\n{note}\n\n{markdown(slices)}"
-    if organs := _organs(results, bases):
+    if organs := _organs(runs, bases):
         text += f"\n{EACH_ORGAN}\n\n{markdown(organs)}"
     if distances := _distances(results):
         text += f"\n{SURFACES}\n\n{markdown(distances)}"
@@ -106,10 +116,11 @@ def _about(runs: dict[str, dict[tuple, dict]]) -> str:
     return (
         f"{len(cases)} {some['subset']} patients ({where}; seeds {', '.join(map(str, seeds))}; "
         f"{some['weights']} epoch). Mean +- standard deviation over patients, each averaged over "
-        "its seeds first. Gain in Dice points, paired by patient: mean and, from six patients, its "
-        "95 % bootstrap interval over patients; better: patients that gained; p: paired Wilcoxon "
-        "test, not corrected for the number of models. The interval holds the spread of the "
-        "patients, not that of the training: see more than one seed for that."
+        "its seeds first. Gain in Dice points, paired by patient and training: mean and, from six "
+        "patients, its 95 % CI, with patients, trainings and folds as random effects "
+        f"(docs/METHOD.md); better: patients that gained; {CHANCES[0]}: of the same analysis, "
+        f"Holm-corrected over the models of this table; {CHANCES[1]}: signed-rank test over "
+        "patients, not corrected." + (ONE_TRAINING if len(seeds) == 1 and len(folds) < 2 else "")
     )
 
 
@@ -130,15 +141,16 @@ def _distances(results: dict[str, list[dict]]) -> list[dict[str, str]]:
     ]
 
 
-def _organs(results: dict[str, list[dict]], bases: dict[str, str]) -> list[dict[str, str]]:
-    """A row an organ, if there are several: each model's Dice, the gains of those with a base."""
+def _organs(runs: dict[str, dict[tuple, dict]], bases: dict[str, str]) -> list[dict[str, str]]:
+    """A row per organ, if there are several: each model's Dice, the gains of those with a base."""
     rows = []
-    for organ in each_of_several(next(iter(results.values()))[0]):
+    for organ in each_of_several(next(iter(next(iter(runs.values())).values()))):
         row = {"organ": organ}
-        for model, found in results.items():
-            row[model] = with_spread(mean_and_spread(by_patient(found, organ=organ).values()))
+        for model, found in runs.items():
+            values = by_patient([*found.values()], organ=organ).values()
+            row[model] = with_spread(mean_and_spread(values))
         for model, base in bases.items():
-            won = gain(results[model], results[base], organ=organ)
+            won = gain(runs[model], runs[base], organ=organ)
             cell = f"{in_words(won)}, {won['better']} of {won['n']}" if won else ""
             row[f"{model} over {base}"] = cell
         rows.append(row)
@@ -148,12 +160,15 @@ def _organs(results: dict[str, list[dict]], bases: dict[str, str]) -> list[dict[
 def _gain_cells(found: dict | None, base: str | None, spread: float | None) -> dict[str, str]:
     """The cells of a gain; empty for a model that is compared with nothing."""
     if not found:
-        return dict.fromkeys(("gain", "better", "p", "spread over seeds"), "")
+        return dict.fromkeys(("gain", "better", *CHANCES, "spread over seeds"), "")
+    corrected, patients = (
+        "" if None in (found[name], found["low"]) else f"{found[name]:.2g}"
+        for name in ("holm", "wilcoxon")
+    )  # Wilcoxon's p of fewer than six patients could not fall below 0.06, whatever they show
     return {
         "gain": f"{in_words(found)} over {base}",
         "better": f"{found['better']} of {found['n']}",
-        # Of fewer than six patients it could not fall below 0.06, whatever they show.
-        "p": "" if None in (found["p"], found["low"]) else f"{found['p']:.2g}",
+        **dict(zip(CHANCES, (corrected, patients), strict=True)),
         "spread over seeds": "" if spread is None else f"{spread:.1f}",
     }
 
@@ -163,6 +178,6 @@ def _record(model, results, means, pool, found, spread) -> dict:
     row = {"model": model, "parameters": results[0]["parameters"], "runs": len(results)}
     for s in SCORES:
         row |= {f"{s}_mean": means[s]["mean"], f"{s}_std": means[s]["std"], f"{s}_pooled": pool[s]}
-    keys = ("mean", "low", "high", "p", "better", "n")
+    keys = ("mean", "low", "high", "p", "holm", "wilcoxon", "better", "n")
     row |= {f"gain_{key}": found[key] if found else None for key in keys}
     return {**row, "gain_seed_std": spread}

@@ -93,10 +93,11 @@ def test_several_organs_are_scored_each_and_as_their_mean():
     assert pooled(study)["dice"] == pytest.approx(whole["pooled"]["dice"])
     assert by_patient(study, organ="spleen") == {"a": 0.5, "b": 0.0}
     better = per_case(cases, np.where(counts == 5, 0, counts), organs)  # without that spleen
-    won = gain([{**KIND, "cases": better}], [{**KIND, "cases": rows}], organ="spleen")
+    won = gain({RUN: {**KIND, "cases": better}}, {RUN: {**KIND, "cases": rows}}, organ="spleen")
     assert won["n"] == 1 and won["mean"] == 0  # b has no score to compare any more
 
 
+RUN = (None, 0)  # fold and seed
 KIND = {"subset": "test", "weights": "best", "classes": ["liver", "spleen"]}
 
 

@@ -1,18 +1,16 @@
 import numpy as np
 import pytest
-from scipy import stats
 
 from common.files import write_json
 from common.scores import overlap_scores
 from common.statistics import (
     by_patient,
     compare,
+    dice_interval,
     gain,
     in_words,
-    interval,
     pooled,
     seed_spread,
-    wilcoxon,
 )
 
 
@@ -38,26 +36,15 @@ def test_pooled_counts_are_summed_over_all_runs():
     assert pooled(runs) == overlap_scores(210, 300, 300)
 
 
-def test_the_interval_is_that_of_the_mean():
-    rng = np.random.default_rng(0)
-    values = rng.normal(3, 2, 400).tolist()
-    low, high = interval(values)
-    expected = stats.norm.interval(0.95, np.mean(values), stats.sem(values))
-    assert (low, high) == pytest.approx(expected, abs=0.05)
-    assert interval(values) == (low, high)  # seeded
-    assert interval([1.0, 2.0, 3.0, 4.0, 5.0]) is None  # too few to say more than their range
-    assert interval([2.0] * 6) == (2.0, 2.0)
-
-
-def test_wilcoxon_has_its_exact_value_and_its_limit():
-    assert wilcoxon([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == pytest.approx(2 / 2**6)
-    assert wilcoxon([0.0, 0.0]) is None
+def runs(*found):
+    """Results by fold and seed: of one split, seeds 0, 1, ..."""
+    return {(None, seed): one for seed, one in enumerate(found)}
 
 
 def test_a_gain_is_paired_by_patient_and_the_patient_is_the_unit():
     base = [result(a=0.5, b=0.6, c=0.7), result(a=0.5, b=0.6, c=0.7)]
     mine = [result(a=0.6, b=0.6, c=0.9), result(a=0.4, b=0.8, c=0.9)]
-    found = gain(mine, base)
+    found = gain(runs(*mine), runs(*base))
     assert found["mean"] == pytest.approx(10)  # a 0, b +10, c +20
     assert found["n"] == 3 and found["better"] == 2
     assert found["std"] == pytest.approx(10)
@@ -67,7 +54,7 @@ def test_a_gain_is_paired_by_patient_and_the_patient_is_the_unit():
 def test_the_interval_of_a_gain_lies_in_its_range():
     plain = result(**{f"p{i}": 0.5 for i in range(8)})
     mine = result(**{f"p{i}": 0.5 + 0.01 * i for i in range(8)})
-    found = gain([mine], [plain])
+    found = gain(runs(mine), runs(plain))
     assert 0 < found["low"] < 3.5 < found["high"] < 7 and found["mean"] == pytest.approx(3.5)
     assert in_words(found).startswith("+3.5 [+")
 
@@ -83,17 +70,44 @@ def test_the_spread_over_seeds_joins_the_folds_first():
     assert seed_spread({(0, 0): mine[0, 0]}, {(0, 0): base[0, 0]}) is None
 
 
+def test_a_gain_is_paired_by_training():
+    """Seeds that move both models alike leave no spread in the gain; those of one alone do not
+    count."""
+    patients = {f"p{i}": 0.5 + 0.01 * i for i in range(8)}
+    plain, mine = ({}, {})
+    for seed, shift in enumerate((0.0, 0.1, -0.2)):
+        plain[None, seed] = result(**{p: v + shift for p, v in patients.items()})
+        mine[None, seed] = result(**{p: v + shift + 0.03 for p, v in patients.items()})
+    mine[None, 9] = result(**dict.fromkeys(patients, 0.0))
+    found = gain(mine, plain)
+    assert [found[name] for name in ("mean", "low", "high")] == pytest.approx([3, 3, 3])
+    assert gain(runs(plain[None, 0]), {(1, 0): plain[None, 0]}) is None  # another fold
+
+
+def test_the_interval_of_a_dice_is_wider_with_the_trainings_spread():
+    patients = {f"p{i}": 0.5 + 0.01 * i for i in range(8)}
+    same = {(None, s): result(**patients) for s in range(3)}
+    apart = {
+        (None, s): result(**{p: v + 0.1 * (s - 1) for p, v in patients.items()}) for s in range(3)
+    }
+    (mean, low, high), (other, lower, higher) = map(dice_interval, (same, apart))
+    assert mean == pytest.approx(0.535) and other == pytest.approx(mean)
+    assert lower < low - 0.05 < mean < high + 0.05 < higher
+    assert dice_interval(runs(result(a=0.5))) == (0.5, None, None)
+    assert dice_interval(runs(result(a=None))) is None
+
+
 def test_an_undefined_score_leaves_its_patient_out_of_the_gain():
-    found = gain([result(a=0.8, b=None)], [result(a=0.7, b=0.0)])
+    found = gain(runs(result(a=0.8, b=None)), runs(result(a=0.7, b=0.0)))
     assert found["n"] == 1 and found["mean"] == pytest.approx(10) and found["low"] is None
     assert in_words(found) == "+10.0"
 
 
 def test_other_patients_another_subset_or_another_epoch_give_no_gain():
-    assert gain([result(a=0.8)], [result(b=0.7)]) is None
-    assert gain([result("val", a=0.8)], [result(a=0.7)]) is None
-    assert gain([result(weights="last", a=0.8)], [result(a=0.7)]) is None
-    assert gain([result(a=None)], [result(a=None)]) is None
+    assert gain(runs(result(a=0.8)), runs(result(b=0.7))) is None
+    assert gain(runs(result("val", a=0.8)), runs(result(a=0.7))) is None
+    assert gain(runs(result(weights="last", a=0.8)), runs(result(a=0.7))) is None
+    assert gain(runs(result(a=None)), runs(result(a=None))) is None
 
 
 def test_compare_names_what_is_not_one_recipe(tmp_path):

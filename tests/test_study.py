@@ -61,6 +61,23 @@ def test_the_table_is_what_the_summaries_say(tmp_path):
     assert float(rows[2]["gain_mean"]) == pytest.approx(10) and rows[0]["gain_mean"] == ""
 
 
+def test_chances_are_corrected_for_the_models_of_the_table(tmp_path):
+    rng = np.random.default_rng(0)
+    dice = rng.uniform(0.4, 0.6, 8)
+    found = {"S1": {(None, 0): summary(50, *dice)}}
+    for k, gain in enumerate((0.02, 0.05, 0.1)):
+        found[f"KD {k}"] = {(None, 0): summary(50, *(dice + gain + rng.normal(0, 0.03, 8)))}
+    gains = write_study(tmp_path, found, {f"KD {k}": "S1" for k in range(3)})
+    p = sorted(row["p"] for row in gains.values())
+    steps = np.maximum.accumulate([3 * p[0], 2 * p[1], p[2]])
+    assert sorted(row["holm"] for row in gains.values()) == pytest.approx(steps.clip(max=1))
+    text = (tmp_path / "table.md").read_text()
+    assert "| p (Holm)" in text and "| Wilcoxon p" in text and "One training of each model" in text
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert float(rows[1]["gain_holm"]) == pytest.approx(gains["KD 0"]["holm"])
+    assert float(rows[1]["gain_wilcoxon"]) == pytest.approx(gains["KD 0"]["wilcoxon"])
+
+
 def test_without_the_thesis_s_models_there_is_no_column_for_them(tmp_path):
     write_study(tmp_path, {"none": RESULTS["S1"], "dense": RESULTS["KD(T1,S1)"]}, {})
     text = (tmp_path / "table.md").read_text()
@@ -98,9 +115,8 @@ def test_a_run_that_was_scored_otherwise_is_named(tmp_path):
 def test_labels_are_drawn_from_the_patients_means(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(charts, "labels", lambda _, curves: drawn.update(curves))
-    results = {model: list(found.values()) for model, found in RESULTS.items()}
     points = {"S1": ("S1", 50), "KD(T1,S1)": ("KD", 50), "T1": ("T1", 100)}
-    study._draw_labels(tmp_path / "labels.png", results, points)
+    study._draw_labels(tmp_path / "labels.png", RESULTS, points)
     assert drawn["S1"][50] == (pytest.approx(0.6), None, None)  # three patients: no interval
     assert drawn["KD"].keys() == {50} and drawn["T1"].keys() == {100}
 
