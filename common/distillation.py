@@ -22,9 +22,9 @@ from common.contrast import (
 )
 from common.device import fuse
 from common.files import UserError
-from common.losses import DiceBCELoss
+from common.losses import BatchDiceLoss, DiceBCELoss
 from common.maps import ChannelwiseLoss, PredictionMapLoss, shown_channels
-from common.settings import TERMS, DistillationConfig
+from common.settings import SCALES, TERMS, DistillationConfig
 from common.unet import Output, predicted
 
 
@@ -60,16 +60,25 @@ class Distiller(nn.Module):
             fuse(teacher.eval().requires_grad_(False))
         self.config = config
         self.weights = {s: getattr(config, s) for s in config.scales if getattr(config, s)}
-        self.segmentation = DiceBCELoss()
+        pooled = config.segmentation_loss == "batch-dice"
+        self.segmentation = BatchDiceLoss() if pooled else DiceBCELoss()
         self.prediction = PredictionMapLoss(config.temperature)
         self.channelwise = ChannelwiseLoss(config.channel_temperature)
         self.affinity = PairwiseAffinity()
+        self.maps = {s: s for s in SCALES} | {"encoder": self._encoder_map()}
         mine = _channels(student, size)
         theirs = _channels(teacher, size) if teacher else mine
+        keys = {scale: self.maps[scale] for scale in self.weights}
+        if lost := sorted({*keys.values()} - (mine.keys() & theirs.keys())):
+            raise UserError(f"Student or teacher has no feature map {', '.join(lost)}.")
         self.scales = nn.ModuleDict(
-            {scale: self._contrast(mine[scale], theirs[scale]) for scale in self.weights}
+            {s: self._contrast(mine[k], theirs[k]) for s, k in keys.items()}
         )
         self.taught = bool(self.weights) or any(getattr(config, term) for term in TERMS)
+
+    def _encoder_map(self) -> str:
+        """The key in a network's features of the map that the encoder's term takes."""
+        return "encoder" if self.config.encoder_map == "deepest" else self.config.encoder_map
 
     def _contrast(self, student: int, teacher: int) -> nn.Module:
         """The chosen form for maps with so many channels."""
@@ -146,7 +155,8 @@ class Distiller(nn.Module):
             count = max(2, student.logits.shape[1]) + 1
             places = sample_pixels(with_border, count, self.config.pixels)
         for scale, loss in self.scales.items():
-            term = loss(student.features[scale], teacher.features[scale], places)
+            key = self.maps[scale]
+            term = loss(student.features[key], teacher.features[key], places)
             losses[f"contrast_{scale}"] = self.weights[scale] * term
         return losses
 

@@ -56,6 +56,27 @@ class DiceBCELoss(nn.Module):
             return (missed.sum(1) / counted.sum(1).clamp(min=1)).mean() + entropy
 
 
+class BatchDiceLoss(nn.Module):
+    """Soft Dice of all pixels of a batch together: what the thesis's distilled students train with.
+
+    From logits `(N, C, H, W)` and class indices `(N, H, W)`; of several classes the mean over
+    those that the batch shows. A batch without any has the loss of one that is empty.
+    """
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """A scalar, 0..1."""
+        with full_precision(logits):
+            logits, truth = logits.float(), one_hot(target, logits.shape[1])
+            probability = logits.sigmoid()
+            if logits.shape[1] > 1:
+                probability, truth = logits.softmax(1)[:, 1:], truth[:, 1:]
+            overlap = 2 * (probability * truth).sum((0, 2, 3)) + SMOOTH
+            total = probability.sum((0, 2, 3)) + truth.sum((0, 2, 3)) + SMOOTH
+            shown = truth.amax((0, 2, 3))
+            shown = torch.where(shown.any(), shown, torch.ones_like(shown))
+            return ((1 - overlap / total) * shown).sum() / shown.sum()
+
+
 class SegmentationObjective(nn.Module):
     """A student alone: DiceBCE of its logits."""
 

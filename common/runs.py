@@ -120,12 +120,15 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
 def prepare(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     """Make the run folder ready and write config.json, once nothing else can be refused.
 
-    UserError if the network cannot take the slices' size or the disk is too small for the run's
-    checkpoints (weights and AdamW's two moments, and a second copy while one is replaced).
+    UserError if the network cannot take the slices' size or a batch of one of them, or if the disk
+    is too small for the run's checkpoints (weights and AdamW's two moments, and a second copy while
+    one is replaced).
     """
     model = objective.model
     with torch.no_grad():
-        model.eval()(torch.zeros(1, 3, run.size, run.size, device=run.device))
+        found = model.eval()(torch.zeros(1, 3, run.size, run.size, device=run.device))
+    if found.features["bottleneck"][0, 0].numel() == 1:
+        _check_last_batch(run, config)
     if run.rank == 0:
         require_space(run.folder, 50 + 32e-6 * parameters(objective))
         new_run(run.folder, keep=config.resume)
@@ -138,6 +141,20 @@ def prepare(objective: nn.Module, run: Run, config: TrainConfig) -> None:
         write_json(path, about | ({"earlier_environments": earlier} if earlier else {}))
     if run.world > 1:
         dist.barrier()
+
+
+def _check_last_batch(run: Run, config: TrainConfig) -> None:
+    """UserError if a batch holds one slice where the network's deepest map is one pixel: BatchNorm
+    cannot train on a single value."""
+    mine = -(-len(run.train) // run.world)
+    if "unlabelled" in run.cases or mine % config.batch_size != 1 % config.batch_size:
+        return
+    which = "is one slice" if config.batch_size == 1 else f"leaves one of {mine} slices alone"
+    raise UserError(
+        f"--batch-size {config.batch_size} {which}, and at {run.size}x{run.size} pixels the "
+        "network's deepest map is one pixel: BatchNorm cannot train on a single value. Choose "
+        f"another --batch-size, or make the data set again with --size {2 * run.size} or more."
+    )
 
 
 def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:

@@ -17,11 +17,13 @@ NOT_LEARNED = {
     *("device", "workers", "cache_mb", "deterministic"),
 }
 # What `--recipe` sets before the other flags are read. The thesis's terms and weights are those of
-# arXiv 2406.03173; 4 and 0.4 are its released code's temperatures.
+# arXiv 2406.03173; temperatures, encoder maps and the segmentation loss are its released code's.
 RECIPES = {
     "best": {},
     "thesis": {
         "segmentation": 0.4,
+        "segmentation_loss": "batch-dice",
+        "encoder_map": "stride4",
         "scales": SCALES,
         "contrast": "image",
         **dict.fromkeys(TERMS, 0.0),
@@ -136,11 +138,17 @@ class DistillationConfig(StudentConfig):
 
     recipe: str = option(
         "best",
-        "best: the defaults below; thesis: the terms and weights of arXiv 2406.03173; flags beside "
-        "it change what it sets",
+        "best: the defaults below; thesis: the terms, weights, feature maps and segmentation loss "
+        "of arXiv 2406.03173 (docs/METHOD.md: what is not its); flags beside it change what it "
+        "sets",
         choices=tuple(RECIPES),
     )
     segmentation: float = option(1.0, "weight of the segmentation loss", low=0.0)
+    segmentation_loss: str = option(
+        "dice-bce",
+        "dice-bce: the plain student's; batch-dice: Dice alone, pooled over the batch",
+        choices=("dice-bce", "batch-dice"),
+    )
     scales: tuple[str, ...] = option(SCALES, "feature maps with a contrastive term", choices=SCALES)
     contrast: str = option(
         "dense",
@@ -149,6 +157,11 @@ class DistillationConfig(StudentConfig):
     )
     prediction: float = option(0.5, "weight of the prediction-map distillation", low=0.0)
     encoder: float = option(0.25, "weight of the contrastive term at the encoder", low=0.0)
+    encoder_map: str = option(
+        "deepest",
+        "the encoder's map: each network's deepest skip, or both at a quarter of the image's size",
+        choices=("deepest", "stride4"),
+    )
     bottleneck: float = option(0.5, "weight of the contrastive term at the bottleneck", low=0.0)
     decoder: float = option(0.25, "weight of the contrastive term at the decoder", low=0.0)
     channelwise: float = option(0.0, "weight of the channel-wise distillation (CWD)", low=0.0)

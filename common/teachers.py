@@ -88,6 +88,8 @@ def add_unlabelled(run: Run, config: DistillationConfig) -> None:
 
 @torch.no_grad()
 def _own_statistics(teacher: nn.Module, run: Run, config: DistillationConfig) -> None:
-    """BatchNorm's statistics of a network as it is, over the training slices, not augmented."""
-    batches = loader(run.train, config.batch_size)
-    update_bn((to_device(b, run.device, config.channels_last)["image"] for b in batches), teacher)
+    """BatchNorm's statistics of a network as it is, over the training slices, not augmented. A
+    last batch of one slice is left out: a map of one pixel would have no spread."""
+    batches = loader(run.train, max(2, config.batch_size))
+    images = (to_device(b, run.device, config.channels_last)["image"] for b in batches)
+    update_bn((batch for batch in images if len(batch) > 1), teacher)

@@ -155,7 +155,10 @@ class TransUNet(nn.Module):
         restored = None
         if self.reconstruction is not None and reconstruct:
             restored = self.reconstruction(bottleneck, skips)[0].sigmoid()
-        features = {"encoder": skips[-1], "bottleneck": bottleneck, "decoder": decoded}
+        features = {
+            **{"encoder": skips[-1], "bottleneck": bottleneck, "decoder": decoded},
+            "stride4": skips[1],  # ResNet's first level, of 256 channels
+        }
         return Output(logits, features, restored)
 
 

@@ -20,7 +20,8 @@ class Output(NamedTuple):
     `logits` is `(N, C, H, W)`: one channel for one class (sigmoid), else one channel a class
     with the background first (softmax). `features` maps `encoder` (the deepest skip),
     `bottleneck` and `decoder` (the last stage before the logits) to maps `(N, c, h, w)`, each
-    with its own c, h and w. `reconstruction` is `(N, 3, H, W)` in 0..1, or None.
+    with its own c, h and w, and `stride4` to the encoder's map of a quarter of the image's height,
+    which the thesis pairs. `reconstruction` is `(N, 3, H, W)` in 0..1, or None.
     """
 
     logits: Tensor
@@ -115,16 +116,18 @@ class UNet(nn.Module):
     def forward(self, images: Tensor, reconstruct: bool = True) -> Output:
         """Images `(N, 3, H, W)` in 0..1 -> Output; `reconstruct=False` skips that decoder."""
         check_size(images, self.multiple)
-        skips, x = [], images
+        skips, inputs = [], [images]  # of each level
         for level in self.levels[:-1]:
-            skips.append(level(x))
-            x = self.pool(skips[-1])
-        bottleneck = self.levels[-1](x)
+            skips.append(level(inputs[-1]))
+            inputs.append(self.pool(skips[-1]))
+        bottleneck = self.levels[-1](inputs[-1])
         logits, decoded = self.segmentation(bottleneck, skips)
         restored = None
         if self.reconstruction is not None and reconstruct:
             restored = self.reconstruction(bottleneck, skips)[0].sigmoid()
         features = {"encoder": skips[-1], "bottleneck": bottleneck, "decoder": decoded}
+        if len(skips) > 1:
+            features["stride4"] = inputs[2]
         return Output(logits, features, restored)
 
 

@@ -1,12 +1,11 @@
 import pytest
 import torch
 
-from common.config import parse
 from common.distillation import Distiller, fingerprint
 from common.files import UserError
 from common.losses import SegmentationObjective
 from common.maps import with_background
-from common.settings import RECIPES, SCALES, DistillationConfig
+from common.settings import SCALES, DistillationConfig
 from common.unet import student_s1, teacher_t1
 
 
@@ -190,35 +189,6 @@ def test_without_a_teacher_its_maps_are_the_student_s_own_and_the_contrast_is_le
     objective.zero_grad()
     losses["contrast_decoder"].backward()
     assert objective.model.levels[0][0].weight.grad.abs().sum() > 0
-
-
-# Recipes
-
-
-def test_the_thesis_s_recipe_sets_its_terms_and_weights():
-    config, thesis = parse(DistillationConfig, ["--recipe", "thesis"]), RECIPES["thesis"]
-    assert {name: getattr(config, name) for name in thesis} == thesis
-    weights = ("segmentation", "prediction", *SCALES)
-    assert sum(getattr(config, name) for name in weights) == pytest.approx(1)
-    objective = Distiller(student_s1(), teacher_t1(width=4), 32, config)
-    losses = objective(batch_of(4))
-    assert list(losses) == ["segmentation", "prediction", *(f"contrast_{s}" for s in SCALES)]
-
-
-def test_the_thesis_s_recipe_names_every_term():
-    """A new term with a weight of its own must not slip into it."""
-    config = parse(DistillationConfig, ["--recipe", "thesis"])
-    terms = {"segmentation", *MAPS, *SCALES, "queue"}
-    assert terms <= RECIPES["thesis"].keys()
-    assert not any(getattr(config, name) for name in {*MAPS, "queue"} - {"prediction"})
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_flags_beside_a_recipe_change_what_it_sets(order):
-    words = [["--recipe", "thesis"], ["--contrast", "dense"], ["--prediction", "0.5"]][::order]
-    config = parse(DistillationConfig, sum(words, []))
-    assert (config.contrast, config.prediction, config.encoder) == ("dense", 0.5, 0.1)
-    assert parse(DistillationConfig, ["--contrast", "mse"]).segmentation == 1
 
 
 def test_the_segmentation_loss_is_weighted():

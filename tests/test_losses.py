@@ -5,7 +5,13 @@ import torch
 from monai.losses import DiceLoss
 from torch import nn
 
-from common.losses import DiceBCELoss, MultiTaskObjective, SegmentationObjective, hide_patches
+from common.losses import (
+    BatchDiceLoss,
+    DiceBCELoss,
+    MultiTaskObjective,
+    SegmentationObjective,
+    hide_patches,
+)
 from common.unet import Output, student_s1, teacher_t1
 
 
@@ -133,3 +139,19 @@ def test_a_student_can_overfit_one_slice():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.05
+
+
+def test_the_dice_of_a_batch_is_pooled():
+    torch.manual_seed(0)
+    logits, target = torch.randn(3, 1, 8, 8), (torch.rand(3, 8, 8) > 0.7).long()
+    p = logits.sigmoid()[:, 0]
+    expected = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
+    assert BatchDiceLoss()(logits, target).item() == pytest.approx(expected.item())
+    logits, target = torch.randn(3, 4, 8, 8), torch.randint(0, 3, (3, 8, 8))  # the last is nowhere
+    p, each = logits.softmax(1), []
+    for k in (1, 2):
+        both = (p[:, k] * (target == k)).sum()
+        each.append(1 - (2 * both + 1) / (p[:, k].sum() + (target == k).sum() + 1))
+    assert BatchDiceLoss()(logits, target).item() == pytest.approx(sum(each).item() / 2)
+    empty = BatchDiceLoss()(logits, torch.zeros(3, 8, 8, dtype=torch.long))
+    assert 0 < empty.item() < 1

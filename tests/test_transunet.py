@@ -58,6 +58,7 @@ def test_shapes_and_names():
     assert out.reconstruction.shape == (2, 3, 64, 48)
     assert out.reconstruction.min() >= 0 and out.reconstruction.max() <= 1
     shapes = {name: tuple(f.shape[1:]) for name, f in out.features.items()}
+    assert shapes.pop("stride4") == (256, 16, 12)
     assert shapes == {"encoder": (512, 8, 6), "bottleneck": (WIDTH, 4, 3), "decoder": (16, 64, 48)}
 
 

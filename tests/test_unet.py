@@ -19,6 +19,7 @@ def test_shapes_and_names():
     assert out.reconstruction.shape == (2, 3, 48, 32)
     assert out.reconstruction.min() >= 0 and out.reconstruction.max() <= 1
     shapes = {name: tuple(f.shape[1:]) for name, f in out.features.items()}
+    assert shapes.pop("stride4") == (8, 12, 8)
     assert shapes == {"encoder": (32, 6, 4), "bottleneck": (64, 3, 2), "decoder": (4, 48, 32)}
     assert student_s1()(torch.rand(1, 3, 32, 32)).reconstruction is None
 
