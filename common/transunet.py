@@ -5,6 +5,7 @@ TransUNet: Chen et al., arXiv 2102.04306: a ResNet-50 down to stride 16, a visio
 ResNet's maps as skips. As in T1 a second decoder reconstructs the input (arXiv 2406.03173).
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -200,6 +201,7 @@ def load_imagenet(model: TransUNet, transformer: bool, folder: Path | None = Non
 def filled(network: nn.Module, weights, folder: Path | None) -> nn.Module:
     """`network` with torchvision's weights, from `folder` or torch.hub's cache, or downloaded."""
     where = Path(folder or Path(torch.hub.get_dir()) / "checkpoints")
+    check_hash(where / weights.url.rsplit("/", 1)[-1])
     try:
         state = torch.hub.load_state_dict_from_url(
             weights.url, str(where), "cpu", progress=False, check_hash=True, weights_only=True
@@ -213,6 +215,19 @@ def filled(network: nn.Module, weights, folder: Path | None) -> nn.Module:
             "--weights-folder, or train with --encoder-weights none."
         ) from None
     return network
+
+
+def check_hash(path: Path) -> None:
+    """UserError if a weights file that is there is not the one of its name, `name-HASH.pth`: torch
+    compares the hash of what it downloads only, and takes a flipped bit for a weight."""
+    if not path.is_file():
+        return
+    named, found = path.stem.rpartition("-")[2], hashlib.sha256(path.read_bytes()).hexdigest()
+    if not found.startswith(named):
+        raise UserError(
+            f"{shown(path)} is damaged or another file: its SHA-256 begins with {found[:8]}, its "
+            f"name says {named}. Remove it, and it is fetched again, or put the right one there."
+        )
 
 
 def take_resnet(model: TransUNet, theirs: nn.Module) -> None:

@@ -5,6 +5,7 @@ import torch
 from torchvision.models import ResNet50_Weights, ViT_B_16_Weights, resnet50, vit_b_16
 from torchvision.models.vision_transformer import VisionTransformer
 
+from common import transunet
 from common.device import fuse
 from common.files import UserError
 from common.losses import DiceBCELoss, MultiTaskObjective
@@ -159,6 +160,12 @@ def test_a_width_it_cannot_take():
 # ImageNet weights
 
 
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Files of the right names with random weights, whose hash is not the published one's."""
+    monkeypatch.setattr(transunet, "check_hash", lambda path: None)
+
+
 def file_of(weights):
     return weights.url.rsplit("/", 1)[-1]
 
@@ -179,7 +186,7 @@ def test_a_loaded_transformer_computes_what_torchvision_s_does(grid):
     assert torch.allclose(ours(features).flatten(2).transpose(1, 2), expected, atol=1e-5)
 
 
-def test_a_loaded_resnet_is_torchvision_s_to_stride_16(tmp_path):
+def test_a_loaded_resnet_is_torchvision_s_to_stride_16(tmp_path, stand_ins):
     torch.manual_seed(0)
     theirs = resnet50().eval()
     torch.save(theirs.state_dict(), tmp_path / file_of(ResNet50_Weights.IMAGENET1K_V2))
@@ -195,7 +202,7 @@ def test_a_loaded_resnet_is_torchvision_s_to_stride_16(tmp_path):
     assert torch.allclose(seen[0], expected, atol=1e-5)
 
 
-def test_the_published_vit_file_has_older_names_and_is_read(tmp_path):
+def test_the_published_vit_file_has_older_names_and_is_read(tmp_path, stand_ins):
     torch.save(resnet50().state_dict(), tmp_path / file_of(ResNet50_Weights.IMAGENET1K_V2))
     vit = vit_b_16()
     older = {
@@ -228,6 +235,9 @@ def test_offline_damaged_and_hostile_files_are_one_clear_line(model, tmp_path, m
         load_imagenet(model, transformer=False, folder=tmp_path)
     path = tmp_path / file_of(ResNet50_Weights.IMAGENET1K_V2)
     path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=f"{path.name} is damaged or another file.*says 11ad3fa6"):
+        load_imagenet(model, transformer=False, folder=tmp_path)
+    monkeypatch.setattr(transunet, "check_hash", lambda path: None)  # what comes past it, too
     with pytest.raises(UserError, match="could not be used"):
         load_imagenet(model, transformer=False, folder=tmp_path)
     torch.save({"conv1.weight": torch.zeros(3)}, path)
