@@ -2,22 +2,22 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from common.files import UserError, read_json, shown
-from common.organs import on_the_left
-from common.volumes import Volume, read_volume, stem
+from common.formats import stem
+from common.geometry import displacement
+from common.volumes import Volume, read_volume
 
-AIR_HU = -300  # below it is air, in the lungs or around the patient
-PLAUSIBLE_HU = (-2000, 5000)
-MAX_SPACING_MM = 10
 PAIR = {"image", "label"}
 ONE_ORGAN = (0, 1)  # what a label holds where no organs are named
+ROUNDING = 1e-3  # so far from a whole number a label's value is meant as one
+APART = 0.5  # voxels between a label and its image; from there on another voxel is nearer
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class Case:
     label: Path
 
 
-def listing(folder: Path) -> tuple[list[Case], list[tuple[str, str]]]:
+def listing(folder: Path, channel: int | None = None) -> tuple[list[Case], list[tuple[str, str]]]:
     """The labelled cases of a folder's dataset.json, sorted by name, and what is wrong with it.
 
     They are those of the list "training" and, where there is one, those of the list "validation"
-    that have a label. A problem is the case's name and a text: a file that is listed and missing,
-    listed outside the folder, listed twice. UserError if there is no such list.
+    that have a label. Images that are listed as NAME and lie there as NAME_0000 (nnU-Net) are
+    found; `channel` chooses one of several. A problem is the case's name and a text: a file that
+    is listed and missing, listed outside the folder, listed twice. UserError if there is no such
+    list.
     """
     index = folder / "dataset.json"
     hint = (
@@ -43,38 +45,107 @@ def listing(folder: Path) -> tuple[list[Case], list[tuple[str, str]]]:
     )
     listed = read_json(index, hint)
     try:
-        pairs = [(str(entry["image"]), str(entry["label"])) for entry in listed["training"]]
-        more = listed.get("validation")
-        more = more if isinstance(more, list) else ()
-        more = [entry for entry in more if isinstance(entry, dict) and entry.keys() >= PAIR]
-        pairs += [(str(entry["image"]), str(entry["label"])) for entry in more]
+        entries = [{key: entry[key] for key in PAIR} for entry in listed["training"]]
     except (KeyError, TypeError):
         raise UserError(f'{shown(index)} has no list "training" of image and label.') from None
-    if not pairs:
+    more = listed.get("validation")
+    more = more if isinstance(more, list) else ()
+    entries += [entry for entry in more if isinstance(entry, dict) and entry.keys() >= PAIR]
+    if not entries:
         raise UserError(f"{shown(index)} lists no training volumes.")
-    cases = [Case(stem(Path(image)), folder / image, folder / label) for image, label in pairs]
-    problems = []
-    for case in sorted(cases, key=lambda case: case.name):
-        for path in (case.image, case.label):
+    pairs = [tuple(_listed(folder, entry[key]) for key in ("image", "label")) for entry in entries]
+    tests = listed.get("test") if isinstance(listed.get("test"), list) else []
+    tests = [_listed(folder, t.get("image") if isinstance(t, dict) else t) for t in tests]
+    tests = {*names_of(folder, [*dict.fromkeys(tests)])}
+    names = names_of(folder, [image for image, _ in pairs])
+    problems, cases = [], set()
+    for name, (image, label) in zip(names, pairs, strict=True):
+        found, text = with_channel(image, channel)
+        problems += [(name, text)] if text else []
+        cases.add(Case(name, found, label))
+        for path in () if text else (found, label):
             # By its name: a link that the user has made may lead to another disk.
             if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
-                problems.append((case.name, f"{path} is listed, outside its folder"))
-            elif not _is_file(path):
-                problems.append((case.name, f"{shown(path)} is listed and missing"))
-    names = [case.name for case in cases]
+                problems.append((name, f"{path} is listed, outside its folder"))
+            elif not is_file(path):
+                problems.append((name, f"{shown(path)} is listed and missing"))
+    problems = sorted(problems, key=lambda problem: problem[0])
     problems += [(n, "listed twice") for n in sorted({n for n in names if names.count(n) > 1})]
-    tests = listed.get("test") if isinstance(listed.get("test"), list) else []
-    tests = {stem(Path(str(t.get("image") if isinstance(t, dict) else t))) for t in tests}
     problems += [(n, "listed for training and for test") for n in sorted(tests & {*names})]
-    return sorted(set(cases), key=lambda case: case.name), problems
+    return sorted(cases, key=lambda case: case.name), problems
 
 
-def _is_file(path: Path) -> bool:
+def _listed(folder: Path, text) -> Path:
+    """A file that dataset.json lists; backslashes, as Windows writes them, separate folders."""
+    path = folder / str(text)
+    return path if is_file(path) else folder / str(text).replace("\\", "/")
+
+
+def names_of(folder: Path, images: list[Path]) -> list[str]:
+    """The name of each image: its file's or, where files in several folders are called the same,
+    the parts of its path in which they differ."""
+    if len({stem(path) for path in images}) == len({*images}):
+        return [stem(path) for path in images]
+    parts = [(*path.relative_to(folder).parent.parts, stem(path)) for path in images]
+    if len({len(each) for each in parts}) > 1:
+        return ["_".join(each) for each in parts]
+    kept = [place for place, texts in enumerate(zip(*parts, strict=True)) if len({*texts}) > 1]
+    return ["_".join(each[place] for place in kept) for each in parts]
+
+
+def with_channel(image: Path, channel: int | None) -> tuple[Path, str]:
+    """The file of an image as dataset.json lists it, and what is wrong with that: nnU-Net's files
+    are called NAME_0000, NAME_0001, one for each channel, and listed as NAME."""
+    if is_file(image):
+        return image, ""
+    name = stem(image)
+    ending = image.name[len(name) :]
+    there = [image.with_name(f"{name}_{number:04d}{ending}") for number in range(100)]
+    there = [path for path in there if is_file(path)]
+    if len(there) == 1 and channel is None:
+        return there[0], ""
+    if not there:
+        return image, ""
+    if channel is None:
+        return image, f"{shown(image)} has {len(there)} channels; choose one with --channel"
+    wanted = image.with_name(f"{name}_{channel:04d}{ending}")
+    return (wanted, "") if wanted in there else (image, f"{shown(wanted)} is missing")
+
+
+def is_file(path: Path) -> bool:
     """Whether it is one; a name that no file can have is none."""
     try:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def read_label(path: Path, image: Volume | None = None) -> Volume:
+    """A label, on its image's axes: what other programs store in another order of axes, at the same
+    place in the patient, is turned; values that rounding has made 0.99998 become whole.
+
+    UserError as in `read_volume`.
+    """
+    label = read_volume(path, label=True)
+    if image is not None:
+        label = _on_axes_of(image, label)
+    if label.voxels.dtype.kind == "f":
+        whole = np.rint(label.voxels)
+        if np.nanmax(np.abs(label.voxels - whole), initial=0) <= ROUNDING:
+            label = replace(label, voxels=whole)
+    return label
+
+
+def _on_axes_of(image: Volume, label: Volume) -> Volume:
+    """A label with its image's axes. Both are canonical already, but near 45 degrees a rounded
+    affine may choose other axes than its image's."""
+    turn = nib.io_orientation(np.linalg.inv(image.affine) @ label.affine)
+    if np.array_equal(turn, [[0, 1], [1, 1], [2, 1]]):
+        return label
+    back = nib.orientations.inv_ornt_aff(turn, label.voxels.shape)
+    voxels, order = nib.apply_orientation(label.voxels, turn), turn[:, 0].astype(int)
+    spacing = tuple(label.spacing[place] for place in np.argsort(order))
+    return replace(label, voxels=voxels, affine=label.affine @ back, spacing=spacing)
 
 
 def problems_of(
@@ -85,14 +156,26 @@ def problems_of(
     `allowed` are the values that the label may hold; None: any whole number from 0 on.
     """
     found = []
-    if image.stored_shape != label.stored_shape:
-        found.append(f"the label's shape is {label.stored_shape}, its image's {image.stored_shape}")
-    shift = np.abs(image.stored_affine - label.stored_affine).max()
-    if shift > 1e-3:
-        found.append(f"the label's affine differs from its image's by {shift:g} (mm)")
+    if image.voxels.shape != label.voxels.shape:
+        flat = len(image.header.get_data_shape()) == 2
+        text = " (a 2D image is a 3D volume of one slice)" if flat else ""
+        found.append(
+            f"the label's shape is {label.stored_shape}, its image's {image.stored_shape}{text}"
+        )
+    elif (apart := beside(image, label)) > APART:
+        found.append(
+            f"the label's affine differs from its image's: it lies up to {apart:.3g} voxels beside "
+            "it. Resample it on the image (nibabel.processing.resample_from_to(label, image, "
+            "order=0)), or, if its header alone is wrong, give it the image's affine"
+        )
     if not np.isfinite(image.voxels).all():
         found.append("the image holds NaN or infinite voxels")
     return found + _odd_values(label.voxels, allowed)
+
+
+def beside(image: Volume, label: Volume) -> float:
+    """How far at most a label of its image's shape lies beside it, in voxels along an axis."""
+    return float(displacement(image.affine, label.affine, image.voxels.shape).max())
 
 
 def _odd_values(label: np.ndarray, allowed: Iterable[int] | None) -> list[str]:
@@ -106,62 +189,12 @@ def _odd_values(label: np.ndarray, allowed: Iterable[int] | None) -> list[str]:
         usual = " and ".join(map(str, values)) if gaps else f"{values[0]} to {values[-1]}"
     if good.all():
         return []
-    listed = ", ".join(f"{v:g}" for v in np.unique(label[~good])[:8])
+    odd = np.unique(label[~good])
+    listed = ", ".join(f"{v:.9g}" for v in odd[:8])
     hint = " (several organs: see --organs)" if allowed is ONE_ORGAN else ""
+    if (odd % 1 != 0).any():
+        hint = ": round them (np.rint), or resample the label without interpolation (order 0)"
     return [f"the label holds the values {listed} beside {usual}{hint}"]
-
-
-def image_doubts(image: Volume, hu: bool = True) -> list[str]:
-    """What is odd about an image, and may be meant; without `hu` it is no CT."""
-    found = []
-    low, high = float(image.voxels.min()), float(image.voxels.max())
-    if low == high:
-        found.append("the image is constant")
-    elif hu and (low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1]):
-        found.append(f"{low:g}..{high:g} is no range of a CT in HU")
-    elif hu and low > AIR_HU:
-        found.append(f"nothing is below {low:g}: no air, or not in HU")
-    if max(image.spacing) > MAX_SPACING_MM:
-        found.append(f"a spacing of {max(image.spacing):g} mm")
-    forms = [form(coded=True)[0] for form in (image.header.get_qform, image.header.get_sform)]
-    if all(form is None for form in forms):
-        found.append(f"the header states no orientation; taken as {image.stored_orientation}")
-    if all(form is not None for form in forms) and not _same_axes(*forms):
-        found.append("qform and sform turn it differently; sform is followed")
-    return found
-
-
-def _same_axes(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two affines call the axes the same."""
-    return nib.aff2axcodes(a) == nib.aff2axcodes(b)
-
-
-def side_doubts(image: Volume, organ: np.ndarray) -> list[str]:
-    """Whether an organ, a mask of the canonical voxels, lies on the patient's right: a spleen
-    should not."""
-    body = image.voxels > AIR_HU
-    if organ.any() and body.any():
-        x, middle = (float(np.argwhere(m.any((1, 2))).mean()) for m in (organ, body))
-        if x > middle:
-            return ["the organ lies on the patient's right: no spleen, or a wrong header"]
-    return []
-
-
-def doubts(
-    image: Volume,
-    label: Volume,
-    labels: Mapping[str, tuple[int, ...]],
-    hu: bool = True,
-) -> list[str]:
-    """What is odd about an image with its label, and may be meant: the spleen's side, too.
-
-    `labels` are the values of each organ. Without `hu` the image is no CT.
-    """
-    each = [np.isin(label.voxels, values) for values in labels.values()]
-    found = [] if any(organ.any() for organ in each) else ["the label is empty"]
-    found += image_doubts(image, hu)
-    left = on_the_left([*labels]) if hu else None
-    return found + (side_doubts(image, each[left - 1]) if left else [])
 
 
 def read_case(
@@ -171,7 +204,8 @@ def read_case(
 
     `allowed` are the values of the label (see `problems_of`), `channel` that of a 4D image.
     """
-    image, label = read_volume(case.image, channel), read_volume(case.label)
+    image = read_volume(case.image, channel)
+    label = read_label(case.label, image)
     if found := problems_of(image, label, allowed):
         raise UserError(f"{shown(case.label)}: {'; '.join(found)}.")
     return image, label
@@ -185,7 +219,7 @@ def fingerprint(image: Volume) -> str:
 
 
 def twins(prints: dict[str, str]) -> list[list[str]]:
-    """Cases that hold the same image, from each one's fingerprint: a leak that no split mends."""
+    """Cases that hold the same image, by their fingerprints: a leak across any split."""
     same: dict[str, list[str]] = {}
     for name, found in prints.items():
         same.setdefault(found, []).append(name)

@@ -201,6 +201,8 @@ def launch(main, cls) -> None:
     # The manual is the script's docstring; under torchrun only rank 0 speaks.
     script = Path(inspect.getfile(main)).resolve()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for stream in (sys.stdout, sys.stderr):  # names that the console has no letters for
+        stream.reconfigure(errors="backslashreplace")
     try:
         config = parse(cls, None, inspect.getmodule(main).__doc__, script.parent)
         if os.environ.get("RANK", "0") == "0":

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.files import UserError, bullets, read_csv, shown, write_json
+from common.formats import foreign_files, is_nifti_name, stem, without_channel
 from common.measures import COLUMNS
 from common.settings import InferenceConfig
 from common.trained import Trained
-from common.volumes import DICOM, is_dicom, stem
-
-NIFTI = (".nii", ".nii.gz")
 
 
 class Job(NamedTuple):
@@ -43,7 +41,7 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     """
     volumes, single = volume_files(config.volume), not config.volume.is_dir()
     output = config.output or run.folder / "volumes"
-    named = output.name.endswith(NIFTI) and not output.is_dir()
+    named = is_nifti_name(output) and not output.is_dir()
     other = output.suffix.lower() in (".gz", ".png", ".json", ".csv", ".dcm", ".nrrd", ".mha")
     if not named and (output.is_file() or other and not output.is_dir()):
         raise UserError(f"--output {shown(output)}: name a folder, a .nii or a .nii.gz.")
@@ -54,7 +52,7 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     if config.truth:
         if not single and not config.truth.is_dir():
             raise UserError("--truth must be a folder where --volume is one.")
-        truths = [config.truth / v.name if config.truth.is_dir() else config.truth for v in volumes]
+        truths = [truth_of(v, config.truth) for v in volumes]
     if lost := [shown(path) for path in truths if path and not path.is_file()]:
         raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
     jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
@@ -64,6 +62,21 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     except OSError as error:
         raise UserError(f"--output {shown(output)}: {error.strerror}.") from None
     return jobs
+
+
+def truth_of(volume: Path, truth: Path) -> Path:
+    """A volume's true mask: `truth` itself or, if it is a folder, the file there of the same name,
+    packed or not, with or without nnU-Net's _0000."""
+    if not truth.is_dir():
+        return truth
+    own = truth / volume.name
+    if own.is_file():
+        return own
+    there = {path.name: path for path in truth.iterdir() if is_nifti_name(path)}
+    for name in (stem(volume), without_channel(stem(volume))):
+        if found := [path for path in there.values() if stem(path) == name]:
+            return min(found)
+    return own
 
 
 def earlier_rows(table: Path) -> dict[str, list[dict]]:
@@ -150,13 +163,12 @@ def volume_files(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"--volume {shown(path)} does not exist.")
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [f for f in inside if f.name.endswith(NIFTI) and not f.name.startswith(".")]
+    files = [f for f in inside if is_nifti_name(f) and not f.name.startswith(".")]
     files = [f for f in files if f.is_file()]  # no folder, no pipe, no link to nowhere
     if not files:
-        found = [f for f in (path.rglob("*") if path.is_dir() else inside) if f.is_file()]
-        hint = DICOM if any(map(is_dicom, found)) else ""
+        hint = foreign_files(sorted(path.rglob("*")) if path.is_dir() else inside)
         raise UserError(f"{shown(path)} is, or holds, no .nii or .nii.gz. {hint}".strip())
     names = [stem(f) for f in files]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{shown(path)} holds {twice[0]} as .nii and as .nii.gz.")
+        raise UserError(f"{shown(path)} holds {twice[0]} twice, as .nii and as .nii.gz.")
     return files

@@ -4,7 +4,10 @@
     --images "*/*_frame*.nii.gz" --masks "*/*_frame*_gt.nii.gz" --patient "^(patient[0-9]+)"   ACDC
 
 A star stands for any text inside one folder or file name, a question mark for one character; an
-image and its mask have the same texts in their places.
+image and its mask have the same texts in their places. The ending .nii or .nii.gz stands for its
+capitals, too. nnU-Net's folders, whose dataset.json has no list, are read by these patterns:
+
+    --images "imagesTr/*_0000.nii.gz" --masks "labelsTr/*.nii.gz"
 """
 
 import re
@@ -16,8 +19,12 @@ from common import config as base
 from common.cases import Case, listing
 from common.config import option
 from common.files import ROOT, UserError, bullets, read_json, shown
+from common.formats import DICOM, NIFTI, foreign_files, stem
 from common.organs import USUAL, named_in
-from common.volumes import stem
+
+# A word of a "modality" or "channel_names" that stands for CT, in HU.
+CT = re.compile(r"(?<![a-z])(CT|CTA|CTP|CECT|NCCT|CCTA|LDCT|HRCT|MDCT)(?![a-z])", re.IGNORECASE)
+NNUNET = ("channel_names", "file_ending")  # what dataset.json has there, and no "training"
 
 
 @dataclass
@@ -41,15 +48,47 @@ def find_cases(config: VolumesConfig) -> tuple[list[Case], list[tuple[str, str]]
     UserError if there are none.
     """
     if config.images is None and config.masks is None:
-        if config.input.is_dir() and not (config.input / "dataset.json").exists():
-            raise UserError(
-                f"{shown(config.input)} holds no dataset.json. Of a folder in another layout name "
-                'the files: --images "img/img*.nii.gz" --masks "label/label*.nii.gz".'
-            )
-        return listing(config.input)
+        index = config.input / "dataset.json"
+        if config.input.is_dir() and not index.exists():
+            raise UserError(_without_index(config.input))
+        listed = read_json(index) if index.exists() else {}
+        if isinstance(listed, dict) and "training" not in listed and {*NNUNET} & {*listed}:
+            return _by_pattern(config.input, *_patterns(config, listed))
+        return listing(config.input, config.channel)
     if None in (config.images, config.masks):
         raise UserError("--images and --masks belong together; give both.")
     return _by_pattern(config.input, config.images, config.masks)
+
+
+def _without_index(folder: Path) -> str:
+    """What to do with a folder that holds no dataset.json."""
+    text = f"{shown(folder)} holds no dataset.json. "
+    if any(folder.glob("imagesTr/*_0000.nii*")):
+        images, masks = "imagesTr/*_0000.nii.gz", "labelsTr/*.nii.gz"
+    else:
+        images, masks = "img/img*.nii.gz", "label/label*.nii.gz"
+        if DICOM in (found := foreign_files(sorted(folder.rglob("*")))):
+            return text + found
+    return (
+        f"{text}Of a folder in another layout name the files: "
+        f'--images "{images}" --masks "{masks}".'
+    )
+
+
+def _patterns(config: VolumesConfig, listed: dict) -> tuple[str, str]:
+    """The patterns of nnU-Net's images and labels, by its dataset.json; --channel chooses one of
+    several channels. UserError if that is not clear, or for files that are not NIfTI."""
+    index, ending = config.input / "dataset.json", str(listed.get("file_ending", ".nii.gz"))
+    channels = listed.get("channel_names")
+    names = list(channels.values()) if isinstance(channels, dict) else ["?"]
+    if not ending.lower().endswith(NIFTI):
+        raise UserError(f"{shown(index)}: its files are {ending}; .nii or .nii.gz is expected.")
+    if len(names) > 1 and config.channel is None:
+        raise UserError(
+            f"{shown(index)} names {len(names)} channels ({', '.join(map(str, names))}); choose "
+            f"one with --channel, from 0 to {len(names) - 1}."
+        )
+    return f"imagesTr/*_{config.channel or 0:04d}{ending}", f"labelsTr/*{ending}"
 
 
 def list_all(config: VolumesConfig) -> list[Case]:
@@ -77,6 +116,9 @@ def _by_pattern(folder: Path, images: str, masks: str) -> tuple[list[Case], list
     stems = [stem(path) for path in first.values()]
     unique = len({*stems}) == len(stems)  # not so where every folder holds `image.nii.gz`
     names = {key: stem(path) if unique else "_".join(key) for key, path in first.items()}
+    both = first.keys() & second.keys()
+    if both and all(re.fullmatch(f"{re.escape(stem(second[k]))}_\\d{{4}}", names[k]) for k in both):
+        names |= {key: stem(second[key]) for key in both}  # nnU-Net's channel is no part of a name
     problems = [
         (stem(paths[key]), f"{shown(paths[key])} has no {partner}")
         for paths, others, partner in ((first, second, "mask"), (second, first, "image"))
@@ -97,11 +139,16 @@ def _matches(folder: Path, pattern: str, flag: str) -> dict[tuple[str, ...], Pat
             f"{flag} {pattern!r}: name files below --input, with * and ? alone, a star for each "
             "folder."
         )
-    words = re.split(r"([*?])", "/".join(parts))
+    text, ending = re.fullmatch(
+        r"(.*?)((?:\.nii(?:\.gz)?)?)", "/".join(parts), re.I | re.S
+    ).groups()
+    words = re.split(r"([*?])", text)
     groups = {"*": "([^/]*)", "?": "([^/])"}
-    regex = re.compile("".join(groups.get(word, re.escape(word)) for word in words))
+    regex = "".join(groups.get(word, re.escape(word)) for word in words)
+    regex = re.compile(f"{regex}(?i:{re.escape(ending)})")
+    either = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in ending)
     found = {}
-    for path in sorted(folder.glob(pattern)) if pattern else ():
+    for path in sorted(folder.glob(text + either)) if pattern else ():
         match = regex.fullmatch(path.relative_to(folder).as_posix())
         # macOS's shadow files `._x.nii.gz` are no volumes.
         if match and path.is_file() and not path.name.startswith("."):
@@ -117,12 +164,24 @@ def named_organs(folder: Path) -> dict[str, tuple[int, ...]]:
     return named_in(read_json(index)) if index.exists() else {}
 
 
-def is_ct(folder: Path) -> bool:
-    """Whether the volumes are CT, in HU: they are unless the folder's dataset.json says "MRI"."""
+def modality(folder: Path, channel: int | None = None) -> str:
+    """What the folder's dataset.json calls its images, of several channels the one chosen:
+    Decathlon's "modality" or nnU-Net's "channel_names"; "CT" where it says nothing."""
     index = folder / "dataset.json"
     listed = read_json(index) if index.exists() else {}
-    kind = str(listed.get("modality") or "CT") if isinstance(listed, dict) else "CT"
-    return "CT" in kind.upper()
+    kinds = (listed.get(key) for key in ("modality", "channel_names") if isinstance(listed, dict))
+    kind = next((kind for kind in kinds if kind), "CT")
+    kind = dict(enumerate(kind)) if isinstance(kind, list) else kind
+    if not isinstance(kind, dict):
+        return str(kind)
+    by_number = {str(number): str(name) for number, name in kind.items()}
+    return by_number.get(str(channel)) or ", ".join(by_number.values())
+
+
+def is_ct(folder: Path, channel: int | None = None) -> bool:
+    """Whether the volumes are CT, in HU: they are unless the folder's dataset.json says "MRI"."""
+    kind = modality(folder, channel)
+    return bool(CT.search(kind) or re.search("computed tomography", kind, re.IGNORECASE))
 
 
 def study_organs(volumes: Path, wanted: str | None) -> str | None:
@@ -179,3 +238,20 @@ def looks_grouped(names: Iterable[str]) -> int:
     names = list(names)
     stems = {re.sub(r"[_-]?\d+$", "", name) for name in names}
     return len(stems) if "" not in stems and 1 < len(stems) < len(names) else 0
+
+
+def set_doubts(config: VolumesConfig, names: Sequence[str] | None, hu: bool) -> list[str]:
+    """What is odd about a whole set and may be meant: an HU window (`hu`) for images that are not
+    CT; volumes whose `names` look like several of one patient each."""
+    found = []
+    if hu and not is_ct(config.input, config.channel):
+        found.append(
+            f"dataset.json calls the images {modality(config.input, config.channel)}; the window "
+            "in HU (-160..240) is meant for CT. For others: --percentiles 0.5 99.5"
+        )
+    if count := looks_grouped(names or ()):
+        found.append(
+            f"the names look like {count} patients with several volumes each; one of them can be "
+            'on both sides of the split. Say what a patient is: --patient "^(.+?)_[^_]+$"'
+        )
+    return found

@@ -3,6 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
+from common.geometry import between_planes, voxel_ml
 from common.scores import TITLES, number, over_organs, overlap_scores
 from common.surfaces import surface_scores
 
@@ -21,28 +22,38 @@ def largest_components(mask: np.ndarray, organs: int) -> np.ndarray:
     return kept
 
 
-def findings(mask: np.ndarray, truth: np.ndarray | None, spacing, organs: list[str]) -> dict:
-    """Of a mask of class indices: its slices, each organ's measures and, with a truth, its scores
-    and their means over the organs (else None)."""
+def findings(
+    mask: np.ndarray, truth: np.ndarray | None, spacing, organs: list[str], affine=None
+) -> dict:
+    """For a mask of class indices: its slices, each organ's measures (see `measures`) and, with a
+    truth, its scores and their means over the organs (else None)."""
     each = {}
     for value, organ in enumerate(organs, start=1):
         mine = mask == value
         scores = None if truth is None else volume_scores(mine, truth == value, spacing)
-        each[organ] = {**measures(mine, spacing), "scores": scores}
+        each[organ] = {**measures(mine, spacing, affine), "scores": scores}
     means = None
     if truth is not None:
         means = over_organs({organ: row["scores"] for organ, row in each.items()})
     return {"slices": mask.shape[2], "organs": each, "scores": means}
 
 
-def measures(mask: np.ndarray, spacing: tuple[float, float, float]) -> dict:
-    """Of a mask in canonical orientation, spacing in mm: the slices with the organ, its volume in
-    ml, and its craniocaudal length in mm, from its lowest slice to its highest."""
+def measures(
+    mask: np.ndarray, spacing: tuple[float, float, float], affine: np.ndarray | None = None
+) -> dict:
+    """For a mask in canonical orientation, spacing in mm: the slices with the organ, its volume in
+    ml, and its craniocaudal length in mm, from its lowest slice to its highest.
+
+    Where the axes are not at right angles `affine`, from the voxels to mm, gives both: |det| of it
+    a voxel's volume, the distance of its planes the slices'.
+    """
+    affine = np.diag([*spacing, 1]) if affine is None else affine
     present = np.flatnonzero(mask.any((0, 1)))
+    between = float(between_planes(affine)[2])
     return {
         "slices_with_organ": len(present),
-        "volume_ml": float(np.count_nonzero(mask) * np.prod(spacing) / 1000),
-        "length_mm": float((present[-1] - present[0] + 1) * spacing[2]) if len(present) else 0.0,
+        "volume_ml": float(np.count_nonzero(mask) * voxel_ml(affine)),
+        "length_mm": float((present[-1] - present[0] + 1) * between) if len(present) else 0.0,
     }
 
 

@@ -46,13 +46,18 @@ def parse_organs(
     if [*words] == ["all"]:
         if not known:
             raise UserError(f"{flag} all: no dataset.json names the labels; give NAME=VALUE.")
+        if lost := [name for name, values in known.items() if not values]:
+            raise UserError(
+                f"{flag} all: dataset.json gives no whole numbers for {', '.join(lost)}; give "
+                "NAME=VALUE."
+            )
         words = [f"{name}={','.join(map(str, values))}" for name, values in known.items()]
     found: dict[str, tuple[int, ...]] = {}
     for word in words:
         name, equals, text = word.partition("=")
         name = plain_name(name)
         values = [v.strip() for v in text.split(",")] if equals else known.get(name)
-        if values is None:
+        if not values:
             if name == "all":
                 raise UserError(f"{flag} all stands alone, for all that dataset.json names.")
             names = f"known are {', '.join(known)}; or " if known else ""
@@ -70,7 +75,11 @@ def parse_organs(
     for name, values in found.items():
         for value in values:
             if owners.setdefault(value, name) != name:
-                raise UserError(f"{flag}: the value {value} is under {owners[value]} and {name}.")
+                raise UserError(
+                    f"{flag}: the value {value} is under {owners[value]} and {name}. Regions that "
+                    f"overlap cannot be one label map: name parts that do not, {flag} "
+                    "NAME=VALUE NAME=VALUE,VALUE."
+                )
     if len(found) > MOST:
         raise UserError(f"{flag} names {len(found)} organs; an 8-bit mask holds {MOST}.")
     return found
@@ -90,15 +99,33 @@ def as_words(labels: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
 
 def named_in(listed) -> dict[str, tuple[int, ...]]:
     """The organs that a dataset.json's "labels" names, by value: Decathlon's `{"1": "spleen"}` or
-    nnU-Net's `{"spleen": 1}`; none for what is neither."""
+    nnU-Net's `{"spleen": 1, "kidneys": [2, 3]}`, whose regions may overlap. One whose values are
+    not whole numbers has none; `parse_organs` refuses it."""
     labels = listed.get("labels") if isinstance(listed, dict) else None
     found: dict[str, tuple[int, ...]] = {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
-        pair = (value, key) if isinstance(value, str) else (key, value)
-        name, number = plain_name(str(pair[0])), str(pair[1])
-        if name and number.isdecimal() and int(number):
-            found[name] = tuple(sorted({*found.get(name, ()), int(number)}))
+        turned = isinstance(value, str) and not value.isdecimal()
+        name, values = (value, key) if turned else (key, value)
+        values, name = _whole(values), plain_name(str(name))
+        if name and values != [0]:
+            found[name] = tuple(sorted({*found.get(name, ()), *values} - {0}))
     return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _whole(values) -> list[int]:
+    """A value, or a list of them, as whole numbers from 0 on; empty if any of them is none."""
+    try:
+        numbers = [float(value) for value in (values if isinstance(values, list) else [values])]
+        whole = all(number >= 0 and number % 1 == 0 for number in numbers)
+    except (TypeError, ValueError):
+        return []
+    return [int(number) for number in numbers] if whole else []
+
+
+def overlapping(labels: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """The values that more than one organ has: regions that cannot be one label map."""
+    each = [value for values in labels.values() for value in values]
+    return sorted({value for value in each if each.count(value) > 1})
 
 
 def to_mask(label: np.ndarray, labels: Mapping[str, tuple[int, ...]]) -> np.ndarray:

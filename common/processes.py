@@ -10,24 +10,33 @@ from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
+from common.config import OF_THE_MACHINE
 from common.files import UserError, bullets
 
 
 def run_all(work, cases: Sequence, workers: int, title: str) -> list:
     """`work(case)` for every case in `workers` processes, in order; memory: one case per process.
 
-    UserErrors do not stop the others: they are raised as one, naming all bad cases, at the end.
-    Interrupted, it ends with the cases that are under way; killed, they end with it.
+    What fails in one case does not stop the others: UserError names all bad cases, at the end. A
+    full disk, which is the same for all, does. Interrupted, it ends with the cases that are under
+    way; killed, they end with it.
     """
     results, problems = [], []
     pool = ProcessPoolExecutor(max(1, min(workers, len(cases))), initializer=_leave_to_parent)
     try:
         futures = [pool.submit(work, case) for case in cases]
-        for future in tqdm(futures, desc=title, disable=None, leave=False):
+        pairs = tqdm(zip(cases, futures, strict=True), title, len(cases), disable=None, leave=False)
+        for case, future in pairs:
             try:
                 results.append(future.result())
+            except BrokenProcessPool:
+                raise
             except UserError as error:
                 problems.append(str(error))
+            except Exception as error:  # whatever a file like no other makes a library raise
+                if getattr(error, "errno", None) in OF_THE_MACHINE:
+                    raise
+                problems.append(f"{getattr(case, 'name', case)}: {unforeseen(error)}")
     except BrokenProcessPool:  # met by whoever asks next: `submit` or `result`
         raise UserError(
             "A worker process was ended from outside, most likely for want of memory. "
@@ -40,6 +49,12 @@ def run_all(work, cases: Sequence, workers: int, title: str) -> list:
             f"{len(problems)} of {len(cases)} cases cannot be used:{bullets(problems, 200)}"
         )
     return results
+
+
+def unforeseen(error: Exception) -> str:
+    """An unforeseen error in a line: its type, which may be all that it says, and its text."""
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _leave_to_parent() -> None:

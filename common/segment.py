@@ -11,12 +11,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import figures
-from common.cases import image_doubts, problems_of, side_doubts
+from common.cases import problems_of, read_label
 from common.device import autocast, to_device
+from common.doubts import image_doubts, label_doubts, side_doubts
 from common.files import UserError, bullets, shown, write_csv, write_json
-from common.jobs import Job, begin, checksums, earlier_rows, list_jobs, map_endings, untouched
+from common.formats import stem, without_channel
+from common.jobs import (
+    Job,
+    begin,
+    checksums,
+    earlier_rows,
+    list_jobs,
+    map_endings,
+    untouched,
+)
 from common.measures import findings, in_words, largest_components, rows
 from common.organs import on_the_left, to_mask
+from common.processes import unforeseen
 from common.scores import mean_and_spread, with_spread
 from common.settings import InferenceConfig
 from common.trained import Trained, range_in_words, window_of
@@ -30,7 +41,7 @@ from common.views import (
     to_square,
 )
 from common.views import window as shades
-from common.volumes import Volume, read_volume, stem, write_volume
+from common.volumes import Volume, read_volume, write_volume
 
 
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
@@ -59,8 +70,8 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
             dice += [about["scores"]["dice"]] if about["scores"] else []
         except UserError as error:
             problems.append(str(error))
-        except (OSError, ValueError, MemoryError) as error:  # a name or a file like no other
-            problems.append(f"{ascii(shown(job.volume))}: {type(error).__name__}: {error}")
+        except Exception as error:  # a name or a file like no other
+            problems.append(f"{shown(job.volume)}: {unforeseen(error)}")
         if not untouched(job):  # it failed half made: no old row beside a new mask
             measured.pop(job.volume.name, None)
         if table and (measured or table.exists()):
@@ -83,7 +94,7 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> di
         raise UserError(f"{shown(job.volume)} holds NaN or infinite voxels.")
     bounds, hu = bounds_of(volume.voxels, window), not isinstance(window, dict)
     organs, endings = run.organs, map_endings(run, config)
-    truth = _read_truth(job.truth, volume, run) if job.truth else None
+    truth, odd = _read_truth(job.truth, volume, run) if job.truth else (None, [])
     mask = np.empty(volume.voxels.shape, np.uint8)
     maps = [np.empty(volume.voxels.shape, np.float32) for _ in endings]
     for first, found in organ_maps(model, run, volume, config, bounds):
@@ -107,8 +118,9 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> di
         "spacing_mm": volume.geometry()["spacing"],
         "doubts": seen_before(job.volume, run)
         + image_doubts(volume, hu)
+        + odd
         + (side_doubts(volume, (mask if truth is None else truth) == left) if left else []),
-        **findings(mask, truth, volume.spacing, organs),
+        **findings(mask, truth, volume.spacing, organs, volume.affine),
     }
     begin(job, endings)
     write_volume(job.mask, mask, volume)
@@ -125,11 +137,11 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> di
 
 
 def seen_before(volume: Path, run: Trained) -> list[str]:
-    """Whether a patient of the file's name took part in the training, be it as the teacher's
-    alone: its scores are no test."""
+    """Whether a patient of the file's name took part in the training, even only the teacher's; its
+    scores would not be a fair test."""
     parts = run.checkpoint.get("patients", {})
-    named = stem(volume).removesuffix("_0000")  # nnU-Net's ending of a first channel
-    part = next((part for part, names in parts.items() if named in names), None)
+    named = {stem(volume), without_channel(stem(volume))}
+    part = next((part for part, names in parts.items() if named & {*names}), None)
     own = f"training's {part}"
     whose = {"teacher": "teacher's train", "teacher_val": "teacher's val"}.get(part, own)
     return [f"a patient of this name is among the {whose} patients"] if part else []
@@ -154,24 +166,26 @@ def organ_maps(
         squares = np.stack([to_square(view, spacing, size, mask=False) for view in views])
         batch = {"image": torch.from_numpy(squares)[:, None].float() / 255}
         batch = to_device(batch, run.device, config.channels_last)
-        with torch.inference_mode(), autocast(run.device, config.bf16):
+        with torch.inference_mode(), autocast(run.device, config.amp):
             logits = model(batch["image"], reconstruct=False).logits
         yield first, from_square(probabilities(logits), shape, spacing)
 
 
-def _read_truth(path: Path, volume: Volume, run: Trained) -> np.ndarray:
-    """A true mask as class indices, uint8. UserError if it is none or does not fit the volume.
+def _read_truth(path: Path, volume: Volume, run: Trained) -> tuple[np.ndarray, list[str]]:
+    """A true mask as class indices, uint8, and what is odd about it. UserError if it is none or
+    does not fit the volume.
 
     Where the training's data were cut with `--organs`, its values are those of such labels.
     """
-    truth, labels = read_volume(path), run.checkpoint.get("labels")
+    truth, labels = read_label(path, volume), run.checkpoint.get("labels")
     allowed = None if labels else range(len(run.organs) + 1)
     if found := problems_of(volume, truth, allowed):
         raise UserError(f"{shown(path)}: {'; '.join(found)}.")
+    odd = label_doubts(volume, truth)
     if not labels:
-        return truth.voxels.astype(np.uint8)
+        return truth.voxels.astype(np.uint8), odd
     mask = to_mask(truth.voxels, labels)
-    return mask if len(labels) > 1 else (mask > 0).astype(np.uint8)
+    return mask if len(labels) > 1 else (mask > 0).astype(np.uint8), odd
 
 
 def rows_of_sheet(volume: Volume, mask, truth, bounds: tuple, panels: int = 12) -> list[tuple]:

@@ -1,7 +1,8 @@
 """Distances between the surfaces of two masks, in mm: HD95, ASSD, normalised surface Dice.
 
 A surface voxel belongs to the mask and has one of its six neighbours (four in 2D) outside of it or
-outside of the volume. Of all distances from a surface voxel of either mask to the nearest one of
+outside of the volume. Axes of length 1 are dropped: one slice has the contours of a 2D image. Of
+all distances from a surface voxel of either mask to the nearest one of
 the other:
 
     HD95  the 95th percentile, the larger one of both directions (Huttenlocher et al., 1993)
@@ -27,13 +28,17 @@ def surface_scores(
 ) -> dict[str, float | None]:
     """HD95, ASSD (mm) and NSD at 1 and 2 mm (0..1) of two masks of equal shape.
 
-    `spacing` is the voxels' size in mm, one number an axis. If one mask is empty, the distances are
-    the volume's diagonal and NSD is 0, so that a missed organ costs and never drops out of a mean;
-    if both are, all are None.
+    `spacing` is the voxels' size in mm, one number for each axis. If one mask is empty, the
+    distances are the volume's diagonal and NSD is 0, so that a missed organ costs and never drops
+    out of a mean; if both are, all are None.
     """
     prediction, truth = np.asarray(prediction) > 0, np.asarray(truth) > 0
     if prediction.shape != truth.shape or len(spacing) != truth.ndim:
         raise ValueError(f"shapes {prediction.shape}, {truth.shape}; spacing {spacing}")
+    used = [axis for axis, length in enumerate(truth.shape) if length > 1] or [0]
+    spacing = tuple(spacing[axis] for axis in used)
+    shape = tuple(truth.shape[axis] for axis in used)
+    prediction, truth = prediction.reshape(shape), truth.reshape(shape)
     if not prediction.any() and not truth.any():
         return dict.fromkeys(SURFACE_SCORES)
     if not prediction.any() or not truth.any():

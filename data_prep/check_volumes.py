@@ -8,11 +8,14 @@
 Reads every volume to its checksum and prints a line a case: shape, spacing in mm, stored
 orientation, range of values, organ volume in ml; then the findings. Errors, which slice_nifti.py
 refuses too: files that are listed and missing, damaged, shorter than their header claims, not 3D;
-image and label of different shape or affine; NaN; an image under two names; label values beside
-0 and those that dataset.json names (0 and 1 if it names none; any, with --organs).
-Warnings, which may be meant: an empty label, a constant image, HU or spacing out of all proportion,
-the spleen on the patient's right, an organ that no label shows, files that dataset.json does not
-list, macOS's `._` files. Images whose "modality" in dataset.json is no CT need not be in HU.
+image and label of different shape, or half a voxel and more apart; NaN; an image under two names;
+label values beside 0 and those that dataset.json names (0 and 1 if it names none; any, with
+--organs). Warnings, which may be meant: an empty label, one that lies a little beside its image, a
+constant image, implausible HU or spacing, sheared or oblique axes, an affine that states nothing,
+the spleen on the patient's right, an organ that no label shows, regions that overlap, files that
+dataset.json does not list, macOS's `._` files. Images whose "modality" (or "channel_names") in
+dataset.json is not CT need not be in HU. Lengths are in mm, whatever unit a header states; ml are
+voxels times |det| of the affine.
 """
 
 import sys
@@ -25,20 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common.cases import (
-    ONE_ORGAN,
-    Case,
-    doubts,
-    fingerprint,
-    image_doubts,
-    problems_of,
-    twins,
-)
+from common.cases import ONE_ORGAN, Case, fingerprint, problems_of, read_label, twins
 from common.config import launch, option
+from common.doubts import doubts, image_doubts
 from common.files import UserError, shown
+from common.formats import is_nifti_name, stem, without_channel
 from common.layouts import VolumesConfig, find_cases, is_ct, named_organs
-from common.organs import USUAL, count_values, parse_organs, remarks
-from common.processes import run_all
+from common.organs import USUAL, count_values, overlapping, parse_organs, remarks
+from common.processes import run_all, unforeseen
 from common.volumes import Volume, read_volume
 
 
@@ -76,32 +73,43 @@ def rules_of(config: Config) -> Rules:
     """What the flags and the folder's dataset.json ask for."""
     known = named_organs(config.input)
     organs = parse_organs(config.organs, known) if config.organs else known
+    organs = {name: values for name, values in organs.items() if values}
     allowed = (0, *(v for values in known.values() for v in values)) if known else ONE_ORGAN
     return Rules(
         organs or USUAL,
         bool(organs) and {v for values in organs.values() for v in values} != {1},
         None if config.organs else allowed,
         config.channel,
-        is_ct(config.input),
+        is_ct(config.input, config.channel),
     )
 
 
 def check(case: Case, rules: Rules) -> Checked:
+    """Read a case and look for all that is wrong with it; what cannot be foreseen, too."""
+    try:
+        return _check(case, rules)
+    except Exception as error:  # whatever a file like no other makes a library raise
+        return Checked(None, None, [f"{shown(case.image)}: {unforeseen(error)}"], [], {})
+
+
+def _check(case: Case, rules: Rules) -> Checked:
     """Read a case and look for all that is wrong with it."""
-    volumes, unread = [], []
-    for path, channel in ((case.image, rules.channel), (case.label, None)):
-        try:
-            volumes.append(read_volume(path, channel))
-        except UserError as error:
-            unread.append(str(error))
+    image, label, unread = None, None, []
+    try:
+        image = read_volume(case.image, rules.channel)
+    except UserError as error:
+        unread.append(str(error))
+    try:
+        label = read_label(case.label, image)
+    except UserError as error:
+        unread.append(str(error))
     if unread:
         return Checked(None, None, unread, [], {})
-    image, label = volumes
     found = problems_of(image, label, rules.allowed)
-    odd = image_doubts(image, rules.hu) if found else doubts(*volumes, rules.organs, rules.hu)
-    each = float(np.prod(label.spacing)) / 1000
+    odd = image_doubts(image, rules.hu) if found else doubts(image, label, rules.organs, rules.hu)
+    each = label.voxel_ml
     ml = {} if found else {v: n * each for v, n in count_values(label.voxels).items()}
-    return Checked(describe(case.name, *volumes), fingerprint(image), found, odd, ml)
+    return Checked(describe(case.name, image, label), fingerprint(image), found, odd, ml)
 
 
 def per_organ(cases: list[Checked], labels: dict[str, tuple[int, ...]]) -> list[str]:
@@ -120,7 +128,7 @@ def describe(name: str, image: Volume, label: Volume) -> str:
     """A case in a line: shape, spacing and orientation as stored."""
     low, high = float(image.voxels.min()), float(image.voxels.max())
     spacing = "x".join(f"{s:.2f}" for s in image.geometry()["spacing"])
-    volume = np.count_nonzero(label.voxels) * float(np.prod(label.spacing)) / 1000
+    volume = np.count_nonzero(label.voxels) * label.voxel_ml
     return (
         f"{name:<16} {'x'.join(map(str, image.stored_shape)):>13} "
         f"{spacing:>15} {image.stored_orientation} "
@@ -134,9 +142,16 @@ def unlisted(cases: list[Case], sound: list[Case], index: bool) -> list[tuple[st
     known = {path for case in cases for path in (case.image, case.label)}
     found = []
     folders = {path.parent for case in sound for path in (case.image, case.label)}
-    for path in sorted(p for folder in folders for p in folder.glob("*.nii*")):
+    channels = {  # nnU-Net's, of which one was chosen
+        (case.image.parent, stem(case.label))
+        for case in cases
+        if stem(case.image) != stem(case.label) == without_channel(stem(case.image))
+    }
+    for path in sorted(p for folder in folders for p in folder.iterdir() if is_nifti_name(p)):
         if path.name.startswith("._"):
             found.append((path.name, "a shadow file of macOS, no volume: remove it"))
+        elif (path.parent, without_channel(stem(path))) in channels:
+            continue
         elif index and path not in known:
             found.append((path.name, f"in {shown(path.parent)}, and not in dataset.json"))
     return found
@@ -168,6 +183,9 @@ def main(config: Config) -> None:
         found = {value for case in checked.values() for value in case.ml}
         texts = [line.partition(": ") for line in remarks(rules.organs, found)]
         rows += [(level, "labels", text) for level, _, text in texts]
+    if shared := overlapping(rules.organs):
+        text = f"regions overlap (values {', '.join(map(str, shared))}): name organs that do not"
+        rows.append(("warning", "labels", f"{text}, --organs NAME=VALUE,VALUE"))
     if rows:
         width = max(len(name) for _, name, _ in rows)
         print("\n" + "\n".join(f"{level:<8} {name:<{width}} {text}" for level, name, text in rows))
@@ -176,7 +194,7 @@ def main(config: Config) -> None:
         total = len({*bad, *(case.name for case in cases)})
         raise UserError(f"{wrong} of {total} cases cannot be used; the errors stand above.")
     print(f"{len(cases)} cases are sound; warnings: {sum(row[0] == 'warning' for row in rows)}")
-    if rules.several and not config.organs:
+    if rules.several and not config.organs and not shared:
         print("several organs: say which with slice_nifti.py --organs, all or by their names")
 
 

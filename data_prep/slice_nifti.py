@@ -41,8 +41,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 
-from common.cases import ONE_ORGAN, Case, doubts, fingerprint, read_case, twins
+from common.cases import ONE_ORGAN, Case, fingerprint, read_case, twins
 from common.config import launch, option
+from common.doubts import doubts
 from common.files import (
     UserError,
     lock_folder,
@@ -52,7 +53,7 @@ from common.files import (
     shown,
     write_json,
 )
-from common.layouts import VolumesConfig, list_all, looks_grouped, named_organs, patient_of
+from common.layouts import VolumesConfig, is_ct, list_all, named_organs, patient_of, set_doubts
 from common.organs import USUAL, as_words, count_values, parse_organs, remarks, to_mask
 from common.processes import run_all
 from common.settings import SliceSetConfig
@@ -188,7 +189,7 @@ def slice_case(case: Case, config: Config) -> dict:
             Image.fromarray(pixels).save(home / name, compress_level=4)
     axis = {} if config.axis == "axial" else {"axis": config.axis}
     record = {"geometry": image.geometry() | axis, "rows": rows, "made_from": made_from}
-    hu = not config.percentiles
+    hu = not config.percentiles and is_ct(config.input, config.channel)
     record |= {"fingerprint": fingerprint(image), "doubts": doubts(image, label, labels, hu)}
     if config.organs:
         record["values"] = [*count_values(label.voxels)]
@@ -245,11 +246,9 @@ def warn(config: Config, cases: list[Case], records: list[dict]) -> None:
     if labels := parse_organs(config.organs):
         found = {value for record in records for value in record["values"]}
         print("".join(f"{line}\n" for line in remarks(labels, found)), end="")
-    if config.patient is None and (count := looks_grouped([case.name for case in cases])):
-        print(
-            f"warning: the names look like {count} patients with several volumes each; one of them "
-            'can be on both sides of the split. Say what a patient is: --patient "^(.+?)_[^_]+$"'
-        )
+    names = None if config.patient else [case.name for case in cases]
+    for doubt in set_doubts(config, names, hu=not config.percentiles):
+        print(f"warning: {doubt}")
 
 
 def main(config: Config) -> None:

@@ -140,12 +140,13 @@ def test_image_and_label_must_belong_together(tmp_path):
     save(label, np.zeros((4, 4, 5), np.uint8))
     with pytest.raises(UserError, match="shape"):
         read_case(case)
-    for apart in (np.diag([1, 2, 3.1, 1]), np.diag([1, 2, 3.002, 1])):
+    for apart in (np.diag([1, 2, 3.6, 1]), np.diag([2.1, 2, 3, 1])):
         save(label, np.zeros((4, 4, 4), np.uint8), apart)
         with pytest.raises(UserError, match="affine"):
             read_case(case)
-    save(label, np.zeros((4, 4, 4), np.uint8), np.diag([1, 2, 3.0005, 1]))
-    read_case(case)
+    for near in (3.0005, 3.1, 3.49):  # voxel 3 lies up to 0.49 voxels beside its image's
+        save(label, np.zeros((4, 4, 4), np.uint8), np.diag([1, 2, near, 1]))
+        read_case(case)
     save(label, np.full((4, 4, 4), 3, np.uint8))
     with pytest.raises(UserError, match="values 3"):
         read_case(case)
