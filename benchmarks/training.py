@@ -3,7 +3,7 @@
     python training.py                                   all stages, 256 pixels, batch 4
     python training.py --models teacher_t1_unet kd_t1_s1 --rounds 9
     python training.py --size 128 --batch-size 16 --device cuda
-    python training.py --no-bf16                         as on hardware without bf16
+    python training.py --no-amp                          as on hardware without bf16
 
 *Plain* is what one would write first: float32, channels first, and in a distillation the whole
 teacher, reconstruction decoder and all. *Default* is what train.py does: bf16 autocast where the
@@ -39,7 +39,7 @@ from common import config as base
 from common import unet
 from common.arms import PAIRS, STAGES, STUDENTS
 from common.config import launch, option
-from common.device import autocast, has_bf16, layout, pick_device
+from common.device import autocast, half_type, layout, pick_device
 from common.distillation import Distiller
 from common.files import ROOT, shown, write_json
 from common.losses import MultiTaskObjective, SegmentationObjective
@@ -60,7 +60,7 @@ class Config(base.Config):
     batch_size: int = option(4, "images a step", low=1)
     rounds: int = option(5, "measured steps of each form, after one to warm up", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    bf16: bool = option(True, "bf16 autocast in the default form, where the hardware has it")
+    amp: bool = option(True, "16-bit autocast in the default form, where the hardware has it")
     output: Path = option(ROOT / "results/benchmarks/training.json", "JSON file to write")
 
 
@@ -80,7 +80,7 @@ class Step:
     """A stage's training step in one of the two forms."""
 
     def __init__(self, stage: str, plain: bool, config: Config, device: torch.device):
-        self.device, self.bf16 = device, config.bf16 and not plain
+        self.device, self.amp = device, config.amp and not plain
         torch.manual_seed(0)
         order = layout(not plain)
         self.objective = objective_of(stage, plain, config.size, device, order)
@@ -97,7 +97,7 @@ class Step:
 
     def __call__(self) -> None:
         """Forward, backward, update."""
-        with autocast(self.device, self.bf16):
+        with autocast(self.device, self.amp):
             losses = self.objective(self.batch)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
@@ -199,13 +199,13 @@ def machine(device: torch.device) -> dict:
 def main(config: Config) -> None:
     """Measure all stages, print a table, write the JSON."""
     device = pick_device(config.device)
-    bf16 = config.bf16 and has_bf16(device)
+    half = half_type(device) if config.amp else None
     about = machine(device)
     peaks = {"plain": peak(torch.float32, device)}
-    peaks["default"] = peak(torch.bfloat16, device) if bf16 else peaks["plain"]
+    peaks["default"] = peak(half, device) if half else peaks["plain"]
     print(
         f"at best {peaks['plain'] / 1e12:.2f} TFLOP/s float32, "
-        + (f"{peaks['default'] / 1e12:.2f} bf16" if bf16 else "no bf16")
+        + (f"{peaks['default'] / 1e12:.2f} {half}" if half else "no 16-bit format")
     )
     found, rows = [], []
     for stage in config.models:

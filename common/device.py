@@ -10,36 +10,67 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from common.files import UserError
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one. UserError if the device is not there."""
+def pick_device(name: str, deterministic: bool = False) -> torch.device:
+    """The device of that name, made the current one; `auto` is the first GPU if there is one.
+
+    UserError if the device is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name} is unknown; use auto, cpu, cuda or cuda:N.") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name} is not supported; use auto, cpu, cuda or cuda:N.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cpu":
+        return device
+    if (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here. "
             "Use --device cpu, or install a PyTorch build that matches the GPU's driver."
         )
-    return device
+    # Some calls take the current device, whatever tensors they get: all work goes to one GPU.
+    torch.cuda.set_device(device)
+    # What autocast leaves in float32 (losses, --no-amp) is there for its precision: no TF32.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    # Batches of a run have one size, so trying cuDNN's algorithms once pays; which of them is the
+    # fastest may differ between two runs.
+    torch.backends.cudnn.benchmark = not deterministic
+    return torch.device("cuda", torch.cuda.current_device())
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is computed in hardware: on a CPU without it, autocast is slower."""
+def half_type(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type that the hardware computes fast: bfloat16, on older GPUs float16.
+
+    None on a CPU without bfloat16, where autocast is slower than float32.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if bf16 else torch.float16
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    bf16 = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+    return torch.bfloat16 if bf16 else None
 
 
 def autocast(device: torch.device, wanted: bool):
-    """The bf16 context of a forward pass, where it pays."""
-    enabled = wanted and has_bf16(device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    """The 16-bit context of a forward pass, where it pays."""
+    half = half_type(device)
+    return torch.autocast(device.type, half, enabled=wanted and half is not None)
+
+
+def number_format(device: torch.device, amp: bool) -> str:
+    """What a forward pass computes in, as printed: bfloat16, float16 or float32."""
+    return str(amp and half_type(device) or torch.float32).removeprefix("torch.")
+
+
+def grad_scaler(device: torch.device, amp: bool) -> torch.amp.GradScaler:
+    """Keeps small gradients from vanishing in float16, whose exponent is short; in other formats it
+    does nothing. A step whose gradients overflow is left out, and the next ones are scaled less."""
+    return torch.amp.GradScaler(
+        device.type, enabled=number_format(device, amp) == "float16", init_scale=2.0**12
+    )
 
 
 def layout(channels_last: bool) -> torch.memory_format:

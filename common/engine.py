@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from common import scores
-from common.device import autocast, layout, loader_workers, to_device
+from common.device import autocast, grad_scaler, layout, loader_workers, to_device
 from common.files import UserError, shown
 from common.loading import SliceDataset, TrainSampler, loader, unbroken
 from common.resume import take_up
@@ -35,7 +35,7 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
     cases, counts = [], [torch.zeros(0, len(run.data.organs), 3, dtype=torch.long)]
     for batch in loader(mine, config.batch_size):
         batch = to_device(batch, run.device, config.channels_last)
-        with autocast(run.device, config.bf16):
+        with autocast(run.device, config.amp):
             logits = model(batch["image"], reconstruct=False).logits
         counts.append(scores.count(predicted(logits), batch["mask"], len(run.data.organs)).cpu())
         cases += batch["case"]
@@ -64,13 +64,15 @@ def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -
         batch = to_device(batch, run.device, config.channels_last)
         apart = run.world > 1 and not ends  # processes exchange gradients once a step
         with objective.no_sync() if apart else nullcontext():
-            with autocast(run.device, config.bf16):
+            with autocast(run.device, config.amp):
                 losses = objective(batch)
-            (share * sum(losses.values())).backward()
+            run.scaler.scale(share * sum(losses.values())).backward()
         norm = torch.zeros((), device=run.device)
         if ends:
+            run.scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
-            optimizer.step()
+            run.scaler.step(optimizer)
+            run.scaler.update()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
         values.append(torch.stack([*(loss.detach() for loss in losses.values()), norm]))
@@ -78,6 +80,8 @@ def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -
         names.append([*batch["name"], *batch.get("unlabelled_name", ())])
         run.interruption.check()
     table = torch.stack(values).double().cpu()  # the one wait for the device
+    if run.scaler.is_enabled() and run.scaler.get_scale() >= 1:
+        table[:, -1] = 0  # steps whose float16 gradients overflowed were left out: that is its way
     check_finite(table, list(losses), names, [ends for _, ends in shares], run)
     weights = torch.tensor(sizes, dtype=torch.float64)
     means = (table[:, :-1] * weights[:, None]).sum(0) / weights.sum()
@@ -100,10 +104,11 @@ def check_finite(table, losses: list[str], names: list[list[str]], ends: list[bo
     step = f"the step of batches {first + 1} to {last + 1}"
     where = f"batch {last + 1}" if first == last else step
     whose = f" of process {run.rank}, of {run.world}" if run.world > 1 else ""
+    way_out = ", train with --no-amp" if run.scaler.is_enabled() else ""
     slices = ", ".join(name for batch in names[first : last + 1] for name in batch)
     raise UserError(
         f"{where}: {', '.join(bad or ['the gradient'])} is not finite. Slices{whose}: {slices}. "
-        "Lower --lr, or look at these files; last.pt holds the last good epoch."
+        f"Lower --lr{way_out}, or look at these files; last.pt holds the last good epoch."
     )
 
 
@@ -137,6 +142,7 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     pin = run.device.type == "cuda"
     batches = loader(run.train, config.batch_size, sampler, workers, pin)
     optimizer = adamw(objective, config)
+    run.scaler = grad_scaler(run.device, config.amp)
     log = take_up(objective, optimizer, run, config) if config.resume else []
     if len(log) == config.epochs:
         leave_as_it_is(run, log)

@@ -78,7 +78,7 @@ def milliseconds(model: nn.Module, run: Trained, config: InferenceConfig) -> flo
     image, times = image.contiguous(memory_format=layout(config.channels_last)), []
     for _ in range(3 + 20):
         began = time.perf_counter()
-        with autocast(run.device, config.bf16):
+        with autocast(run.device, config.amp):
             model(image, reconstruct=False)
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)

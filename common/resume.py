@@ -62,6 +62,8 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         run.say(f"note: {before} processes before, {run.world} now, each with --batch-size slices")
     checkpoint.load_weights(objective, state["objective"], path)
     optimizer.load_state_dict(state["optimizer"])
+    if state.get("scaler"):  # none of a run in another format than float16
+        run.scaler.load_state_dict(state["scaler"])
     try:  # maybe of an epoch that a kill has lost
         chosen = checkpoint.load(run.folder / "best.pt", run.stage)
         run.best = chosen["epoch"], chosen["val_dice"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from common import checkpoint, figures
 from common.config import to_json
-from common.device import has_bf16, pick_device
+from common.device import number_format, pick_device
 from common.files import (
     ROOT,
     UserError,
@@ -57,6 +57,7 @@ class Run:
     best: tuple[int, float] = (0, -1.0)  # epoch and validation Dice of best.pt
     unsaved: dict | None = None  # what it would hold of a later one, which --save-every left out
     patient_of: dict[str, str] = field(default_factory=dict)  # of a teacher's cases elsewhere
+    scaler: torch.amp.GradScaler | None = None  # of float16's gradients; idle in other formats
     interruption: Interruption = field(default_factory=Interruption)
 
     @property
@@ -86,7 +87,7 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     folder = stage / "runs" / config.name
     check_run(folder, config.resume, config.overwrite)
     lock = lock_folder(folder) if rank == 0 else None
-    device = pick_device(config.device)
+    device = pick_device(config.device, config.deterministic)
     if world > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -105,7 +106,7 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
         f"{len(train)} training slices of {len(data.patients_of(splits[share]))} patients "
         f"({share}), {len(val)} validation slices of {len(data.patients_of(splits['val']))}; "
         f"{run.size}x{run.size} pixels; "
-        f"{device}{' bf16' if config.bf16 and has_bf16(device) else ' float32'}"
+        f"{device} {number_format(device, config.amp)}"
     )
     if config.deterministic:
         # cuBLAS reads it when it starts; without it PyTorch refuses to promise anything.
@@ -127,7 +128,7 @@ def prepare(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     model = objective.model
     with torch.no_grad():
         found = model.eval()(torch.zeros(1, 3, run.size, run.size, device=run.device))
-    if found.features["bottleneck"][0, 0].numel() == 1:
+    if any(value.shape[-2:].numel() == 1 for value in found.features.values()):
         _check_last_batch(run, config)
     if run.rank == 0:
         require_space(run.folder, 50 + 32e-6 * parameters(objective))
@@ -230,6 +231,7 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
     if is_best:
         checkpoint.save(run.folder / "best.pt", {**about, "model": objective.model.state_dict()})
     state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
+    state["scaler"] = run.scaler.state_dict()
     if len(log) % config.save_every == 0 or len(log) == config.epochs:
         checkpoint.save(run.folder / "last.pt", {**about, **state, "log": log})
         run.saved, run.unsaved = len(log), None

@@ -81,7 +81,9 @@ class TrainConfig(Config):
     augment: bool = option(True, "random rotation, scale, shift, brightness, contrast and noise")
     seed: int = option(0, "seed of the weights, the sampling and the augmentation", low=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    bf16: bool = option(True, "bfloat16 autocast where the hardware has it; losses stay float32")
+    amp: bool = option(
+        True, "16-bit autocast: bfloat16, on older GPUs float16; losses stay float32"
+    )
     channels_last: bool = option(True, "channels-last memory format")
     deterministic: bool = option(
         False,
@@ -219,7 +221,7 @@ class InferenceConfig(Config):
     overlays: int = option(24, "how many overlay pictures to write; -1: all", low=-1)
     batch_size: int = option(16, "slices per forward pass", low=1)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    bf16: bool = option(True, "bfloat16 autocast where the hardware has it")
+    amp: bool = option(True, "16-bit autocast: bfloat16, on older GPUs float16")
     channels_last: bool = option(True, "channels-last memory format")
     fuse: bool = option(True, "fold BatchNorm into the convolutions")
     volume: Path | None = option(None, "a CT in NIfTI, or a folder of them, in the slices' place")

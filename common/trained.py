@@ -153,6 +153,6 @@ def forward(
         batch = to_device(batch, run.device, config.channels_last)
         if change is not None:
             batch["image"] = change(batch)
-        with torch.inference_mode(), autocast(run.device, config.bf16):
+        with torch.inference_mode(), autocast(run.device, config.amp):
             output = model(batch["image"], reconstruct=reconstruct)
         yield batch, output

@@ -32,7 +32,7 @@ class Plain(nn.Module):
 
 def train(stage, slices, name, **settings):
     torch.manual_seed(0)
-    config = Config(data=slices, name=name, epochs=2, device="cpu", bf16=False, **settings)
+    config = Config(data=slices, name=name, epochs=2, device="cpu", amp=False, **settings)
     run = start(config, str(stage), "student")
     objective = SegmentationObjective(Plain())
     fit(objective, run, config)
@@ -67,7 +67,7 @@ def test_small_batches_added_up_are_the_large_one(stage, slices, augment):
 )
 def test_what_is_not_finite_is_named_with_its_slices(stage, slices, spoil, where, batches):
     config = Config(
-        data=slices, epochs=1, device="cpu", bf16=False, batch_size=3, accumulate=3, name="bad"
+        data=slices, epochs=1, device="cpu", amp=False, batch_size=3, accumulate=3, name="bad"
     )
     run = start(config, str(stage), "student")
     objective = SegmentationObjective(Plain())

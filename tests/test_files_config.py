@@ -91,15 +91,15 @@ class Example(TrainConfig):
 
 
 def test_the_command_line_is_the_dataclass():
-    config = parse(Example, ["--lr", "0.5", "--no-bf16", "--scales", "c", "--teacher", "x/y"])
-    assert (config.lr, config.bf16, config.scales) == (0.5, False, ("c",))
+    config = parse(Example, ["--lr", "0.5", "--no-amp", "--scales", "c", "--teacher", "x/y"])
+    assert (config.lr, config.amp, config.scales) == (0.5, False, ("c",))
     assert config.teacher == Path.cwd() / "x/y" and config.epochs == TrainConfig.epochs
     assert to_json(config)["teacher"] == str(Path.cwd() / "x/y")
     assert parse(Example, ["--scales"]).scales == ()
 
 
 def test_a_resumed_run_keeps_the_flags_that_it_was_begun_with(tmp_path):
-    flags = ["--name", "a", "--epochs", "7", "--scales", "c", "--no-bf16", "--teacher", "x/y"]
+    flags = ["--name", "a", "--epochs", "7", "--scales", "c", "--no-amp", "--teacher", "x/y"]
     begun = parse(Example, [*flags, "--seed", "3"])
     (tmp_path / "data").mkdir()
     begun.data = tmp_path / "data"

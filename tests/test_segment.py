@@ -65,7 +65,7 @@ def oblique(degrees=12):
 
 
 def go(trained, volume, **settings):
-    settings = {"bf16": False, "batch_size": 4, **settings}
+    settings = {"amp": False, "batch_size": 4, **settings}
     segment(Bright(), trained, InferenceConfig(volume=volume, device="cpu", **settings))
     return trained.folder / "volumes"
 

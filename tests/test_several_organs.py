@@ -199,7 +199,7 @@ def test_a_truth_in_the_labels_own_values_is_scored_organ_by_organ(repo, trained
     about |= {"organs": [*labels], "labels": labels}
     held = Trained(tmp_path, tmp_path / "best.pt", about, torch.device("cpu"))
     truth = organs[0] / "labelsTr" / image.name
-    config = {"volume": tmp_path / "ct.nii.gz", "truth": truth, "device": "cpu", "bf16": False}
+    config = {"volume": tmp_path / "ct.nii.gz", "truth": truth, "device": "cpu", "amp": False}
     segment(Brightness(), held, InferenceConfig(**config, output=tmp_path / "seg.nii.gz"))
     found = read_json(tmp_path / "seg.json")["organs"]
     assert [row["scores"]["dice"] > 0.9 for row in found.values()] == [True] * 3
