@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from common import scores
-from common.device import autocast, grad_scaler, layout, loader_workers, to_device
+from common.device import autocast, layout, loader_workers, to_device
 from common.files import UserError, shown
 from common.loading import SliceDataset, TrainSampler, loader, unbroken
 from common.resume import take_up
@@ -142,7 +142,6 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     pin = run.device.type == "cuda"
     batches = loader(run.train, config.batch_size, sampler, workers, pin)
     optimizer = adamw(objective, config)
-    run.scaler = grad_scaler(run.device, config.amp)
     log = take_up(objective, optimizer, run, config) if config.resume else []
     if len(log) == config.epochs:
         leave_as_it_is(run, log)

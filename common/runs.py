@@ -13,7 +13,7 @@ from torch import nn
 
 from common import checkpoint, figures
 from common.config import to_json
-from common.device import number_format, pick_device
+from common.device import grad_scaler, number_format, pick_device
 from common.files import (
     ROOT,
     UserError,
@@ -101,6 +101,7 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
         raise UserError(f"{shown(data.folder)}: no slice of {share} shows an organ to learn.")
     patients = {"train": splits[share], "val": splits["val"]}
     run = Run(folder, stage.name, device, data, splits, patients, train, val, rank, world, lock)
+    run.scaler = grad_scaler(device, config.amp)
     run.resumes = config.resume and (folder / "last.pt").exists()
     run.say(
         f"{len(train)} training slices of {len(data.patients_of(splits[share]))} patients "

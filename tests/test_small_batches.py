@@ -1,7 +1,11 @@
 """Small slices and batches of one: trained, or refused before the first epoch with the remedy."""
 
+import re
+
 import pytest
-from conftest import run
+from conftest import load_script, run
+
+from common.files import UserError
 
 
 @pytest.fixture(scope="module")
@@ -12,33 +16,36 @@ def tiny(repo, phantom):
     return repo / "data" / "tiny"
 
 
+def train(repo, stage, tiny, capsys, **settings) -> int:
+    """A short training by the stage's own script; how many slices it has."""
+    script = load_script(repo / stage / "train.py")
+    script.main(script.Config(data=tiny, epochs=1, device="cpu", overwrite=True, **settings))
+    return int(re.search(r"(\d+) training slices", capsys.readouterr().out)[1])
+
+
 @pytest.mark.parametrize(
-    ("stage", "flags"),
+    ("stage", "more"),
     [
-        ("student_s1", ("--deep", "--share", "train")),
-        ("teacher_t1_unet", ("--width", 4)),
-        ("teacher_t2_transunet", ("--width", 192, "--depth", 1)),
+        ("student_s1", {"deep": True}),
+        ("teacher_t1_unet", {"width": 4}),
+        ("teacher_t2_transunet", {"width": 192, "depth": 1}),
     ],
 )
-def test_a_single_value_for_batchnorm_is_refused_before_the_first_epoch(repo, tiny, stage, flags):
-    common = ("--data", tiny, "--epochs", 1, "--name", "one", *flags)
-    text = run(repo, f"{stage}/train.py", *common, "--batch-size", 1, code=1)
-    assert "error: --batch-size 1 is one slice" in text and "--size 32 or more" in text
+def test_a_single_value_for_batchnorm_is_refused_before_the_first_epoch(
+    repo, tiny, capsys, stage, more
+):
+    with pytest.raises(UserError, match="--batch-size 1 is one slice.*--size 32 or more"):
+        train(repo, stage, tiny, capsys, name="one", batch_size=1, share="train", **more)
     assert not (repo / stage / "runs" / "one").exists()
-    slices = int(text.split(" training slices")[0].split()[-1])
-    text = run(repo, f"{stage}/train.py", *common, "--batch-size", slices - 1, code=1)
-    assert f"error: --batch-size {slices - 1} leaves one of {slices} slices alone" in text
+    count = int(re.search(r"(\d+) training slices", capsys.readouterr().out)[1])
+    with pytest.raises(UserError, match=f"--batch-size {count - 1} leaves one of {count} slices"):
+        train(repo, stage, tiny, capsys, name="one", batch_size=count - 1, share="train", **more)
 
 
-def test_a_map_of_several_pixels_trains_with_batches_of_one(repo, tiny):
-    flags = ("--data", tiny, "--epochs", 1, "--name", "one", "--batch-size", 1)
-    assert "best epoch 1" in run(repo, "student_s1/train.py", *flags)
-
-
-def test_a_random_teacher_takes_its_statistics_without_a_last_batch_of_one(repo, tiny):
-    flags = ("--data", tiny, "--epochs", 1, "--name", "even")
-    text = run(repo, "teacher_t1_unet/train.py", *flags, "--width", 4, "--batch-size", 8)
-    slices = int(text.split(" training slices")[0].split()[-1])
+def test_what_has_two_values_trains(repo, tiny, capsys):
+    train(repo, "student_s1", tiny, capsys, name="one", batch_size=1)  # a map of several pixels
+    count = train(repo, "teacher_t1_unet", tiny, capsys, name="even", batch_size=8, width=4)
+    # A random teacher's statistics are taken without the last batch, which is one slice.
+    settings = {"control": "random-teacher", "share": "train", "batch_size": count - 1}
     teacher = repo / "teacher_t1_unet" / "runs" / "even" / "best.pt"
-    words = ("--teacher", teacher, "--control", "random-teacher", "--share", "train")
-    run(repo, "kd_t1_s1/train.py", *flags, *words, "--batch-size", slices - 1)
+    train(repo, "kd_t1_s1", tiny, capsys, name="even", teacher=teacher, **settings)
