@@ -29,8 +29,13 @@ def shown(path: Path) -> str:
     """A path as printed: relative to the working directory or the repository where it can be."""
     for base in (Path.cwd(), ROOT):
         if path.is_relative_to(base):
-            return str(path.relative_to(base))
-    return str(path)
+            return printable(str(path.relative_to(base)))
+    return printable(str(path))
+
+
+def printable(name: str) -> str:
+    """A file's name as it can be printed and written: bytes that are not UTF-8 as `\\udcff`."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 @contextmanager
@@ -55,7 +60,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole UTF-8 text file atomically."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value) -> None:
@@ -66,7 +71,7 @@ def write_json(path: Path, value) -> None:
 def read_json(path: Path, hint: str = ""):
     """Read a JSON file. UserError, with `hint` on what to do, if it is missing or broken."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{shown(path)} does not exist. {hint}".strip()) from None
     except (OSError, ValueError) as error:
@@ -85,7 +90,7 @@ def write_csv(path: Path, rows: Iterable[Mapping]) -> None:
 def read_csv(path: Path, columns: Iterable[str] = (), hint: str = "") -> list[dict[str, str]]:
     """Read a CSV with a header. UserError if it is missing, unreadable or lacks a column."""
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
             names = reader.fieldnames or []

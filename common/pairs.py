@@ -1,148 +1,156 @@
 """Folders of 2D images and masks: which belong together, and to whom."""
 
+import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import config as base
 from common.config import option
-from common.files import UserError, bullets, read_csv, shown
-from common.layouts import looks_grouped, patient_rule
-from common.organs import file_name
+from common.files import UserError, bullets, shown
+from common.patients import name_slices
+from common.picture_folders import kind_of, name_of, pictures_in, source_of
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
-OTHERS = (".dcm", ".nii", ".webp", ".npy")  # that a list may name, of what the pictures were
+NO_MASKS = (
+    "name the masks with --masks or, of those that lie with their images, by --mask-suffix. New "
+    "pictures without masks are predicted by `python inference.py --images FOLDER` in a stage's "
+    "folder"
+)
 
 
 @dataclass
 class PairsConfig(base.Config):
     """What to pair, and how the patients are found."""
 
-    images: Path = option(Path("images"), "folder of images")
+    images: Path = option(Path("images"), "folder of images, or of sub-folders with images")
     masks: Path | None = option(None, "folder of masks; without it: the images' folder")
     image_suffix: str = option("", "end of an image's name that its mask lacks")
     mask_suffix: str = option("", "end of a mask's name that its image lacks")
-    patient: str | None = option(None, "regular expression: group 1 patient, group 2 slice")
+    patient: str | None = option(
+        None,
+        "regular expression on the name (with a / in it: on its sub-folders, too): group 1 "
+        "patient, group 2 slice",
+    )
     patient_csv: Path | None = option(None, "CSV with the columns file and patient")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image, its mask, and the slice that they become."""
+    """An image, its mask, and the slice that they become. Several masks, one for each object, are
+    one mask together. `source` is the image's path below its folder."""
 
     image: Path
-    mask: Path
+    masks: tuple[Path, ...]
     case: str
     index: int
-
-
-def list_files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Picture files whose name ends with `suffix`, by name without suffix and ending."""
-    if not folder.is_dir():
-        raise UserError(
-            f"The folder {shown(folder)} does not exist: name the pictures' with --images, the "
-            "masks' with --masks."
-        )
-    files = {}
-    for path in sorted(folder.iterdir()):
-        known = path.suffix.lower() in ENDINGS and not path.name.startswith(".")
-        if known and path.stem.endswith(suffix):
-            key = path.stem.removesuffix(suffix)
-            if key in files:
-                raise UserError(
-                    f"{shown(folder)} holds {path.name} and {files[key].name}, two pictures of one "
-                    "name: keep one, or tell images from masks by --image-suffix and --mask-suffix."
-                )
-            files[key] = path
-    if not files:
-        ending = f" with names ending in {suffix}" if suffix else ""
-        raise UserError(f"{shown(folder)} holds no pictures ({' '.join(ENDINGS)}){ending}.")
-    return files
-
-
-def match_names(config: PairsConfig) -> list[tuple[str, Path, Path]]:
-    """(name, image, mask) of every pair, by name. UserError naming every file without partner."""
-    images = list_files(config.images, config.image_suffix)
-    masks = list_files(config.masks or config.images, config.mask_suffix)
-    if config.masks is None:  # one folder: what is a mask is no image, and the other way round
-        if config.image_suffix == config.mask_suffix:
-            raise UserError("Images and masks in one folder need --mask-suffix or --masks.")
-        both = set(images.values()) & set(masks.values())
-        both_kinds = images if len(config.image_suffix) < len(config.mask_suffix) else masks
-        for name in [name for name, path in both_kinds.items() if path in both]:
-            del both_kinds[name]
-    lonely = [f"{shown(images[n])} has no mask" for n in sorted(images.keys() - masks.keys())]
-    lonely += [f"{shown(masks[n])} has no image" for n in sorted(masks.keys() - images.keys())]
-    if lonely:
-        raise UserError(
-            f"{len(lonely)} files have no partner; see --image-suffix and --mask-suffix."
-            + bullets(lonely)
-        )
-    return [(name, images[name], masks[name]) for name in sorted(images)]
-
-
-def name_slices(found: list[tuple[str, Path, Path]], config: PairsConfig) -> list[tuple[str, int]]:
-    """Patient and slice number of every pair; numbers count up where the rule gives none."""
-    if config.patient and config.patient_csv:
-        raise UserError("--patient and --patient-csv exclude each other.")
-    if config.patient_csv:
-        table = patients_listed(config.patient_csv)
-        named = [(table.get(image.stem) or table.get(name), None) for name, image, _ in found]
-        rule = shown(config.patient_csv)
-    elif config.patient:
-        pattern = patient_rule(config.patient)
-        matches = [pattern.search(name) for name, _, _ in found]
-        named = [(m and m[1], m[2] if m and pattern.groups > 1 else None) for m in matches]
-        rule = f"--patient {config.patient!r}"
-    else:
-        print("no --patient rule: every image counts as a patient of its own", flush=True)
-        if count := looks_grouped(name for name, _, _ in found):
-            print(
-                f"warning: the names look like {count} patients with several images each; "
-                "without a rule one patient can be on both sides of the split. Perhaps: "
-                '--patient "^(.+?)[_-]?([0-9]+)$"',
-                flush=True,
-            )
-        return [(file_name(name, "case"), 0) for name, _, _ in found]
-    missed = [shown(f[1]) for f, (patient, _) in zip(found, named, strict=True) if not patient]
-    if missed:
-        raise UserError(f"{rule} gives no patient for {len(missed)} images:{bullets(missed)}")
-    counters: dict[str, int] = {}
-    owners: dict[str, str] = {}
-    result = []
-    for patient, number in named:
-        case = file_name(patient, "case")
-        if owners.setdefault(case, patient) != patient:
-            raise UserError(
-                f"{rule}: the patients {owners[case]!r} and {patient!r} would both be {case!r}; "
-                "give them names of letters A to Z and digits, with --patient-csv perhaps."
-            )
-        if number is not None and not number.isdecimal():
-            raise UserError(f"{rule}: the slice number {number!r} is not a number.")
-        counters[case] = counters.get(case, -1) + 1
-        result.append((case, counters[case] if number is None else int(number)))
-    return result
-
-
-def patients_listed(path: Path) -> dict[str, str]:
-    """The patient of each file in a CSV with the columns file and patient, by the file's name
-    without folder and ending. UserError for one that is listed under two patients."""
-    table: dict[str, str] = {}
-    for row in read_csv(path, ("file", "patient")):
-        file = Path(row["file"].replace("\\", "/"))
-        name = file.stem if file.suffix.lower() in (*ENDINGS, *OTHERS) else file.name
-        if table.setdefault(name, row["patient"]) != row["patient"]:
-            raise UserError(
-                f"{shown(path)} lists {name} under {table[name]} and under {row['patient']}; give "
-                "every picture a name of its own, and one patient."
-            )
-    return table
+    source: str
 
 
 def find_pairs(config: PairsConfig) -> list[Pair]:
     """The pairs in the two folders, by name. UserError naming every file without a partner, or
-    without a patient."""
+    without a patient, or the images that become the same slice."""
     found = match_names(config)
+    names, files = [name for name, _, _ in found], [image for _, image, _ in found]
+    slices = name_slices(names, files, config.patient, config.patient_csv)
+    by_slice = defaultdict(list)
+    for file, place in zip(files, slices, strict=True):
+        by_slice[place].append(shown(file))
+    if same := [f"{' = '.join(files)}" for files in by_slice.values() if len(files) > 1]:
+        raise UserError(
+            "These images become the same slice, as patient and slice number are the same:"
+            + bullets(same)
+        )
     return [
-        Pair(image, mask, case, index)
-        for (_, image, mask), (case, index) in zip(found, name_slices(found, config), strict=True)
+        Pair(image, masks, case, index, source_of(image, config.images))
+        for (_, image, masks), (case, index) in zip(found, slices, strict=True)
+    ]
+
+
+def match_names(config: PairsConfig) -> list[tuple[str, Path, tuple[Path, ...]]]:
+    """(name, image, masks) of every pair, by name. UserError naming every file without partner."""
+    folders = config.images, config.masks or config.images
+    joined: dict[str, tuple[Path, ...]] = {}
+    if folders[0].resolve() != folders[1].resolve():
+        image_files = pictures_in(config.images, config.masks)
+        if folders[1].is_dir() and not any(folders[1].iterdir()):
+            raise UserError(f"{shown(folders[1])} is empty: {NO_MASKS}.")
+        mask_files = pictures_in(folders[1], config.images)
+        images = _by_name(image_files, folders[0], config.image_suffix)
+        masks = _by_name(mask_files, folders[1], config.mask_suffix)
+    else:
+        files = pictures_in(config.images)
+        mask_files = [path for path in files if kind_of(path, folders[0]) == "masks"]
+        told = 0 < len(mask_files) < len(files)  # by folders called images and masks
+        if not told and config.image_suffix == config.mask_suffix:
+            raise UserError(f"{shown(config.images)} is the only folder: {NO_MASKS}.")
+        image_files = [path for path in files if path not in {*mask_files}] if told else files
+        images = _by_name(image_files, folders[0], config.image_suffix)
+        masks = _by_name(mask_files if told else files, folders[0], config.mask_suffix)
+        if told:
+            joined = _join(images, masks)
+        else:  # what is a mask is not an image, and the other way round
+            shorter = len(config.image_suffix) < len(config.mask_suffix)
+            both = {*images.values()} & {*masks.values()}
+            wrong = images if shorter else masks
+            for name in [name for name, path in wrong.items() if path in both]:
+                del wrong[name]
+    of_image = {name: (path,) for name, path in masks.items()} | joined
+    lonely = [f"{shown(images[n])} has no mask" for n in sorted(images.keys() - of_image)]
+    lonely += [f"{shown(of_image[n][0])} has no image" for n in sorted(of_image.keys() - images)]
+    if lonely:
+        nested = [any("/" in name for name in names) for names in (images, masks)]
+        uneven = " Only one of the two folders has its pictures in sub-folders." * (
+            len({*nested}) > 1
+        )
+        raise UserError(
+            f"{len(lonely)} files have no partner; see --image-suffix and --mask-suffix.{uneven}"
+            + bullets(lonely)
+        )
+    return [(name, images[name], of_image[name]) for name in sorted(images, key=_by_number)]
+
+
+def _by_name(files: list[Path], folder: Path, suffix: str) -> dict[str, Path]:
+    """Of these files those whose names end in `suffix`, by name (see `name_of`). UserError if none
+    does, or two have the same name."""
+    found: dict[str, Path] = {}
+    for path in files:
+        if path.stem.endswith(suffix):
+            name = name_of(path, folder, suffix)
+            if name in found:
+                both = " and ".join(str(source_of(p, folder)) for p in (path, found[name]))
+                raise UserError(
+                    f"{shown(folder)} holds {both}, two pictures of one name: keep one, or tell "
+                    "images from masks by --image-suffix and --mask-suffix."
+                )
+            found[name] = path
+    if not found:
+        raise UserError(f"{shown(folder)} holds no pictures with names ending in {suffix}.")
+    return found
+
+
+def _join(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, tuple[Path, ...]]:
+    """In folders that hold one image and no mask of its name: all their masks, which are taken out
+    of `masks`, by that image's name."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for name in images:
+        folders[name.rpartition("/")[0]].append(name)
+    alone = {folder: names[0] for folder, names in folders.items() if folder and len(names) == 1}
+    alone = {folder: name for folder, name in alone.items() if name not in masks}
+    joined: dict[str, list[Path]] = defaultdict(list)
+    for name in [*masks]:
+        if (folder := name.rpartition("/")[0]) in alone:
+            joined[alone[folder]].append(masks.pop(name))
+    if several := [len(files) for files in joined.values() if len(files) > 1]:
+        print(
+            f"note: {len(several)} images have several masks in their folder (up to "
+            f"{max(several)}), which are joined to one",
+            flush=True,
+        )
+    return {name: tuple(files) for name, files in joined.items()}
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names as people count: slice_9 before slice_10."""
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
     ]

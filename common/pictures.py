@@ -1,78 +1,104 @@
 """Pictures of other 2D data sets, in whatever format and mode they come."""
 
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common.files import UserError, shown
 from common.slices import MAX_PIXELS
 
-JPEG_THRESHOLD = 128
+ORIENTATION = 0x0112  # the tag in EXIF and TIFF that says how a picture is turned or mirrored
+# Formats that need not keep values exactly, by Pillow's names for them.
+LOSSY = {"MPO": "JPEG", **{name: name for name in ("JPEG", "JPEG2000", "WEBP", "AVIF")}}
 
 
-class NotTwoValues(UserError):
-    """A mask of one organ holds other values than 0 and 1, or 0 and 255."""
+class Loaded(NamedTuple):
+    """A picture as it is to be seen: its pixels upright, the file's format if that does not keep
+    values exactly, whether EXIF had it turned, and the step between grey values of 2 or 4 bits."""
+
+    image: Image.Image
+    lossy: str
+    turned: bool
+    step: int
 
 
-def read_picture(path: Path, indices: bool = False) -> tuple[np.ndarray, bool]:
-    """A picture as grey uint8 `(H, W)`, and whether it is a JPEG.
+def load(path: Path) -> Loaded:
+    """Read a picture and turn it as its EXIF orientation says.
 
-    With `indices` the values are those that the file holds, a palette's numbers too; then UserError
-    for colours and JPEG. UserError for more than 8 bits, for several pages, and, but with
-    `indices`, for see-through pixels that are not a black background.
+    UserError for a damaged file, for more than 8 bits and for several pages.
     """
     try:
         with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(
-                    f"{shown(path)} claims {picture.width}x{picture.height} pixels, more than "
-                    "8192x8192."
-                )
-            pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-            if pages > 1:  # in a camera's MPO the others are previews of the first
-                raise UserError(
-                    f"{shown(path)} holds {pages} pages; save each as a picture of its own."
-                )
-            if picture.mode.startswith(("I", "F")):
-                raise UserError(
-                    f"{shown(path)} has mode {picture.mode}; convert it to 8 bits a channel."
-                )
-            if not indices and picture.has_transparency_data:
-                grey, alpha = (np.asarray(band) for band in picture.convert("LA").split())
-                hidden = alpha < 255
-                # A black background is see-through at times; else the alpha holds what is shown.
-                if grey[hidden].any() or (hidden.any() and not grey.any()):
-                    raise UserError(
-                        f"{shown(path)} has see-through pixels (alpha), and what is grey there is "
-                        "not what is seen; save it as grey without."
-                    )
-            jpeg = picture.format in ("JPEG", "MPO")
-            if indices and jpeg:
-                raise UserError(f"{shown(path)} is a JPEG: it does not keep values exactly.")
-            if indices and picture.mode not in ("L", "P", "1"):
-                raise UserError(
-                    f"{shown(path)} has mode {picture.mode}; a mask of several organs holds an "
-                    "index a pixel, grey or of a palette."
-                )
-            if indices and picture.mode != "L":
-                return np.array(picture).astype(np.uint8), False
-            return np.asarray(picture.convert("L")), jpeg
+            raw = _check_form(picture, path)
+            lossy = LOSSY.get(picture.format, "")
+            if picture.format == "TIFF" and "jpeg" in str(picture.info.get("compression")):
+                lossy = "JPEG"
+            # Loading a TIFF turns it, and takes the tag away; other formats have it afterwards.
+            tag = picture.tag_v2.get(ORIENTATION) if picture.format == "TIFF" else None
+            picture.load()
+            turned = (tag or _orientation(picture, path)) in range(2, 9)
+            upright = ImageOps.exif_transpose(picture) if turned else picture.copy()
     except UserError:
         raise
     except Exception as error:  # Pillow's readers raise many types for a damaged file
         raise UserError(f"{shown(path)} is damaged or not a picture ({error}).") from None
+    bits = re.match("L;([24])", raw)
+    return Loaded(upright, lossy, turned, 255 // (2 ** int(bits[1]) - 1) if bits else 1)
 
 
-def binary(path: Path, threshold: int | None) -> np.ndarray:
-    """A mask as {0, 255}. NotTwoValues if it holds others and there is no threshold for them."""
-    values, jpeg = read_picture(path)
-    if threshold is None and jpeg:
-        threshold = JPEG_THRESHOLD
-    if threshold is None:
-        found = np.unique(values)
-        if not (np.isin(found, (0, 1)).all() or np.isin(found, (0, 255)).all()):
-            some = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-            raise NotTwoValues(f"{shown(path)} holds {len(found)} values: {some}.")
-        threshold = 1
-    return np.where(values >= threshold, 255, 0).astype(np.uint8)
+def _check_form(picture: Image.Image, path: Path) -> str:
+    """How Pillow unpacks an open picture ("RGB;16B"). UserError for what is not read."""
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UserError(
+            f"{shown(path)} claims {picture.width}x{picture.height} pixels, more than 8192x8192."
+        )
+    pages = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    if pages > 1:  # in a camera's MPO the others are previews of the first
+        raise UserError(f"{shown(path)} holds {pages} pages; save each as a picture of its own.")
+    how = picture.tile[0][3] if picture.tile else ""
+    raw = str(how[0] if isinstance(how, tuple) and how else how)
+    # Of 16-bit colours Pillow drops the low byte without a word.
+    if picture.mode.startswith(("I", "F")) or re.search(";16[BLN]", raw):
+        depth = f"mode {picture.mode}" + ", 16 bits" * (";16" in raw)
+        raise UserError(f"{shown(path)} has {depth}; convert it to 8 bits a channel.")
+    return raw
+
+
+def _orientation(picture: Image.Image, path: Path) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none. UserError if EXIF cannot be read."""
+    try:
+        return picture.getexif().get(ORIENTATION, 1)
+    except Exception as error:  # as for the picture itself
+        raise UserError(
+            f"{shown(path)}: its EXIF, which may say how it is turned, is damaged ({error}); save "
+            "the picture upright, without EXIF."
+        ) from None
+
+
+def to_grey(image: Image.Image, path: Path) -> np.ndarray:
+    """A loaded picture as grey uint8 `(H, W)`. UserError as of `check_opaque`."""
+    check_opaque(image, path)
+    return np.asarray(image.convert("L"))
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture as grey uint8 `(H, W)`, upright. UserError as of `load` and `check_opaque`."""
+    return to_grey(load(path).image, path)
+
+
+def check_opaque(image: Image.Image, path: Path) -> None:
+    """UserError for see-through pixels that are not a black background."""
+    if not image.has_transparency_data:
+        return
+    pixels = np.asarray(image.convert("RGBA"))
+    hidden = pixels[..., 3] < 255
+    # A black background is see-through at times; else the alpha holds what is shown.
+    silhouette = hidden.any() and not hidden.all() and not pixels[..., :3].any()
+    if pixels[hidden][:, :3].any() or silhouette:
+        raise UserError(
+            f"{shown(path)} has see-through pixels (alpha), and what is stored there is not what "
+            "is seen; save it without alpha."
+        )

@@ -6,11 +6,17 @@
         --masks DRIVE/1st_manual --mask-suffix _manual1
     python import_pairs.py --images ct/images --masks ct/masks --patient "^(.+)_([0-9]+)$"
     python import_pairs.py --images ct/images --masks ct/organs --organs spleen=1 kidneys=2,3
+    python import_pairs.py --images lgg-mri --mask-suffix _mask
 
-png, jpg, tif, gif and bmp are read, grey or colour (colour becomes grey). An image and its mask
-share the name before its ending, less --image-suffix and --mask-suffix; with both kinds in one
-folder leave --masks out. Masks hold 0 and 1, or 0 and 255; JPEG masks are cut at 128, others at
---threshold if it is given. What they show is the spleen, or --organs NAME.
+png, jpg, tif, gif and bmp are read, grey or colour (colour becomes grey), upright as EXIF says. An
+image and its mask share the name before its ending, less --image-suffix and --mask-suffix; with
+both kinds in one folder leave --masks out. If a folder holds no pictures, those in its sub-folders
+are read; sub-folders called images and masks tell the two apart.
+
+Masks of one organ hold black and one other value: 0 and 1, 0 and 255, or, if it is the same in all
+files, another value or colour. Of a palette the numbers count, not the colours. JPEG masks are cut
+half-way between their two values. Others need --threshold. What they show is the spleen, or
+--organs NAME.
 
 Masks of several organs hold an index a pixel, grey or as a palette's: --organs A B C names the
 values 1, 2, 3, --organs NAME=VALUE[,VALUE] selects and merges. The k-th organ becomes mask value k;
@@ -18,8 +24,8 @@ what is not named becomes background.
 
 Images of one patient must not fall on both sides of a split: say how the patient is found,
 with --patient (a regular expression on the name; its first group is the patient, a second one,
-if there is one, the slice number) or --patient-csv (columns file and patient). Without either
-every image counts as a patient of its own.
+if there is one, the slice number) or --patient-csv (columns file and patient). Without either a
+sub-folder counts as a patient or, where there is none, every image.
 
 First the pairing and then all files are checked, before anything is kept; every problem of a kind
 is reported in one go.
@@ -28,7 +34,6 @@ is reported in one go.
 import hashlib
 import shutil
 import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,23 +41,34 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from common.cases import twins
 from common.config import launch, option
 from common.files import UserError, bullets, lock_folder, replace_folder, shown
+from common.masks import (
+    Mask,
+    NotTwoValues,
+    contradictions,
+    inverted,
+    read_binary,
+    read_numbers,
+    remarks_on,
+)
 from common.organs import USUAL, count_values, parse_organs, remarks, to_mask
 from common.pairs import Pair, PairsConfig, find_pairs
-from common.pictures import NotTwoValues, binary, read_picture
+from common.pictures import load, to_grey
 from common.settings import SliceSetConfig
 from common.slices import Slice, check_output, in_short, write_set
 from common.splits import make_splits
 from common.views import to_square
 
 ADVICE = (
-    "A mask holds 0 and 1, or 0 and 255. Cut others with --threshold, or say with --organs which "
-    "organs their values are: A B C, in order, or NAME=VALUE."
+    "A mask holds 0 and 1, or 0 and 255, or, the same in all files, another value or colour beside "
+    "black. Cut others with --threshold (of a colour the brightest channel counts), or say with "
+    "--organs which organs their values are: A B C, in order, or NAME=VALUE."
 )
 
 
@@ -60,7 +76,9 @@ ADVICE = (
 class Config(PairsConfig, SliceSetConfig):
     """What to import and what it shows."""
 
-    threshold: int | None = option(None, "mask pixels at or above this value are organ")
+    threshold: int | None = option(
+        None, "mask pixels at or above this value are organ", low=1, high=255
+    )
     organs: tuple[str, ...] = option(
         (),
         "what the masks show (without it the spleen): a name; of index masks the names of the "
@@ -86,11 +104,34 @@ def organs_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
 
 class Converted(NamedTuple):
     """A pair as it was written: its manifest row, its image's fingerprint (none of an image of one
-    grey), the values in its index mask."""
+    grey), the values in its index mask, how much of the picture the organs cover, what is known of
+    its masks' files, and whether EXIF turned its image and not its mask."""
 
     row: Slice
     fingerprint: str | None
     values: set[int]
+    covered: float
+    masks: list[Mask]
+    turned: bool
+
+
+def read_mask(
+    pair: Pair, config: Config, labels: dict[str, tuple[int, ...]]
+) -> tuple[np.ndarray, set[int], list[Mask]]:
+    """A pair's mask, uint8 `(H, W)`, its values, if it holds an index, and what is known of its
+    files."""
+    if labels:
+        if len(pair.masks) > 1:
+            raise UserError(
+                f"{shown(pair.image)} has {len(pair.masks)} masks in its folder, one for each "
+                "object: their values cannot be joined."
+            )
+        numbers, mask = read_numbers(pair.masks[0])
+        return to_mask(numbers, labels), {*count_values(numbers)}, [mask]
+    read = [read_binary(path, config.threshold) for path in pair.masks]
+    if odd := [mask for pixels, mask in read if pixels.shape != read[0][0].shape]:
+        raise UserError(f"{shown(odd[0].path)} has another size than the masks beside it.")
+    return np.maximum.reduce([pixels for pixels, _ in read]), set(), [mask for _, mask in read]
 
 
 def convert(
@@ -98,42 +139,66 @@ def convert(
 ) -> Converted | UserError:
     """Write one pair as square PNGs, or say what is wrong with it."""
     try:
-        image, values = read_picture(pair.image)[0], set()
-        if labels:
-            mask = read_picture(pair.mask, indices=True)[0]
-            values.update(count_values(mask))
-            mask = to_mask(mask, labels)
-        else:
-            mask = binary(pair.mask, config.threshold)
+        loaded = load(pair.image)
+        image = to_grey(loaded.image, pair.image)
+        mask, values, masks = read_mask(pair, config, labels)
     except UserError as error:
         return error
     if image.shape != mask.shape:
+        turned = ", turned as its EXIF says"
         return UserError(
-            f"{shown(pair.mask)} is {mask.shape[1]}x{mask.shape[0]} pixels, "
-            f"its image {image.shape[1]}x{image.shape[0]}"
+            f"{shown(pair.masks[0])} is {mask.shape[1]}x{mask.shape[0]} pixels"
+            f"{turned * masks[0].turned}, its image {image.shape[1]}x{image.shape[0]}"
+            f"{turned * loaded.turned}"
         )
     # Slices of air are alike in all patients.
     told = hashlib.sha256(image.tobytes()).hexdigest() if image.min() < image.max() else None
+    covered = float((mask > 0).mean())
     mask = to_square(mask, (1, 1), config.size, mask=True)
-    row = Slice(pair.case, pair.index, int((mask > 0).sum()), pair.image.name)
+    row = Slice(pair.case, pair.index, int((mask > 0).sum()), pair.source)
     image = to_square(image, (1, 1), config.size, mask=False)
     for kind, pixels in (("images", image), ("masks", mask)):
         Image.fromarray(pixels).save(config.partial / kind / f"{row.name}.png", compress_level=4)
-    return Converted(row, told, values)
+    return Converted(row, told, values, covered, masks, loaded.turned and not masks[0].turned)
 
 
 def convert_all(
     pairs: list[Pair], config: Config, labels: dict[str, tuple[int, ...]]
-) -> tuple[list[Slice], set[int]]:
-    """Convert all pairs: their rows in order, all values of index masks. UserError naming every
-    file that cannot be used, or every image that two patients share, or if no organ is shown."""
+) -> tuple[list[Slice], list[str]]:
+    """Convert all pairs: their rows in order, and what is to be said of them.
+
+    UserError naming every file that cannot be used, or every image that two patients share, or if
+    none of the organs that are named by their values is shown.
+    """
     with ThreadPoolExecutor() as pool:
         work = pool.map(lambda pair: convert(pair, config, labels), pairs)
         done = list(tqdm(work, total=len(pairs), disable=None, leave=False))
-    if problems := [found for found in done if isinstance(found, UserError)]:
+    good = [found for found in done if not isinstance(found, UserError)]
+    masks = [mask for found in good for mask in found.masks]
+    problems = [found for found in done if isinstance(found, UserError)] + contradictions(masks)
+    if problems:
         advice = f"\n{ADVICE}" if any(isinstance(p, NotTwoValues) for p in problems) else ""
         lines = bullets([*map(str, problems)])
         raise UserError(f"{len(problems)} of {len(pairs)} pairs cannot be used:{lines}{advice}")
+    refuse_leaks(good)
+    rows, values = [found.row for found in good], set().union(*(found.values for found in good))
+    if labels and not any(row.foreground for row in rows):
+        held = ", ".join(map(str, sorted(values))) or "nothing but 0"
+        organs = " ".join(config.organs)
+        raise UserError(f"no mask holds any of {organs}: nothing to learn; they hold {held}.")
+    lines = remarks(labels, values) + remarks_on(masks, config.threshold)
+    if turned := sum(found.turned for found in good):
+        lines.append(
+            f"note: {turned} images are turned as their EXIF orientation says, their masks, which "
+            "have none, are not: they must have been drawn on the upright picture"
+        )
+    if len(labels) < 2:
+        lines += inverted([found.covered for found in good])
+    return sorted(rows, key=lambda row: (row.case, row.index)), lines
+
+
+def refuse_leaks(done: list[Converted]) -> None:
+    """UserError naming every image that two patients share."""
     case_of = {found.row.source: found.row.case for found in done}
     prints = {found.row.source: found.fingerprint for found in done if found.fingerprint}
     same = [names for names in twins(prints) if len({case_of[name] for name in names}) > 1]
@@ -143,21 +208,12 @@ def convert_all(
             f"The same image of two patients, a leak between splits:{lines}\n"
             "Leave all but one of each out, or say with --patient whose they are."
         )
-    rows, values = [found.row for found in done], set().union(*(found.values for found in done))
-    if labels and not any(row.foreground for row in rows):
-        held = ", ".join(map(str, sorted(values))) or "nothing but 0"
-        organs = " ".join(config.organs)
-        raise UserError(f"no mask holds any of {organs}: nothing to learn; they hold {held}.")
-    return sorted(rows, key=lambda row: (row.case, row.index)), values
 
 
 def main(config: Config) -> None:
     """Pair, check, convert into a folder beside the output, and move it there when it is whole."""
     organs, labels = organs_of(config)
     pairs = find_pairs(config)
-    names = Counter(f"{pair.case}_{pair.index:03d}" for pair in pairs)
-    if twice := sorted(name for name, count in names.items() if count > 1):
-        raise UserError(f"Two images become the same slice: {', '.join(twice[:10])}.")
     splits = make_splits([pair.case for pair in pairs], config.seed, config.of, config.fold)
     check_output(config.output, config.overwrite)
     for source in {config.images.resolve(), (config.masks or config.images).resolve()}:
@@ -176,12 +232,12 @@ def main(config: Config) -> None:
         for kind in ("images", "masks"):
             (config.partial / kind).mkdir(parents=True)
         try:
-            rows, values = convert_all(pairs, config, labels)
+            rows, said = convert_all(pairs, config, labels)
             write_set(config.partial, info, rows, splits)
             replace_folder(config.partial, config.output)
         finally:
             shutil.rmtree(config.partial, ignore_errors=True)
-    print("".join(f"{line}\n" for line in remarks(labels, values)), end="")
+    print("".join(f"{line}\n" for line in said), end="")
     if not config.organs:
         print("note: what the masks show is called spleen; --organs NAME names something else")
     print(in_short(rows, splits, info, config.output))
