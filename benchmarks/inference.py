@@ -19,6 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import common  # noqa: F401  how threads wait is settled before torch is imported
+
+# isort: split
 import numpy as np
 import torch
 from torch import nn

@@ -11,9 +11,12 @@ import time
 import tracemalloc
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
+# Tiny tensors: threads cost more than they give, here and in the scripts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -26,9 +29,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # So in a shell's background job: the scripts under test would ignore Ctrl-C, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tiny tensors: threads cost more than they give, here and in the scripts.
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TEACHERS = ("teacher_t1_unet", "teacher_t2_transunet")
 STUDENTS = ("student_s1", "student_s2")

@@ -86,3 +86,16 @@ def test_slicing(benchmark, tmp_path):
     for row in (first, second):
         there = line["start_seconds"] + line["seconds_a_slice"] * row["slices"]
         assert there == pytest.approx(row["seconds"])
+
+
+def test_intervals_hold_what_they_say_and_larger_gains_are_seen_more_often(
+    benchmark, monkeypatch, capsys
+):
+    script = benchmark("intervals")
+    for name in ("COVERED", "POWERED"):
+        monkeypatch.setattr(script, name, ((1, 8, 2),))
+    script.main(script.Config(draws=40))
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if "spleen" in line]
+    assert len(rows) == 3 and all(float(row[5].strip(" %")) > 80 for row in rows[:2])
+    power = [int(cell.strip(" %")) for cell in rows[2][6:9]]
+    assert power == sorted(power) and power[0] < power[2]
