@@ -1,7 +1,5 @@
 """Masks of other 2D data sets: which pixels are organ, told by each file's own values."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +10,11 @@ from scipy import ndimage
 from common.files import UserError, shown
 from common.pictures import Loaded, check_opaque, load
 
-USUAL = ((1,) * 3, (255,) * 3)  # what an organ's pixels hold where nothing is odd, as (R, G, B)
 NOISE = 24  # how far lossy formats move the values of an even area
 DARK = 32  # an organ darker than this cannot be told from what a lossy format makes of black
 FEW = 9  # pixels of a third value that may be chance: those inside an area of 5 x 5
-ALIKE = 48  # colours of one organ in two lossy files differ by less
+BLUR = 3  # how far from an edge, in pixels, lossy formats mix the colours of both sides
+FAR = 96  # no blur moves a value by as much, except at edges
 EVEN = 8  # what values may differ by from pixel to pixel inside an even area of a lossy file
 
 
@@ -68,6 +66,8 @@ def _binary(loaded: Loaded, path: Path, threshold: int | None) -> tuple[np.ndarr
         return _cut(values, threshold, path)
     if loaded.lossy:
         return _of_lossy(values, colours, path, loaded.lossy)
+    if loaded.step > 1:  # 0 and 1 of 4 bits have become 0 and 17
+        colours = np.where(colours == 255, 255, colours // loaded.step).astype(np.uint8)
     return _of_values(colours, path)
 
 
@@ -174,29 +174,39 @@ def _of_lossy(
     """
     colours = colours.astype(np.int16)
     low, high = int(values.min()), int(values.max())
-    constant = np.ptp(colours, axis=(0, 1)).max() <= EVEN
-    if constant and high < NOISE:
+    spread = int(np.ptp(colours, axis=(0, 1)).max())
+    if spread == 0 and high < DARK:
         return np.zeros_like(values), Mask(path, 0.0, lossy=True)
     if high < DARK:
         raise NotTwoValues(
             f"{shown(path)} is a {form} that holds nothing brighter than {high}, which cannot be "
             "told from the format's noise; save the mask as PNG."
         )
-    cut = low if constant and low > 255 - NOISE else (low + high) / 2  # all of it organ, or two
+    whole = spread <= EVEN and low > 255 - NOISE
+    cut = low if whole else (low + high) / 2
     for _ in range(2):  # the extremes may be the format's ringing; the medians are not
         dark, bright = (_median(colours[part]) for part in (values < cut, values >= cut))
         cut = min(cut, (dark.max() + bright.max()) / 2)
-    if dark.max() > bright.max() / 3:
-        raise NotTwoValues(
-            f"{shown(path)} is a {form} whose background is not black: it holds about "
-            f"{_as_text(_triple(dark))}."
-        )
+    if not whole and (low == high or dark.max() > bright.max() / 4):
+        raise NotTwoValues(f"{shown(path)} is a {form} that has no black background.")
     organ = values >= cut
-    far = np.abs(colours - np.where(organ[..., None], bright, dark)).max(axis=-1) > NOISE
-    spread = [ndimage.maximum_filter(c, 3) - ndimage.minimum_filter(c, 3) for c in colours.T]
-    if np.count_nonzero(far.T & (np.max(spread, axis=0) <= EVEN)) > FEW:
+    if _has_third(colours, organ, np.where(organ[..., None], bright, dark)):
         raise NotTwoValues(f"{shown(path)} is a {form} of more than two values or colours.")
     return _as_255(organ), Mask(path, float(organ.mean()), _triple(bright), lossy=True)
+
+
+def _has_third(colours: np.ndarray, organ: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether areas of a lossy picture, `colours` `(H, W, channels)`, have another colour than is
+    `expected` in organ and background: even areas, or any far from the edges that the format
+    blurs."""
+    apart = np.abs(colours - expected).max(axis=-1)
+    bands = np.moveaxis(colours, -1, 0)
+    spread = [ndimage.maximum_filter(b, 3) - ndimage.minimum_filter(b, 3) for b in bands]
+    even = np.max(spread, axis=0) <= EVEN
+    inside = ndimage.binary_erosion(organ, iterations=BLUR, border_value=1)
+    inside |= ndimage.binary_erosion(~organ, iterations=BLUR, border_value=1)
+    odd = (apart > NOISE) & even | (apart > FAR) & inside
+    return np.count_nonzero(odd) > FEW
 
 
 def _median(colours: np.ndarray) -> np.ndarray:
@@ -206,83 +216,3 @@ def _median(colours: np.ndarray) -> np.ndarray:
 
 def _triple(colour) -> tuple[int, int, int]:
     return tuple(int(value) for value in np.broadcast_to(colour, 3))
-
-
-def _as_text(colour: tuple[int, int, int]) -> str:
-    return str(colour[0]) if len(set(colour)) == 1 else str(colour)
-
-
-def contradictions(masks: Sequence[Mask]) -> list[NotTwoValues]:
-    """What is wrong with masks that each hold two values, but not all the same: one for each file
-    whose organ has another value or colour than most. 0 and 1 beside 0 and 255 is usual."""
-    groups: list[list[Mask]] = []
-    # Exact values first, palettes at the front: the first of a group is what others are held to.
-    for mask in sorted(masks, key=lambda mask: (mask.lossy, not mask.palette)):
-        if mask.colour is not None:
-            group = next((g for g in groups if _alike(g[0], mask)), None)
-            if group is None:
-                groups.append([mask])
-            else:
-                group.append(mask)
-    most = max(groups, key=lambda g: (len(g), g[0].colour in USUAL), default=[])
-    return [
-        NotTwoValues(
-            f"{shown(mask.path)} shows the organ as {_as_text(mask.colour)}, {len(most)} other "
-            f"masks as {_as_text(most[0].colour)}: is it the same?"
-        )
-        for group in groups
-        if group is not most
-        for mask in group
-    ]
-
-
-def _alike(a: Mask, b: Mask) -> bool:
-    """Whether two masks can show the same organ, by the values that they show it as."""
-    if a.palette and b.palette:
-        return a.colour == b.colour
-    first, second = ((255,) * 3 if m.colour in USUAL else m.colour for m in (a, b))
-    apart = max(abs(x - y) for x, y in zip(first, second, strict=True))
-    return apart <= (ALIKE if a.lossy or b.lossy else 0)
-
-
-def remarks_on(masks: Sequence[Mask], threshold: int | None) -> list[str]:
-    """What a user should know of how masks of one organ were read, as lines to print."""
-    lines, count = [], len(masks)
-    holding = Counter(_as_text(m.colour) for m in masks if m.colour and not m.lossy)
-    if len(holding) > 1:
-        parts = ", ".join(f"{n} hold 0 and {value}" for value, n in sorted(holding.items()))
-        lines.append(f"note: of the masks {parts}; each is read by its own two values")
-    elif odd := [value for value in holding if value not in ("1", "255")]:
-        lines.append(f"note: the masks hold 0 and {odd[0]}, which is taken as the organ")
-    if turned := sum(mask.upside_down for mask in masks):
-        lines.append(
-            f"warning: in {turned} of {count} masks the palette shows number 0 brighter than the "
-            "other; they are read by number: 0 is background"
-        )
-    erased = [m for m in masks if threshold is not None and 0 < m.highest < threshold]
-    filled = [m for m in masks if m.covered == 1 and m.lowest < m.highest]
-    if erased:
-        lines.append(
-            f"warning: --threshold {threshold} leaves nothing of {len(erased)} of {count} masks; "
-            f"the highest value in them is {max(mask.highest for mask in erased)}"
-        )
-    if filled:
-        lines.append(
-            f"warning: --threshold {threshold} makes organ of all pixels of {len(filled)} of "
-            f"{count} masks; the lowest value in them is {min(mask.lowest for mask in filled)}"
-        )
-    return lines
-
-
-def inverted(shares: Sequence[float]) -> list[str]:
-    """A warning, as a line to print, if the organ covers more than half of most pictures that show
-    it; `shares` are what it covers of each."""
-    seen = [share for share in shares if share]
-    most = sum(share > 0.5 for share in seen)
-    if most <= len(seen) / 2:
-        return []
-    return [
-        f"warning: the organ covers more than half of {most} of {len(shares)} pictures: are the "
-        "masks inverted? 0 (black) must be background; if they are, swap their values (grey: "
-        "PIL.ImageOps.invert), and import them again with --overwrite"
-    ]

@@ -48,15 +48,8 @@ from tqdm import tqdm
 from common.cases import twins
 from common.config import launch, option
 from common.files import UserError, bullets, lock_folder, replace_folder, shown
-from common.masks import (
-    Mask,
-    NotTwoValues,
-    contradictions,
-    inverted,
-    read_binary,
-    read_numbers,
-    remarks_on,
-)
+from common.mask_doubts import contradictions, inverted, remarks_on
+from common.masks import Mask, NotTwoValues, read_binary, read_numbers
 from common.organs import USUAL, count_values, parse_organs, remarks, to_mask
 from common.pairs import Pair, PairsConfig, find_pairs
 from common.pictures import load, to_grey
