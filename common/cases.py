@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from common.files import UserError, read_json, shown
-from common.formats import stem
+from common.formats import foreign_files, plain, stem
 from common.geometry import displacement
 from common.volumes import Volume, read_volume
 
@@ -68,11 +69,22 @@ def listing(folder: Path, channel: int | None = None) -> tuple[list[Case], list[
             if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
                 problems.append((name, f"{path} is listed, outside its folder"))
             elif not is_file(path):
-                problems.append((name, f"{shown(path)} is listed and missing"))
+                problems.append((name, f"{shown(path)} {_why_not(path)}"))
     problems = sorted(problems, key=lambda problem: problem[0])
     problems += [(n, "listed twice") for n in sorted({n for n in names if names.count(n) > 1})]
     problems += [(n, "listed for training and for test") for n in sorted(tests & {*names})]
     return sorted(cases, key=lambda case: case.name), problems
+
+
+def _why_not(path: Path) -> str:
+    """Why a path that is listed is not a file."""
+    try:
+        inside = sorted(path.rglob("*")) if path.is_dir() else None
+    except (OSError, ValueError):
+        inside = None
+    if inside is None:
+        return "is listed and missing"
+    return f"is a folder; a .nii or .nii.gz is expected. {foreign_files(inside)}".strip()
 
 
 def _listed(folder: Path, text) -> Path:
@@ -86,7 +98,8 @@ def names_of(folder: Path, images: list[Path]) -> list[str]:
     the parts of its path in which they differ."""
     if len({stem(path) for path in images}) == len({*images}):
         return [stem(path) for path in images]
-    parts = [(*path.relative_to(folder).parent.parts, stem(path)) for path in images]
+    folders = [Path(os.path.relpath(path.parent, folder)).parts for path in images]
+    parts = [(*map(plain, p), stem(path)) for p, path in zip(folders, images, strict=True)]
     if len({len(each) for each in parts}) > 1:
         return ["_".join(each) for each in parts]
     kept = [place for place, texts in enumerate(zip(*parts, strict=True)) if len({*texts}) > 1]
@@ -98,8 +111,7 @@ def with_channel(image: Path, channel: int | None) -> tuple[Path, str]:
     are called NAME_0000, NAME_0001, one for each channel, and listed as NAME."""
     if is_file(image):
         return image, ""
-    name = stem(image)
-    ending = image.name[len(name) :]
+    name, ending = re.fullmatch(r"(.*?)((?:\.nii)?(?:\.gz)?)", image.name, re.I | re.S).groups()
     there = [image.with_name(f"{name}_{number:04d}{ending}") for number in range(100)]
     there = [path for path in there if is_file(path)]
     if len(there) == 1 and channel is None:
@@ -174,8 +186,8 @@ def problems_of(
 
 
 def beside(image: Volume, label: Volume) -> float:
-    """How far at most a label of its image's shape lies beside it, in voxels along an axis."""
-    return float(displacement(image.affine, label.affine, image.voxels.shape).max())
+    """How far at most a label of its image's shape lies beside it, in voxels."""
+    return displacement(image.affine, label.affine, image.voxels.shape)
 
 
 def _odd_values(label: np.ndarray, allowed: Iterable[int] | None) -> list[str]:
@@ -192,7 +204,7 @@ def _odd_values(label: np.ndarray, allowed: Iterable[int] | None) -> list[str]:
     odd = np.unique(label[~good])
     listed = ", ".join(f"{v:.9g}" for v in odd[:8])
     hint = " (several organs: see --organs)" if allowed is ONE_ORGAN else ""
-    if (odd % 1 != 0).any():
+    if (odd[np.isfinite(odd)] % 1 != 0).any():
         hint = ": round them (np.rint), or resample the label without interpolation (order 0)"
     return [f"the label holds the values {listed} beside {usual}{hint}"]
 

@@ -55,7 +55,7 @@ def _is_padding(voxels: np.ndarray) -> bool:
     if deep.size < 0.01 * voxels.size:
         return True
     _, counts = np.unique(deep[:: 1 + deep.size // 1_000_000], return_counts=True)
-    return np.sort(counts)[-PADDINGS:].sum() > 0.9 * counts.sum()
+    return np.sort(counts)[-PADDINGS:].sum() > 0.5 * counts.sum()
 
 
 def _affine_doubts(image: Volume) -> list[str]:
@@ -76,7 +76,7 @@ def _affine_doubts(image: Volume) -> list[str]:
             f"its axes are sheared by {tilt:.0f} degrees (gantry tilt?): ml are right, distances "
             "of surfaces approximate"
         )
-    if (turn := geometry.obliquity(affine)) > geometry.OBLIQUE_DEGREES:
+    if (turn := round(geometry.obliquity(affine), 1)) > geometry.OBLIQUE_DEGREES:
         found.append(f"its axes are turned by {turn:.0f} degrees: its slices are not axial ones")
     return found
 

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
@@ -24,6 +25,17 @@ def save_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
     FigureCanvasAgg(figure)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
+
+
+def drawable(name: str) -> str:
+    """A name as matplotlib draws it: dollars make no formula of it, and letters that the font lacks
+    are escaped."""
+    known = get_font(findfont(FontProperties())).get_charmap()
+    letters = (
+        c if ord(c) in known or c == "\n" else c.encode("ascii", "backslashreplace").decode()
+        for c in name
+    )
+    return "".join(letters).replace("$", r"\$")
 
 
 def losses(row: dict) -> list[str]:
@@ -45,7 +57,7 @@ def curves(path: Path, log: list[dict], title: str) -> None:
     right.plot(epochs, [row["val_pooled"] for row in log], label="pooled over slices", lw=1)
     right.set(xlabel="epoch", ylabel="validation Dice", ylim=(0, 1))
     right.legend(**above, ncols=2)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(drawable(title), fontsize=10)
     save_figure(path, figure)
 
 
@@ -152,7 +164,7 @@ def patches(colours: dict[str, RGB], masks: list[np.ndarray]) -> list[Patch]:
     """What a matplotlib legend needs of the organs that are in any of the masks."""
     present = set().union(*(np.unique(mask).tolist() for mask in masks))
     return [
-        Patch(color=np.array(colour) / 255, label=name)
+        Patch(color=np.array(colour) / 255, label=drawable(name))
         for k, (name, colour) in enumerate(colours.items(), start=1)
         if k in present
     ]
@@ -200,15 +212,14 @@ def sheet(
                     here = (edge == colour).all(-1)
                     picture[here] = colour
         axis.imshow(picture, aspect=aspect, interpolation="nearest")
-        axis.set_title(name, fontsize=8, parse_math=False)
+        axis.set_title(drawable(name), fontsize=8)
     known = any(truth is not None for *_, truth in rows)
     words = "\norange: mask" + (", green: truth" if known else "")
     if colours:
         words = "\ntinted: mask, lines: truth" if known else ""
         masks = [m for *_, mask, truth in rows for m in (mask, truth) if m is not None]
         organs_below(figure, patches(colours, masks), columns)
-    # Names of files are no formulas, whatever dollars are in them.
-    figure.suptitle(f"{fill(title, 30 * columns)}{words}", fontsize=9, parse_math=False)
+    figure.suptitle(f"{drawable(fill(title, 30 * columns))}{words}", fontsize=9)
     save_figure(path, figure, dpi=150)
 
 
@@ -258,11 +269,11 @@ def comparison(
             axis.spines[:].set_visible(False)
         corner, side = (part[1].start - 0.5, part[0].start - 0.5), part[0].stop - part[0].start
         axes[0].add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", lw=0.8))
-        axes[0].set_ylabel(row["title"], fontsize=8)
+        axes[0].set_ylabel(drawable(row["title"]), fontsize=8)
         for axis, model in zip(axes[2:], models, strict=True):
             axis.set_xlabel(f"Dice {row['dice'][model]:.3f}", fontsize=10)
     for axis, title in zip(grid[0], columns, strict=True):
-        axis.set_title(fill(title, 13), fontsize=11)
+        axis.set_title(drawable(fill(title, 13)), fontsize=11)
     if colours:
         masks = [m for row in rows for m in (row["truth"], *row["masks"].values())]
         organs_below(figure, patches(colours, masks), len(columns))

@@ -1,6 +1,8 @@
 """What a file is that is not NIfTI-1, by its first bytes or its ending, and how to convert it."""
 
+import gzip
 import re
+import zlib
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -11,8 +13,8 @@ DICOM = (
     "DICOM is not read: convert the series with dcm2niix (https://github.com/rordenlab/dcm2niix) "
     "and name the .nii.gz."
 )
-ITK = "SimpleITK.WriteImage(SimpleITK.ReadImage({name!r}), {nifti!r})"
-NIBABEL = "nibabel.save(nibabel.load({name!r}), {nifti!r})"
+ITK = "convert it with SimpleITK.WriteImage(SimpleITK.ReadImage({name!r}), {nifti!r})"
+NIBABEL = "convert it with nibabel.save(nibabel.load({name!r}), {nifti!r})"
 VERSION_1 = "nibabel.save(nibabel.Nifti1Image.from_image(nibabel.load({name!r})), {nifti!r})"
 AFFINE = "save it with its affine: nibabel.save(nibabel.Nifti1Image(array, affine), {nifti!r})"
 # First bytes -> what the file is, and how it becomes a NIfTI file.
@@ -27,7 +29,7 @@ SIGNATURES = (
     (rb"\x1f\x8b", "packed by gzip twice", "unpack it once"),
     (rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "packed, and not by gzip", "unpack it, or pack it by gzip"),
     (rb"\x89PNG|\xff\xd8\xff|II\*\0|MM\0\*|GIF8|BM", "a picture", "see data_prep/import_pairs.py"),
-    (rb"\s*<(!DOCTYPE|html|\?xml)", "a web page or XML", "was the download refused?"),
+    (rb"\s*<(!DOCTYPE|html|\?xml)", "a web page or XML", "download it again"),
     (rb"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
 )
 # Endings of files whose first bytes do not tell.
@@ -53,9 +55,15 @@ def is_nifti_name(path: Path) -> bool:
     return path.name.lower().endswith(NIFTI)
 
 
+def plain(name: str) -> str:
+    """A file's name as tables and new files have it: bytes that are not UTF-8 (é of an old disk)
+    become `_xe9`."""
+    return re.sub("[\udc80-\udcff]", lambda byte: f"_x{ord(byte[0]) - 0xDC00:02x}", name)
+
+
 def stem(path: Path) -> str:
-    """A file's name without .nii or .nii.gz, in capitals too."""
-    return re.sub(r"(\.nii)?(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    """A file's plain name without .nii or .nii.gz, in capitals too."""
+    return re.sub(r"(\.nii)?(\.gz)?$", "", plain(path.name), flags=re.IGNORECASE)
 
 
 def without_channel(name: str) -> str:
@@ -81,7 +89,9 @@ def foreign(head: bytes, name: str) -> str:
     it becomes a NIfTI file; empty for NIfTI and for what nothing is known of."""
     if is_nifti(head):
         return ""
-    nifti = f"{re.sub(r'[.][^.]*$', '', stem(Path(name))) or 'volume'}.nii.gz"
+    bare = stem(Path(name))
+    bare = f"{bare}_nifti1" if is_nifti_name(Path(name)) else re.sub(r"[.][^.]*$", "", bare)
+    nifti = f"{bare or 'volume'}.nii.gz"
     if is_dicom(head, name):
         return f"DICOM. {DICOM}"
     for pattern, kind, how in SIGNATURES:
@@ -104,8 +114,10 @@ def foreign_files(paths: Iterable[Path]) -> str:
     for path in islice((p for p in paths if p.is_file()), LOOKED_AT):
         try:
             with path.open("rb") as file:
+                packed = file.read(2) == b"\x1f\x8b"
+            with (gzip.open if packed else open)(path, "rb") as file:
                 head = file.read(352)
-        except OSError:
+        except (OSError, EOFError, zlib.error):
             continue
         if found := foreign(head, path.name):
             return f"{path.name} is {found}"

@@ -62,9 +62,9 @@ def canonical(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return affine @ nib.orientations.inv_ornt_aff(nib.io_orientation(affine), shape)
 
 
-def displacement(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """How far at most, over the corners of a volume, the voxel of an index lies elsewhere by
-    `other` than by `affine`, along each axis of the latter in voxels, float64 `(3,)`."""
+def displacement(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far apart at most, over the corners of a volume, the voxels of one index are by
+    `affine` and by `other`, in voxels of the former."""
     corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in shape))])
     moved = corners @ (np.linalg.inv(affine) @ other).T - corners
-    return np.abs(moved[:, :3]).max(0)
+    return float(np.linalg.norm(moved[:, :3], axis=1).max())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.files import UserError, bullets, read_csv, shown, write_json
-from common.formats import foreign_files, is_nifti_name, stem, without_channel
+from common.formats import foreign_files, is_nifti_name, plain, stem, without_channel
 from common.measures import COLUMNS
 from common.settings import InferenceConfig
 from common.trained import Trained
@@ -18,6 +18,11 @@ class Job(NamedTuple):
     volume: Path
     truth: Path | None
     mask: Path
+
+    @property
+    def name(self) -> str:
+        """The volume's file name, as tables and sheets have it."""
+        return plain(self.volume.name)
 
     def beside(self, ending: str) -> Path:
         """A file beside the mask, of the same name but for the ending."""
@@ -131,7 +136,7 @@ def begin(job: Job, maps: list[str]) -> None:
     for old in earlier_files(job) - {*files}:
         old.unlink()
     coming = {path.name: None for path in files if path != job.record}
-    write_json(job.record, {"volume": job.volume.name, "files": coming})
+    write_json(job.record, {"volume": job.name, "files": coming})
 
 
 def checksums(job: Job, maps: list[str]) -> dict[str, str]:

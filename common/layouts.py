@@ -19,7 +19,7 @@ from common import config as base
 from common.cases import Case, listing
 from common.config import option
 from common.files import ROOT, UserError, bullets, read_json, shown
-from common.formats import DICOM, NIFTI, foreign_files, stem
+from common.formats import DICOM, NIFTI, foreign_files, plain, stem
 from common.organs import USUAL, named_in
 
 # A word of a "modality" or "channel_names" that stands for CT, in HU.
@@ -51,9 +51,8 @@ def find_cases(config: VolumesConfig) -> tuple[list[Case], list[tuple[str, str]]
         index = config.input / "dataset.json"
         if config.input.is_dir() and not index.exists():
             raise UserError(_without_index(config.input))
-        listed = read_json(index) if index.exists() else {}
-        if isinstance(listed, dict) and "training" not in listed and {*NNUNET} & {*listed}:
-            return _by_pattern(config.input, *_patterns(config, listed))
+        if is_nnunet(config.input):
+            return _by_pattern(config.input, *_patterns(config, read_json(index)))
         return listing(config.input, config.channel)
     if None in (config.images, config.masks):
         raise UserError("--images and --masks belong together; give both.")
@@ -75,6 +74,13 @@ def _without_index(folder: Path) -> str:
     )
 
 
+def is_nnunet(folder: Path) -> bool:
+    """Whether the folder's dataset.json is nnU-Net's of version 2, which lists no files."""
+    index = folder / "dataset.json"
+    listed = read_json(index) if index.exists() else {}
+    return isinstance(listed, dict) and "training" not in listed and bool({*NNUNET} & {*listed})
+
+
 def _patterns(config: VolumesConfig, listed: dict) -> tuple[str, str]:
     """The patterns of nnU-Net's images and labels, by its dataset.json; --channel chooses one of
     several channels. UserError if that is not clear, or for files that are not NIfTI."""
@@ -82,8 +88,11 @@ def _patterns(config: VolumesConfig, listed: dict) -> tuple[str, str]:
     channels = listed.get("channel_names")
     names = list(channels.values()) if isinstance(channels, dict) else ["?"]
     if not ending.lower().endswith(NIFTI):
-        raise UserError(f"{shown(index)}: its files are {ending}; .nii or .nii.gz is expected.")
-    if len(names) > 1 and config.channel is None:
+        raise UserError(
+            f"{shown(index)}: its files are {ending}; .nii or .nii.gz is expected. Convert them "
+            "and change file_ending."
+        )
+    if not (config.channel or 0) < len(names) or len(names) > 1 and config.channel is None:
         raise UserError(
             f"{shown(index)} names {len(names)} channels ({', '.join(map(str, names))}); choose "
             f"one with --channel, from 0 to {len(names) - 1}."
@@ -115,7 +124,7 @@ def _by_pattern(folder: Path, images: str, masks: str) -> tuple[list[Case], list
         raise UserError(f"--images {images!r} finds the masks alone in {shown(folder)}.")
     stems = [stem(path) for path in first.values()]
     unique = len({*stems}) == len(stems)  # not so where every folder holds `image.nii.gz`
-    names = {key: stem(path) if unique else "_".join(key) for key, path in first.items()}
+    names = {key: stem(path) if unique else plain("_".join(key)) for key, path in first.items()}
     both = first.keys() & second.keys()
     if both and all(re.fullmatch(f"{re.escape(stem(second[k]))}_\\d{{4}}", names[k]) for k in both):
         names |= {key: stem(second[key]) for key in both}  # nnU-Net's channel is no part of a name

@@ -73,7 +73,7 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
         except Exception as error:  # a name or a file like no other
             problems.append(f"{shown(job.volume)}: {unforeseen(error)}")
         if not untouched(job):  # it failed half made: no old row beside a new mask
-            measured.pop(job.volume.name, None)
+            measured.pop(job.name, None)
         if table and (measured or table.exists()):
             write_csv(table, [row for name in sorted(measured) for row in measured[name]])
     if len(dice) > 1:
@@ -106,7 +106,7 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> di
         mask = largest_components(mask, len(organs))
     left = on_the_left(organs) if hu else None
     about = {
-        "volume": job.volume.name,
+        "volume": job.name,
         "stage": run.checkpoint["stage"],
         "run": run.folder.name,
         "weights": config.weights,

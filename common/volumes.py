@@ -146,7 +146,7 @@ def read_volume(path: Path, channel: int | None = None, label: bool = False) -> 
         stored = np.asarray(stored, np.float32) if scaled else stored.get_unscaled()
         if stored.size > math.prod(shape):  # the other channels need no memory
             stored = stored.reshape(*shape, count, order="F")[..., number].copy(order="K")
-        affine = in_mm(image.affine, image.header)
+        affine, sizes = in_mm(image.affine, image.header), _sizes(path, image)
         ornt = nib.io_orientation(affine)
         voxels = nib.apply_orientation(stored.reshape(shape, order="A"), ornt)
     except UserError:
@@ -158,7 +158,7 @@ def read_volume(path: Path, channel: int | None = None, label: bool = False) -> 
     if voxels.dtype.kind not in "iuf":
         raise UserError(f"{shown(path)} has shape {shape}, type {voxels.dtype}; a CT is expected.")
     spacing = np.zeros(3)
-    spacing[ornt[:, 0].astype(int)] = _sizes(path, image)
+    spacing[ornt[:, 0].astype(int)] = sizes
     return Volume(
         voxels=voxels,
         spacing=tuple(spacing.tolist()),
@@ -181,9 +181,10 @@ def _sizes(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     if geometry.is_flat(affine):
         raise UserError(f"{shown(path)}: its affine gives the voxels no volume.")
     # Where the gantry was tilted pixdim may hold the distance of the slices.
-    for lengths in (sizes, geometry.between_planes(affine)):
-        if np.allclose(lengths[: len(claimed)], claimed, rtol=0.01):
-            return sizes
+    each = (sizes, geometry.between_planes(affine))
+    same = [np.isclose(lengths[: len(claimed)], claimed, rtol=0.01) for lengths in each]
+    if np.logical_or(*same).all():
+        return sizes
     claimed, sizes = ([round(float(s), 4) for s in values] for values in (claimed, sizes))
     raise UserError(f"{shown(path)} gives two spacings: {claimed} in pixdim, {sizes} in affine.")
 

@@ -33,7 +33,7 @@ from common.config import launch, option
 from common.doubts import doubts, image_doubts
 from common.files import UserError, shown
 from common.formats import is_nifti_name, stem, without_channel
-from common.layouts import VolumesConfig, find_cases, is_ct, named_organs
+from common.layouts import VolumesConfig, find_cases, is_ct, is_nnunet, named_organs
 from common.organs import USUAL, count_values, overlapping, parse_organs, remarks
 from common.processes import run_all, unforeseen
 from common.volumes import Volume, read_volume
@@ -165,6 +165,7 @@ def main(config: Config) -> None:
             "fetch Task09_Spleen with download_task09.py, or make a phantom with make_phantom.py."
         )
     cases, lost = find_cases(config)
+    listed = config.images is None and not is_nnunet(config.input)
     bad, rules = {name for name, _ in lost}, rules_of(config)
     there = [case for case in cases if case.name not in bad]
     checked = run_all(partial(check, rules=rules), there, config.workers, "checking")
@@ -175,7 +176,7 @@ def main(config: Config) -> None:
     rows += [("error", name, text) for name, case in checked.items() for text in case.errors]
     count, unit = len(rows), "HU" if rules.hu else "values"
     rows += [("warning", name, text) for name, case in checked.items() for text in case.warnings]
-    rows += [("warning", *found) for found in unlisted(cases, there, config.images is None)]
+    rows += [("warning", *found) for found in unlisted(cases, there, listed)]
     print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {unit:>9} {'organ ml':>12}")
     print("\n".join(case.line for case in checked.values() if case.line))
     if rules.several:

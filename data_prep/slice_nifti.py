@@ -53,6 +53,7 @@ from common.files import (
     shown,
     write_json,
 )
+from common.formats import plain
 from common.layouts import VolumesConfig, is_ct, list_all, named_organs, patient_of, set_doubts
 from common.organs import USUAL, as_words, count_values, parse_organs, remarks, to_mask
 from common.processes import run_all
@@ -267,7 +268,7 @@ def main(config: Config) -> None:
                 f"{'; '.join(' = '.join(names) for names in same)}. Leave all but one of each out."
             )
         slices = [
-            Slice(case.name, index, foreground, case.image.name)
+            Slice(case.name, index, foreground, plain(case.image.name))
             for case, record in zip(cases, records, strict=True)
             for index, foreground in record["rows"]
         ]
