@@ -1,10 +1,14 @@
 """Label maps are resized by area, with the same pixel centres as their image."""
 
+import nibabel as nib
 import numpy as np
 import pytest
+from conftest import ROOT, load_script
+from PIL import Image
 from scipy import ndimage
 from skimage.measure import block_reduce
 
+from common.figures import save_picture
 from common.views import resize_labels, to_square
 
 VALUES = (1, 2, 3, 7)
@@ -112,3 +116,45 @@ def test_nothing_else_comes_or_goes():
     speck[10, 10] = 255  # a sixteenth of a pixel: noise, not a structure
     assert not resize_labels(speck, (12, 10)).any()
     assert np.array_equal(resize_labels(speck, (50, 40)), speck)
+
+
+def lies_on_its_image(folder, size) -> float:
+    """Mean distance of the mask's centre from its image's, in pixels of the data set."""
+    shifts = []
+    for path in sorted((folder / "masks").glob("*.png")):
+        image, mask = (np.asarray(Image.open(folder / k / path.name)) for k in ("images", "masks"))
+        if mask.any():
+            shifts.append(centroid(image.astype(float)) - centroid(mask > 0))
+    assert len(shifts) >= 8
+    return np.abs(np.mean(shifts, axis=0)).max() * size
+
+
+def test_pictures_are_imported_with_their_masks_in_place(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        shape = disc(256, rng.uniform(90, 160, 2), rng.uniform(50, 80))
+        save_picture(tmp_path / "images" / f"p{n}.png", shape * np.uint8(255))
+        save_picture(tmp_path / "masks" / f"p{n}.png", shape * np.uint8(255))
+    script, out = load_script(ROOT / "data_prep" / "import_pairs.py"), tmp_path / "set"
+    folders = {"images": tmp_path / "images", "masks": tmp_path / "masks"}
+    for size in (128, 64, 100):
+        script.main(script.Config(**folders, output=out, size=size, overwrite=True))
+        assert lies_on_its_image(out, size) < 0.05
+
+
+def test_volumes_are_sliced_with_their_labels_in_place(tmp_path):
+    rng = np.random.default_rng(0)
+    views = [disc(256, rng.uniform(90, 160, 2), rng.uniform(50, 80)) for _ in range(12)]
+    organ = np.stack(views, axis=2)
+    affine = np.diag([-0.8, -0.8, 5, 1])
+    for name, voxels in (("images", organ * 400 - 160), ("labels", organ)):
+        for case in "abc":
+            moved = np.roll(voxels.astype(np.int16), ord(case), axis=2)
+            path = tmp_path / name / f"{case}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(moved, affine), path)
+    script, out = load_script(ROOT / "data_prep" / "slice_nifti.py"), tmp_path / "set"
+    patterns = {"input": tmp_path, "images": "images/*.nii.gz", "masks": "labels/*.nii.gz"}
+    for size in (128, 100):
+        script.main(script.Config(**patterns, output=out, size=size, overwrite=True, workers=1))
+        assert lies_on_its_image(out, size) < 0.05
