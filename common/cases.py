@@ -57,8 +57,9 @@ def listing(folder: Path, channel: int | None = None) -> tuple[list[Case], list[
     pairs = [tuple(_listed(folder, entry[key]) for key in ("image", "label")) for entry in entries]
     tests = listed.get("test") if isinstance(listed.get("test"), list) else []
     tests = [_listed(folder, t.get("image") if isinstance(t, dict) else t) for t in tests]
-    tests = {*names_of(folder, [*dict.fromkeys(tests)])}
     names = names_of(folder, [image for image, _ in pairs])
+    by_path = {image: name for (image, _), name in zip(pairs, names, strict=True)}
+    tests = {by_path.get(path, stem(path)) for path in tests}
     problems, cases = [], set()
     for name, (image, label) in zip(names, pairs, strict=True):
         found, text = with_channel(image, channel)
