@@ -73,8 +73,8 @@ def _affine_doubts(image: Volume) -> list[str]:
         found.append("qform and sform turn it differently; sform is followed")
     if (tilt := geometry.tilt(affine)) > geometry.TILT_DEGREES:
         found.append(
-            f"its axes are sheared by {tilt:.0f} degrees (gantry tilt?): ml are right, distances "
-            "of surfaces approximate"
+            f"its axes are sheared by {tilt:.0f} degrees (gantry tilt?); slices are cut along "
+            "them, not at right angles"
         )
     if (turn := round(geometry.obliquity(affine), 1)) > geometry.OBLIQUE_DEGREES:
         found.append(f"its axes are turned by {turn:.0f} degrees: its slices are not axial ones")

@@ -27,10 +27,10 @@ def findings(
 ) -> dict:
     """For a mask of class indices: its slices, each organ's measures (see `measures`) and, with a
     truth, its scores and their means over the organs (else None)."""
-    each = {}
+    each, steps = {}, spacing if affine is None else affine[:3, :3]
     for value, organ in enumerate(organs, start=1):
         mine = mask == value
-        scores = None if truth is None else volume_scores(mine, truth == value, spacing)
+        scores = None if truth is None else volume_scores(mine, truth == value, steps)
         each[organ] = {**measures(mine, spacing, affine), "scores": scores}
     means = None
     if truth is not None:
@@ -57,8 +57,8 @@ def measures(
     }
 
 
-def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing: tuple) -> dict:
-    """Overlap and surface scores of a bool mask in the CT's own voxels."""
+def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing) -> dict:
+    """Overlap and surface scores of a bool mask in the CT's own voxels (see `surface_scores`)."""
     counts = (np.count_nonzero(a) for a in (mask & truth, mask, truth))
     return {**overlap_scores(*counts), **surface_scores(mask, truth, spacing)}
 

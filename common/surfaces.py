@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
+SKEW = 1e-3  # the cosine of two axes from which on they are not at right angles
 # Each score's title in a table.
 SURFACE_SCORES = {
     "hd95_mm": "HD95 mm",
@@ -24,45 +25,49 @@ SURFACE_SCORES = {
 
 
 def surface_scores(
-    prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...]
+    prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...] | np.ndarray
 ) -> dict[str, float | None]:
     """HD95, ASSD (mm) and NSD at 1 and 2 mm (0..1) of two masks of equal shape.
 
-    `spacing` is the voxels' size in mm, one number for each axis. If one mask is empty, the
-    distances are the volume's diagonal and NSD is 0, so that a missed organ costs and never drops
-    out of a mean; if both are, all are None.
+    `spacing` is the voxels' size in mm, one number for each axis, or a matrix whose columns are the
+    axes' steps in mm, which need not be at right angles. If one mask is empty, the distances are
+    the volume's diagonal and NSD is 0, so that a missed organ costs and never drops out of a mean;
+    if both are, all are None.
     """
     prediction, truth = np.asarray(prediction) > 0, np.asarray(truth) > 0
     if prediction.shape != truth.shape or len(spacing) != truth.ndim:
         raise ValueError(f"shapes {prediction.shape}, {truth.shape}; spacing {spacing}")
     used = [axis for axis, length in enumerate(truth.shape) if length > 1] or [0]
-    spacing = tuple(spacing[axis] for axis in used)
+    steps = (np.diag(spacing) if np.ndim(spacing) == 1 else np.asarray(spacing))[:, used]
     shape = tuple(truth.shape[axis] for axis in used)
     prediction, truth = prediction.reshape(shape), truth.reshape(shape)
     if not prediction.any() and not truth.any():
         return dict.fromkeys(SURFACE_SCORES)
     if not prediction.any() or not truth.any():
-        diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
+        diagonal = float(np.linalg.norm(steps @ shape))
         return _named(diagonal, diagonal, 0.0, 0.0)
     # Both surfaces lie in the box of the union: the rest of a 512x512x129 volume is not touched.
     box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]
     surfaces = [_surface(mask[box]) for mask in (prediction, truth)]
-    there, back = (_distances(*pair, spacing) for pair in (surfaces, surfaces[::-1]))
+    there, back = (_distances(*pair, steps) for pair in (surfaces, surfaces[::-1]))
     every = np.concatenate([there, back])
     hd95 = max(np.percentile(way, 95) for way in (there, back))
     return _named(hd95, every.mean(), (every <= 1).mean(), (every <= 2).mean())
 
 
-def _distances(own: np.ndarray, other: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
-    """From each voxel of one surface to the nearest of the other, in mm.
+def _distances(own: np.ndarray, other: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """From each voxel of one surface to the nearest of the other, in mm; the columns of `steps` are
+    the axes' steps.
 
     Few voxels in a large box, as far islands make it, are sought in a tree; else a distance
-    transform of the box is faster. Both are exact.
+    transform of the box is faster. Both are exact; the transform needs right angles.
     """
-    mine, theirs = np.argwhere(own) * spacing, np.argwhere(other) * spacing
-    if len(mine) + len(theirs) < own.size / 20:
+    mine, theirs = np.argwhere(own) @ steps.T, np.argwhere(other) @ steps.T
+    lengths = np.linalg.norm(steps, axis=0)
+    askew = np.abs((steps / lengths).T @ (steps / lengths) - np.eye(len(lengths))).max() > SKEW
+    if askew or len(mine) + len(theirs) < own.size / 20:
         return KDTree(theirs).query(mine)[0]
-    return ndimage.distance_transform_edt(~other, sampling=spacing)[own]
+    return ndimage.distance_transform_edt(~other, sampling=lengths)[own]
 
 
 def _named(*values: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ from common.figures import (
     TRUTH,
     comparison,
     curves,
+    drawable,
     frame_of,
     outlined,
     panels,
@@ -77,3 +78,16 @@ def test_the_frame_holds_all_masks_and_stays_in_the_picture():
     wide = np.zeros((30, 60), np.uint8)
     wide[:, 20:50] = 1
     assert frame_of([wide]) == (slice(0, 30), slice(20, 50))
+
+
+def test_names_are_drawn_as_they_are_whatever_their_letters(tmp_path, recwarn):
+    assert drawable("$a_$b") == r"\$a_\$b"
+    assert drawable("Müller 患者\udcff\n") == "Müller \\u60a3\\u8005\\udcff\n"
+    image, mask = np.full((20, 20), 99, np.uint8), np.ones((20, 20), np.uint8)
+    name = "$\\frac{$ 患者\udcff"
+    sheet(tmp_path / "s.png", name, [(name, image, mask, None)], colours={name: (9, 9, 9)})
+    row = {"title": name, "image": image, "truth": mask, "masks": {name: mask}, "dice": {name: 1.0}}
+    comparison(tmp_path / "c.png", [row], [name])
+    log = [{"epoch": 1, "dice": 1.0, "val_dice": 0.5, "val_pooled": 0.5}]
+    curves(tmp_path / "l.png", log, name)
+    assert len(list(tmp_path.glob("*.png"))) == 3 and not len(recwarn)

@@ -94,3 +94,28 @@ def test_a_whole_ct_takes_seconds_and_shapes_must_agree():
         assert time.process_time() - began < 5
     with pytest.raises(ValueError, match="shapes"):
         surface_scores(organ, organ[1:], (1, 1, 1))
+
+
+def test_one_slice_has_the_surfaces_of_a_2d_image():
+    disk, moved = cube()[..., 15], cube(3)[..., 15]
+    flat = surface_scores(disk, moved, (2, 3))
+    assert flat["hd95_mm"] == 6 and flat["assd_mm"] > 0
+    for axis in range(3):
+        spacing = [2, 3]
+        spacing.insert(axis, 999)
+        slices = (np.expand_dims(mask, axis) for mask in (disk, moved))
+        assert surface_scores(*slices, tuple(spacing)) == pytest.approx(flat)
+    assert surface_scores(disk[..., None], disk[..., None] * 0, (2, 3, 999))[
+        "hd95_mm"
+    ] == pytest.approx(np.hypot(80, 120))
+    assert surface_scores(np.ones((1, 1, 1)), np.ones((1, 1, 1)), (1, 1, 1))["hd95_mm"] == 0
+
+
+def test_distances_along_sheared_axes_are_those_in_the_patient():
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    straight = surface_scores(cube(), cube(4), (0.8, 0.9, 5))
+    assert surface_scores(cube(), cube(4), turn * (0.8, 0.9, 5)) == pytest.approx(straight)
+    a, b = np.zeros((9, 9, 9)), np.zeros((9, 9, 9))
+    a[4, 4, 4] = b[4, 4, 6] = 1
+    steps = np.array([[1, 0, 0], [0, 1, 1.5], [0, 0, 2]])  # two slices up are three pixels back
+    assert surface_scores(a, b, steps)["hd95_mm"] == pytest.approx(5)
