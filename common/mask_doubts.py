@@ -22,11 +22,13 @@ def contradictions(masks: Sequence[Mask]) -> list[NotTwoValues]:
                 groups.append([mask])
             else:
                 group.append(mask)
+    limit = 128 if any(mask.lossy for mask in masks) else 1
     most = max(groups, key=lambda g: (len(g), g[0].colour in USUAL), default=[])
     return [
         NotTwoValues(
             f"{shown(mask.path)} shows the organ as {_as_text(mask.colour)}, {len(most)} other "
-            f"masks as {_as_text(most[0].colour)}: is it the same?"
+            f"masks as {_as_text(most[0].colour)}; if it is the same, --threshold {limit} takes "
+            "both."
         )
         for group in groups
         if group is not most

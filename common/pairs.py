@@ -12,9 +12,8 @@ from common.patients import name_slices
 from common.picture_folders import kind_of, name_of, pictures_in, source_of
 
 NO_MASKS = (
-    "name the masks with --masks or, of those that lie with their images, by --mask-suffix. New "
-    "pictures without masks are predicted by `python inference.py --images FOLDER` in a stage's "
-    "folder"
+    "Name the masks with --masks or, if they lie with their images, by --mask-suffix. New pictures "
+    "without masks are predicted by `python inference.py --images FOLDER` in a stage's folder."
 )
 
 
@@ -72,9 +71,7 @@ def match_names(config: PairsConfig) -> list[tuple[str, Path, tuple[Path, ...]]]
     joined: dict[str, tuple[Path, ...]] = {}
     if folders[0].resolve() != folders[1].resolve():
         image_files = pictures_in(config.images, config.masks)
-        if folders[1].is_dir() and not any(folders[1].iterdir()):
-            raise UserError(f"{shown(folders[1])} is empty: {NO_MASKS}.")
-        mask_files = pictures_in(folders[1], config.images)
+        mask_files = pictures_in(folders[1], config.images, NO_MASKS)
         images = _by_name(image_files, folders[0], config.image_suffix)
         masks = _by_name(mask_files, folders[1], config.mask_suffix)
     else:
@@ -82,7 +79,7 @@ def match_names(config: PairsConfig) -> list[tuple[str, Path, tuple[Path, ...]]]
         mask_files = [path for path in files if kind_of(path, folders[0]) == "masks"]
         told = 0 < len(mask_files) < len(files)  # by folders called images and masks
         if not told and config.image_suffix == config.mask_suffix:
-            raise UserError(f"{shown(config.images)} is the only folder: {NO_MASKS}.")
+            raise UserError(f"{shown(config.images)}: no masks are named. {NO_MASKS}")
         image_files = [path for path in files if path not in {*mask_files}] if told else files
         images = _by_name(image_files, folders[0], config.image_suffix)
         masks = _by_name(mask_files if told else files, folders[0], config.mask_suffix)
@@ -124,7 +121,9 @@ def _by_name(files: list[Path], folder: Path, suffix: str) -> dict[str, Path]:
                 )
             found[name] = path
     if not found:
-        raise UserError(f"{shown(folder)} holds no pictures with names ending in {suffix}.")
+        raise UserError(
+            f"{shown(folder)} holds no pictures with names ending in {suffix}. {NO_MASKS}"
+        )
     return found
 
 

@@ -39,7 +39,7 @@ def name_slices(
     elif any("/" in name for name in names):
         said, named = "the sub-folders", [(name, None) for name in _folders(names)]
     else:
-        said, named = "the names", [(name, "0") for name in names]
+        said, named = "the file names", [(name, "0") for name in names]
         _each_alone(names)
     missed = [shown(file) for file, (patient, _) in _both(files, named) if not patient]
     if missed:
@@ -83,7 +83,8 @@ def _folders(names: Sequence[str]) -> list[str]:
         )
     some = ", ".join(different[:3]) + (", ..." if len(different) > 3 else "")
     print(
-        f"no --patient rule: each of the {len(different)} sub-folders counts as a patient ({some})",
+        f"no --patient rule: each of the {len(different)} sub-folders counts as a patient ({some});"
+        f" if they are not, {WITHOUT}",
         flush=True,
     )
     return folders
@@ -122,9 +123,13 @@ def patients_listed(path: Path) -> Listed:
         name = file.stem if file.suffix.lower() in endings else file.name
         parts = (name, *_folders_above(file))
         table.setdefault(name, []).append((parts, row["patient"]))
-    for entries in table.values():
-        for parts, _ in entries:
-            _one_patient(entries, parts, path)
+    contradicting = {
+        f"{parts[0]} under {' and under '.join(found)}": None
+        for entries in table.values()
+        for parts, _ in entries
+        if len(found := _patients(entries, parts)) > 1
+    }
+    _refuse_two_patients([*contradicting], path)
     return table
 
 
@@ -138,19 +143,24 @@ def _look_up(listed: Listed, name: str, file: Path, path: Path) -> str | None:
     """The patient of a picture, listed by its whole name or without its suffix; None if neither."""
     *folders, short = name.split("/")
     for last in (unicodedata.normalize("NFC", file.stem), short):
-        parts = (last, *reversed(folders))
-        if patient := _one_patient(listed.get(last, ()), parts, path):
-            return patient
+        found = _patients(listed.get(last, ()), (last, *reversed(folders)))
+        if len(found) > 1:
+            _refuse_two_patients([f"{last} under {' and under '.join(found)}"], path)
+        if found and found[0]:
+            return found[0]
     return None
 
 
-def _one_patient(entries: Sequence, parts: tuple[str, ...], path: Path) -> str | None:
-    """The patient of the entries that can be the file with these parts: of the folders as many are
-    compared as both name. UserError if these are two patients."""
+def _patients(entries: Sequence, parts: tuple[str, ...]) -> list[str]:
+    """The different patients of the entries that can be the file with these parts: of the folders
+    as many are compared as both name."""
     fitting = [p for known, p in entries if all(a == b for a, b in zip(known, parts, strict=False))]
-    if len(different := list(dict.fromkeys(fitting))) > 1:
+    return list(dict.fromkeys(fitting))
+
+
+def _refuse_two_patients(lines: list[str], path: Path) -> None:
+    if lines:
         raise UserError(
-            f"{shown(path)} lists {parts[0]} under {different[0]} and under {different[1]}; give "
-            "every picture a name of its own, and one patient."
+            f"{shown(path)} lists {'; '.join(lines[:20])}; give every picture a name of its own, "
+            "and one patient."
         )
-    return different[0] if different else None

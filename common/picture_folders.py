@@ -9,18 +9,20 @@ from common.files import UserError, printable, shown
 from common.formats import foreign_files
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
-VOLUMES = "volumes are cut by data_prep/slice_nifti.py"
+VOLUMES = "data_prep/slice_nifti.py cuts volumes into slices"
 # What else may lie in a folder that should hold pictures, by its ending, and what to do.
 OTHERS = {
-    (".dcm", ".ima", ".dicom"): "DICOM: convert it with dcm2niix, then see slice_nifti.py",
-    (".nii", ".nii.gz"): f"NIfTI: {VOLUMES}",
-    (".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".img", ".hdr"): f"save it as NIfTI; {VOLUMES}",
-    (".svs", ".ndpi", ".czi"): "a whole-slide picture: cut it into tiles, saved as PNG",
+    (".dcm", ".ima", ".dicom"): f"DICOM, which dcm2niix converts to NIfTI; {VOLUMES}",
+    (".nii", ".nii.gz"): f"NIfTI; {VOLUMES}",
+    (".mha", ".mhd"): f"MetaImage, to be saved as NIfTI; {VOLUMES}",
+    (".nrrd", ".nhdr"): f"NRRD, to be saved as NIfTI; {VOLUMES}",
+    (".mgz", ".img", ".hdr"): f"volumes, to be saved as NIfTI; {VOLUMES}",
+    (".svs", ".ndpi", ".czi"): "whole slides, to be cut into tiles that are saved as PNG",
     (".webp", ".heic", ".heif", ".avif", ".svg", ".jp2", ".psd", ".eps", ".pdf", ".ppm", ".pgm"): (
-        "save it as PNG"
+        "a format that is not read; save them as PNG"
     ),
     (".npy", ".npz", ".mat", ".h5", ".exr", ".raw", ".dng", ".zip", ".tfrecord"): (
-        "save each picture in it as PNG, with 8 bits a channel"
+        "a format that is not read; save the pictures in them as PNG, with 8 bits a channel"
     ),
 }
 DEEPEST = 4  # levels of sub-folders that are looked into
@@ -28,10 +30,11 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label")
 
 
-def pictures_in(folder: Path, other: Path | None = None) -> list[Path]:
+def pictures_in(folder: Path, other: Path | None = None, hint: str = "") -> list[Path]:
     """The picture files in a folder or, if it holds none, in its sub-folders, sorted.
 
-    Prints what is left out, but for what lies in the folder `other`. UserError if there are none.
+    Prints what is left out, but for what lies in the folder `other`. UserError if there are none,
+    of an empty folder with a `hint` on what to do.
     """
     if not folder.is_dir():
         found = "is not a folder" if folder.exists() else "does not exist"
@@ -43,12 +46,13 @@ def pictures_in(folder: Path, other: Path | None = None) -> list[Path]:
     pictures = [path for path in files if path.suffix.lower() in ENDINGS]
     here = {path: True for path in pictures if path.parent == folder}
     if not pictures:
-        raise UserError(f"{shown(folder)} holds no pictures ({' '.join(ENDINGS)})." + _why(files))
+        why = _why(files) if files else f" It is empty. {hint}".rstrip()
+        raise UserError(f"{shown(folder)} holds no pictures ({' '.join(ENDINGS)}).{why}")
     others = Counter(ending for path in files if (ending := _other(path)))
     left = [f"{count} {ending}" for ending, count in sorted(others.items())]
     below = [path for path in pictures if path not in here]
     if here and (more := [p for p in below if not (other and p.is_relative_to(other))]):
-        left.append(f"{len(more)} pictures in sub-folders, as there are pictures beside these")
+        left.append(f"the pictures in sub-folders ({len(more)}), as there are others beside them")
     if left:
         print(f"note: not read in {shown(folder)}: {', '.join(left)}", flush=True)
     return [*here] or pictures
@@ -77,12 +81,12 @@ def _why(files: list[Path]) -> str:
     if kinds:
         ending, count = kinds.most_common(1)[0]
         how = next(advice for endings, advice in OTHERS.items() if ending in endings)
-        return f" It holds {count} {ending}: {how}."
+        return f" It holds {count} {ending} files: {how}."
     if found := foreign_files(files):
         return f" {found}"
     kinds = Counter(path.suffix.lower() or "files without an ending" for path in files)
     listed = ", ".join(f"{count} {ending}" for ending, count in kinds.most_common(3))
-    return f" It holds {listed}." if files else " It is empty."
+    return f" It holds {listed}."
 
 
 def name_of(path: Path, folder: Path, suffix: str) -> str:

@@ -1,5 +1,6 @@
 """Pictures of other 2D data sets, in whatever format and mode they come."""
 
+import io
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,8 @@ def load(path: Path) -> Loaded:
     UserError for a damaged file, for more than 8 bits and for several pages.
     """
     try:
-        with Image.open(path) as picture:
+        # From a path Pillow maps a TIFF into memory, and garbles one that is turned by 90 degrees.
+        with Image.open(io.BytesIO(path.read_bytes())) as picture:
             raw = _check_form(picture, path)
             lossy = LOSSY.get(picture.format, "")
             if picture.format == "TIFF" and "jpeg" in str(picture.info.get("compression")):

@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 from common.cases import twins
 from common.config import launch, option
-from common.files import UserError, bullets, lock_folder, replace_folder, shown
+from common.files import UserError, bullets, lock_folder, printable, replace_folder, shown
 from common.mask_doubts import contradictions, inverted, remarks_on
 from common.masks import Mask, NotTwoValues, read_binary, read_numbers
 from common.organs import USUAL, count_values, parse_organs, remarks, to_mask
@@ -117,7 +117,8 @@ def read_mask(
         if len(pair.masks) > 1:
             raise UserError(
                 f"{shown(pair.image)} has {len(pair.masks)} masks in its folder, one for each "
-                "object: their values cannot be joined."
+                "object, whose values cannot be joined; for one organ leave the value out of "
+                "--organs."
             )
         numbers, mask = read_numbers(pair.masks[0])
         return to_mask(numbers, labels), {*count_values(numbers)}, [mask]
@@ -213,8 +214,8 @@ def main(config: Config) -> None:
         if source.is_relative_to(config.output.resolve()):
             raise UserError(f"{shown(source)} lies in the --output folder; choose another one.")
     info = {
-        "name": config.images.resolve().name,
-        "source": f"2D pairs from {config.images.resolve().name}",
+        "name": printable(config.images.resolve().name),
+        "source": f"2D pairs from {printable(config.images.resolve().name)}",
         "size": config.size,
         "classes": organs,
         **({"labels": {name: list(of) for name, of in labels.items()}} if labels else {}),

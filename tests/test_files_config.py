@@ -40,6 +40,13 @@ def test_csv_and_json_come_back(tmp_path):
     assert read_json(tmp_path / "t.json") == {"a": [1, None]}
 
 
+def test_a_byte_order_mark_does_not_count(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n", encoding="utf-8-sig")
+    assert read_csv(tmp_path / "t.csv", ("a", "b")) == [{"a": "1", "b": "2"}]
+    (tmp_path / "t.json").write_text("[1]", encoding="utf-8-sig")
+    assert read_json(tmp_path / "t.json") == [1]
+
+
 @pytest.mark.parametrize(
     ("content", "word"),
     [("a,b\n1\n", "line 2"), ("a\n1\n", "no column b"), ("a,b\n1,2,3\n", "line 2")],
