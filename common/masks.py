@@ -109,9 +109,8 @@ def _of_palette(loaded: Loaded, path: Path, threshold: int | None) -> tuple[np.n
     """A palette's mask, by its numbers: 0 is background, one other the organ."""
     values = _numbers(loaded.image)
     found = np.unique(values).tolist()
-    listed = (loaded.image.palette.getdata()[1] if loaded.image.palette else b"") or b""
-    width = len(loaded.image.palette.mode) if loaded.image.palette else 3
-    shades = {n: tuple(listed[width * n : width * n + 3]) for n in found}
+    listed = loaded.image.getpalette() or []  # R, G, B of each number in turn
+    shades = {number: tuple(listed[3 * number : 3 * number + 3]) for number in found}
     ramp = all(shades[n] in ((n,) * 3, ()) for n in found)
     if threshold is not None:
         if len(found) > 2 and not ramp:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.files import UserError, shown
 from common.slices import MAX_PIXELS
@@ -45,6 +45,8 @@ def load(path: Path) -> Loaded:
             upright = ImageOps.exif_transpose(picture) if turned else picture.copy()
     except UserError:
         raise
+    except UnidentifiedImageError:
+        raise UserError(f"{shown(path)} is damaged or not a picture.") from None
     except Exception as error:  # Pillow's readers raise many types for a damaged file
         raise UserError(f"{shown(path)} is damaged or not a picture ({error}).") from None
     bits = re.match("L;([24])", raw)
