@@ -18,6 +18,7 @@ from common.volumes import Volume, read_volume
 PAIR = {"image", "label"}
 ONE_ORGAN = (0, 1)  # what a label holds where no organs are named
 ROUNDING = 1e-3  # so far from a whole number a label's value is meant as one
+RESAMPLE = "resample it on its image (nibabel.processing.resample_from_to(label, image, order=0))"
 APART = 0.5  # voxels between a label and its image; from there on another voxel is nearer
 
 
@@ -173,13 +174,13 @@ def problems_of(
         flat = len(image.header.get_data_shape()) == 2
         text = " (a 2D image is a 3D volume of one slice)" if flat else ""
         found.append(
-            f"the label's shape is {label.stored_shape}, its image's {image.stored_shape}{text}"
+            f"the label's shape is {label.stored_shape}, its image's {image.stored_shape}{text}: "
+            f"{RESAMPLE}"
         )
     elif (apart := beside(image, label)) > APART:
         found.append(
             f"the label's affine differs from its image's: it lies up to {apart:.3g} voxels beside "
-            "it. Resample it on the image (nibabel.processing.resample_from_to(label, image, "
-            "order=0)), or, if its header alone is wrong, give it the image's affine"
+            f"it: {RESAMPLE}, or, if its header alone is wrong, give it the image's affine"
         )
     if not np.isfinite(image.voxels).all():
         found.append("the image holds NaN or infinite voxels")

@@ -41,7 +41,7 @@ from common.views import (
     to_square,
 )
 from common.views import window as shades
-from common.volumes import Volume, read_volume, write_volume
+from common.volumes import Volume, in_mm, read_volume, write_volume
 
 
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
@@ -203,7 +203,7 @@ def rows_of_sheet(volume: Volume, mask, truth, bounds: tuple, panels: int = 12) 
 
 def _stored_index(volume: Volume, index: int) -> str:
     """An axial slice as other programs number it: along the file's own axis i, j or k."""
-    ornt = nib.io_orientation(volume.stored_affine)
+    ornt = nib.io_orientation(in_mm(volume.stored_affine, volume.header))
     axis = int(np.flatnonzero(ornt[:, 0] == 2)[0])
     place = index if ornt[axis, 1] > 0 else volume.stored_shape[axis] - 1 - index
     return f"{'ijk'[axis]} = {place}"

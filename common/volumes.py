@@ -223,7 +223,9 @@ def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> None:
     voxels' own type, without header extensions, which describe the CT and may name the patient.
     The same voxels give the same bytes."""
     canonical = nib.orientations.axcodes2ornt("RAS")
-    back = nib.orientations.ornt_transform(canonical, nib.io_orientation(like.stored_affine))
+    back = nib.orientations.ornt_transform(
+        canonical, nib.io_orientation(in_mm(like.stored_affine, like.header))
+    )
     header = like.header.copy()
     header.set_data_dtype(voxels.dtype)
     header.set_slope_inter(1, 0)
