@@ -8,3 +8,23 @@ transunet -> losses -> contrast -> maps -> surfaces -> scores -> scoring -> meas
 charts -> study -> interruption -> runs -> resume -> engine -> teachers -> trained -> reconstruction
 -> jobs -> segment -> export -> predict -> steps -> plan
 """
+
+import os
+from collections.abc import MutableMapping
+
+# How OpenMP's threads wait, if the user has said it; libgomp reads it when torch is imported.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def settle_threads(environment: MutableMapping[str, str]) -> None:
+    """Let waiting threads spin briefly before they sleep, unless the user has said otherwise.
+
+    Left to itself libgomp lets them spin for milliseconds: beside other work, which shared machines
+    and a second training are, that takes the core from whoever has something to do
+    (benchmarks/threads.py).
+    """
+    if not any(name in environment for name in WAITING):
+        environment["GOMP_SPINCOUNT"] = "10000"
+
+
+settle_threads(os.environ)
