@@ -5,7 +5,6 @@ import time
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from common import embedding, figures
@@ -16,6 +15,7 @@ from common.reconstruction import write_reconstructions
 from common.runs import STALE
 from common.segment import segment
 from common.settings import InferenceConfig
+from common.slices import mask_picture
 from common.trained import Trained, forward
 from common.unet import predicted, probabilities
 
@@ -90,12 +90,13 @@ def _write_masks(model: nn.Module, run: Trained, config: InferenceConfig) -> Non
     """Mask PNGs in predictions/, and probability maps if they are wanted."""
     (run.folder / "predictions").mkdir(parents=True)
     shade = np.uint8(255 if run.classes == 1 else 1)
+    colours = figures.legend(run.data.organs, run.data.colours)
     for batch, output in forward(model, run, run.slices, config):
         masks = predicted(output.logits).to(torch.uint8).cpu().numpy() * shade
         for name, mask in zip(batch["name"], masks, strict=True):
             # No atomic rename for each of thousands of files: inference.json vouches for them.
             path = run.folder / "predictions" / f"{name}.png"
-            Image.fromarray(mask).save(path, compress_level=1)
+            mask_picture(mask, colours).save(path, compress_level=1)
         if config.probabilities:
             _write_probabilities(run, batch["name"], output.logits)
 

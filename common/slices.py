@@ -1,7 +1,8 @@
 """The slice data set on disk: images, masks, manifest.
 
 images/<case>_<slice:03d>.png   8-bit grey
-masks/<case>_<slice:03d>.png    {0, 255} for one class, class indices for several
+masks/<case>_<slice:03d>.png    {0, 255} for one class, 8-bit grey; for several the class indices,
+                                with a palette of the organs' colours
 manifest.csv                    case, slice, foreground (pixels), source (file it came from)
 dataset.json                    size; classes: the organs' names in the order of their mask values;
                                 perhaps colours (of each), patients (of each case, where one has
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +110,12 @@ class SliceSet:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An 8-bit grey PNG as uint8 `(H, W)`. UserError if it is missing, damaged or not grey.
+    """An 8-bit grey PNG as uint8 `(H, W)`. UserError if it is missing, damaged or not grey."""
+    return _pixels(path, {"L": "8-bit grey"})
+
+
+def _pixels(path: Path, modes: dict[str, str]) -> np.ndarray:
+    """The numbers that a PNG of one of these modes holds, a palette's indices too, uint8 `(H, W)`.
 
     Pillow decodes a bit-flipped PNG without a word; `verify` compares its checksums, and needs to
     open the file for itself.
@@ -123,8 +130,9 @@ def read_image(path: Path) -> np.ndarray:
                     f"{shown(path)} claims {picture.width}x{picture.height} pixels, more than "
                     "8192x8192."
                 )
-            if picture.mode != "L":
-                raise UserError(f"{shown(path)} has mode {picture.mode}; 8-bit grey is expected.")
+            if picture.mode not in modes:
+                expected = " or ".join(modes.values())
+                raise UserError(f"{shown(path)} has mode {picture.mode}; {expected} is expected.")
             return np.array(picture)
     except FileNotFoundError:
         raise UserError(f"{shown(path)} is missing.") from None
@@ -133,8 +141,9 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path, classes: int) -> np.ndarray:
-    """A mask PNG as class indices, uint8 `(H, W)`. UserError for any other value."""
-    mask = read_image(path)
+    """A mask PNG, grey or with a palette, as class indices, uint8 `(H, W)`. UserError for any other
+    value."""
+    mask = _pixels(path, {"L": "8-bit grey", "P": "a palette"})
     allowed = np.array([0, 255]) if classes == 1 else np.arange(classes)
     values = np.unique(mask)
     if not np.isin(values, allowed).all():
@@ -143,6 +152,18 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
             f"holds {'0 and 255' if classes == 1 else f'0 to {classes - 1}'}."
         )
     return (mask > 0).astype(np.uint8) if classes == 1 else mask
+
+
+def mask_picture(mask: np.ndarray, colours: dict[str, tuple] | None) -> Image.Image:
+    """A mask, uint8 `(H, W)`, as the picture to save, of the same values.
+
+    The class indices of several organs get `colours` (see `figures.legend`) as their palette, black
+    for the background: in grey a viewer would show nothing but black. Without `colours` it is grey.
+    """
+    picture = Image.fromarray(mask)
+    if colours:
+        picture.putpalette(bytes([0, 0, 0, *chain.from_iterable(colours.values())]))
+    return picture
 
 
 def write_set(folder: Path, info: dict, slices: list[Slice], splits: dict) -> None:

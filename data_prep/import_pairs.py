@@ -45,6 +45,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from common import figures
 from common.cases import twins
 from common.config import launch, option
 from common.files import UserError, bullets, lock_folder, printable, replace_folder, shown
@@ -54,7 +55,7 @@ from common.organs import USUAL, count_values, parse_organs, remarks, to_mask
 from common.pairs import Pair, PairsConfig, find_pairs
 from common.pictures import load, to_grey
 from common.settings import SliceSetConfig
-from common.slices import Slice, check_output, in_short, write_set
+from common.slices import Slice, check_output, in_short, mask_picture, write_set
 from common.splits import make_splits
 from common.views import to_square
 
@@ -151,8 +152,10 @@ def convert(
     mask = to_square(mask, (1, 1), config.size, mask=True)
     row = Slice(pair.case, pair.index, int((mask > 0).sum()), pair.source)
     image = to_square(image, (1, 1), config.size, mask=False)
-    for kind, pixels in (("images", image), ("masks", mask)):
-        Image.fromarray(pixels).save(config.partial / kind / f"{row.name}.png", compress_level=4)
+    colours = figures.legend([*labels]) if len(labels) > 1 else None
+    pictures = {"images": Image.fromarray(image), "masks": mask_picture(mask, colours)}
+    for kind, picture in pictures.items():
+        picture.save(config.partial / kind / f"{row.name}.png", compress_level=4)
     return Converted(row, told, values, covered, masks, loaded.turned and not masks[0].turned)
 
 

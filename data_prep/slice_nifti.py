@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 
+from common import figures
 from common.cases import ONE_ORGAN, Case, fingerprint, read_case, twins
 from common.config import launch, option
 from common.doubts import doubts
@@ -58,7 +59,7 @@ from common.layouts import VolumesConfig, is_ct, list_all, named_organs, patient
 from common.organs import USUAL, as_words, count_values, parse_organs, remarks, to_mask
 from common.processes import run_all
 from common.settings import SliceSetConfig
-from common.slices import Slice, check_output, in_short, write_set
+from common.slices import Slice, check_info, check_output, in_short, mask_picture, write_set
 from common.splits import split_patients
 from common.views import (
     HU_WINDOW,
@@ -137,11 +138,14 @@ def describe_set(config: Config) -> dict:
 
 
 def known_colours(config: Config) -> dict:
-    """The colours that the set of the same organs, which is there, has been given by hand."""
+    """The colours, checked, that the set of the same organs that is there was given by hand."""
     index = config.output / "dataset.json"
     found = read_json(index) if index.exists() else None
     same = isinstance(found, dict) and found.get("classes") == describe_set(config)["classes"]
-    return {"colours": found["colours"]} if same and "colours" in found else {}
+    if not same or "colours" not in found:
+        return {}
+    check_info(found, index)
+    return {"colours": found["colours"]}
 
 
 def keep_others(config: Config) -> None:
@@ -157,8 +161,9 @@ def keep_others(config: Config) -> None:
             shutil.copy2(path, config.partial / path.name)
 
 
-def slice_case(case: Case, config: Config) -> dict:
-    """Write the slices of one volume into the partial folder; its record: geometry and rows.
+def slice_case(case: Case, config: Config, colours: dict | None) -> dict:
+    """Write the slices of one volume into the partial folder, masks of several organs in their
+    `colours`; its record: geometry and rows.
 
     The record is kept in `.done/`, written after the last slice. A case that has one there, or in
     an earlier set, made from the same two files with the same settings, is not sliced again.
@@ -186,8 +191,9 @@ def slice_case(case: Case, config: Config) -> dict:
         grey = to_square(grey, spacing, config.size, mask=False)
         mask = to_square(mask, spacing, config.size, mask=True)
         rows.append([index, int((mask > 0).sum())])
-        for name, pixels in zip(pictures(case.name, rows[-1:]), (grey, mask), strict=True):
-            Image.fromarray(pixels).save(home / name, compress_level=4)
+        both = Image.fromarray(grey), mask_picture(mask, colours)
+        for name, picture in zip(pictures(case.name, rows[-1:]), both, strict=True):
+            picture.save(home / name, compress_level=4)
     axis = {} if config.axis == "axial" else {"axis": config.axis}
     record = {"geometry": image.geometry() | axis, "rows": rows, "made_from": made_from}
     hu = not config.percentiles and is_ct(config.input, config.channel)
@@ -260,7 +266,10 @@ def main(config: Config) -> None:
     splits = split_patients(patients, config.seed, config.of, config.fold)
     with lock_folder(config.output):
         prepare(config, cases)
-        records = run_all(partial(slice_case, config=config), cases, config.workers, "volumes")
+        about = describe_set(config) | known_colours(config)
+        colours = figures.legend(about["classes"], about.get("colours"))
+        work = partial(slice_case, config=config, colours=colours)
+        records = run_all(work, cases, config.workers, "volumes")
         prints = {c.name: r.get("fingerprint", c.name) for c, r in zip(cases, records, strict=True)}
         if same := twins(prints):
             raise UserError(
@@ -275,8 +284,7 @@ def main(config: Config) -> None:
         if config.organs and not any(s.foreground for s in slices):
             raise UserError(f"no label holds any of {' '.join(config.organs)}: nothing to learn.")
         geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
-        several = {"patients": patients} if config.patient else {}
-        info = {**describe_set(config), **known_colours(config), **several, "cases": geometry}
+        info = about | ({"patients": patients} if config.patient else {}) | {"cases": geometry}
         write_set(config.partial, info, slices, splits)
         keep_others(config)
         replace_folder(config.partial, config.output)
