@@ -45,6 +45,12 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     foreign file or another output would be replaced.
     """
     volumes, single = volume_files(config.volume), not config.volume.is_dir()
+    if (count := channels_in(volumes)) > 1:
+        own = run.checkpoint.get("channel") or 0
+        print(
+            f"warning: {shown(config.volume)} seems to hold {count} channels of each volume "
+            f"(nnU-Net); each file is segmented by itself, right are those of *_{own:04d} alone"
+        )
     output = config.output or run.folder / "volumes"
     named = is_nifti_name(output) and not output.is_dir()
     other = output.suffix.lower() in (".gz", ".png", ".json", ".csv", ".dcm", ".nrrd", ".mha")
@@ -67,6 +73,17 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     except OSError as error:
         raise UserError(f"--output {shown(output)}: {error.strerror}.") from None
     return jobs
+
+
+def channels_in(volumes: list[Path]) -> int:
+    """How many of nnU-Net's channels, NAME_0000, NAME_0001, there are of each of several volumes;
+    0 if the files' names do not look so."""
+    groups: dict[str, set[str]] = {}
+    for name in map(stem, volumes):
+        groups.setdefault(without_channel(name), set()).add(name)
+    count = len(next(iter(groups.values())))
+    alike = all({f"{n}_{k:04d}" for k in range(count)} == g for n, g in groups.items())
+    return count if len(groups) > 1 and alike else 0
 
 
 def truth_of(volume: Path, truth: Path) -> Path:

@@ -12,7 +12,7 @@ from test_segment import ct, go, save
 from common.cases import Case, problems_of, read_case, read_label
 from common.files import UserError, read_csv
 from common.formats import foreign_files, is_nifti_name, plain, stem, without_channel
-from common.jobs import truth_of, volume_files
+from common.jobs import channels_in, truth_of, volume_files
 from common.layouts import VolumesConfig, list_all
 from common.volumes import read_volume
 
@@ -172,3 +172,13 @@ def test_names_lose_their_ending_and_what_no_table_can_hold():
     assert plain(b"caf\xe9.nii".decode("utf-8", "surrogateescape")) == "caf_xe9.nii"
     assert plain("Müller 患者") == "Müller 患者"
     assert without_channel("ct_0003") == "ct" and without_channel("amos_0123") == "amos_0123"
+
+
+def test_several_channels_of_each_volume_are_pointed_out(trained, tmp_path, capsys):
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
+        save(tmp_path / f"in/{name}.nii.gz", ct())
+    go(trained, tmp_path / "in")
+    assert "2 channels of each volume (nnU-Net)" in capsys.readouterr().out
+    assert channels_in([Path(f"amos_{n:04d}.nii.gz") for n in range(9)]) == 0
+    assert channels_in([Path("a_0000.nii.gz"), Path("b_0000.nii.gz")]) == 1
+    assert channels_in([Path("a_0000.nii.gz"), Path("b_0000.nii.gz"), Path("c_0001.nii")]) == 0
