@@ -24,6 +24,7 @@ from common.config import parse
 from common.files import ROOT, UserError, bullets, read_json, shown, write_json
 from common.resume import FREE_ON_RESUME, changed_settings
 from common.settings import TrainConfig
+from common.views import VERSION
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,12 @@ def key(step: Step) -> str:
 
     Two steps of one key have the same result, so a change reaches what stands on it and no more.
     Paths inside the repository count from its root. Neither the code nor the pixels of a data set
-    are in it: of a data set it sees the index files.
+    are in it: of a data set it sees the index files, and the version of how slices are made.
     """
     files = [_content(p, p.stat().st_mtime_ns) if p.exists() else "" for p in step.inputs]
     words = (word.removeprefix(f"{ROOT}/") for word in step.command)
-    parts = [*words, *files, *(key(other) for other in step.needs)]
+    made = [str(VERSION)] if step.makes_data else []
+    parts = [*words, *files, *made, *(key(other) for other in step.needs)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

@@ -24,6 +24,9 @@ HU_WINDOW = (-160, 240)
 # worst when it is made eight times smaller.
 THIN = 1 / 8
 ROUNDING = 1e-9  # shares this close are equal
+# Of this module's results: counts up when the same volumes give other slices, so that older ones
+# are made again and not taken for them.
+VERSION = 2
 # Of each slice plane the voxel axes: across the slices, down the rows, along the columns.
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 

@@ -8,10 +8,10 @@
         --images "img/img*.nii.gz" --masks "label/label*.nii.gz"
 
 Every axial slice of every labelled volume becomes an 8-bit PNG: HU window -160..240, resized to
---size, seen as a radiologist sees it (the patient's right on the left), whatever orientation the
-file is stored in. Patients, not slices, are split 70/10/20 into train, val and test; `student`
-is a fixed half of train. Over all --fold of so many (--of) every patient is tested exactly once.
-Where a patient has several volumes, say how their names give it: --patient "^(patient[0-9]+)".
+--size, seen as a radiologist sees it (the patient's right on the left). Patients, not slices, are
+split 70/10/20 into train, val and test; `student` is half of train. Over all --fold of --of every
+patient is tested once. Where a patient has several volumes, say how their names give it: --patient
+"^(patient[0-9]+)".
 
 Labels hold 0 and 1, and 1 is the spleen. Of others --organs names, selects and merges: the k-th
 organ named becomes mask value k, what is not named background. A name alone is looked up in the
@@ -64,6 +64,7 @@ from common.splits import split_patients
 from common.views import (
     HU_WINDOW,
     PLANES,
+    VERSION,
     bounds_of,
     pixel_spacing,
     to_square,
@@ -94,10 +95,9 @@ def check_config(config: Config) -> Config:
     if not config.hu_low < config.hu_high:
         raise UserError(f"--hu-low {config.hu_low} must be below --hu-high {config.hu_high}.")
     if config.percentiles:
-        if len(config.percentiles) != 2 or not 0 <= config.percentiles[0] < config.percentiles[1]:
+        shares = config.percentiles
+        if len(shares) != 2 or not 0 <= shares[0] < shares[1] <= 100:
             raise UserError("--percentiles takes two numbers from 0 to 100, the lower one first.")
-        if config.percentiles[1] > 100:
-            raise UserError(f"--percentiles {config.percentiles[1]:g} is more than 100.")
         if (config.hu_low, config.hu_high) != HU_WINDOW:
             raise UserError("--percentiles and --hu-low, --hu-high exclude each other.")
     if not config.input.is_dir():
@@ -171,7 +171,7 @@ def slice_case(case: Case, config: Config, colours: dict | None) -> dict:
     home = config.partial
     made_from = {
         "files": [hashlib.sha256(p.read_bytes()).hexdigest() for p in (case.image, case.label)],
-        "set": describe_set(config),
+        "set": describe_set(config) | {"version": VERSION},
     }
     for folder in (home, config.output):
         if record := finished(folder, case.name, made_from):

@@ -270,7 +270,7 @@ def test_a_4d_folder_is_checked_by_channel_and_needs_no_hu(brats, capsys):
     [
         ({"percentiles": (1.0,)}, "takes two numbers"),
         ({"percentiles": (99.0, 1.0)}, "the lower one first"),
-        ({"percentiles": (1.0, 101.0)}, "101 is more than 100"),
+        ({"percentiles": (1.0, 101.0)}, "two numbers from 0 to 100"),
         ({"percentiles": (1.0, 99.0), "hu_low": -100}, "exclude each other"),
     ],
 )

@@ -158,3 +158,26 @@ def test_volumes_are_sliced_with_their_labels_in_place(tmp_path):
     for size in (128, 100):
         script.main(script.Config(**patterns, output=out, size=size, overwrite=True, workers=1))
         assert lies_on_its_image(out, size) < 0.05
+
+
+def test_slices_of_an_earlier_version_are_made_again(tmp_path, monkeypatch):
+    """A set that is there, of the same volumes with the same flags, but with masks of before."""
+    organ = np.stack([disc(64, (30, 30), 12)] * 9, axis=2)
+    affine = np.diag([-0.8, -0.8, 5, 1])
+    for name, voxels in (("images", organ * 400 - 160), ("labels", organ)):
+        for n, case in enumerate("abc"):
+            moved = np.roll(voxels.astype(np.int16), n, axis=0)
+            path = tmp_path / name / f"{case}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(moved, affine), path)
+    script, out = load_script(ROOT / "data_prep" / "slice_nifti.py"), tmp_path / "set"
+    flags = {"input": tmp_path, "images": "images/*.nii.gz", "masks": "labels/*.nii.gz"}
+    config = script.Config(**flags, output=out, size=32, workers=1)
+    with monkeypatch.context() as before:
+        before.setattr(script, "VERSION", 1)
+        script.main(config)
+    mask = out / "masks" / "a_004.png"
+    right = mask.read_bytes()
+    save_picture(mask, np.zeros((32, 32), np.uint8))
+    script.main(config)
+    assert mask.read_bytes() == right
