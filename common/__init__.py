@@ -6,7 +6,8 @@ mask_doubts -> picture_folders -> user_tables -> patients -> pairs -> loading ->
 transunet -> losses -> contrast -> maps -> surfaces -> scores -> scoring -> measures -> distillation
 -> checkpoint -> intervals -> statistics -> tables -> mistakes -> embedding -> figures -> report ->
 charts -> study -> interruption -> runs -> resume -> engine -> teachers -> trained -> reconstruction
--> jobs -> segment -> export -> predict -> steps -> plan
+-> jobs -> segment -> true_masks -> picture_jobs -> new_pictures -> export -> predict -> steps ->
+plan
 """
 
 import os

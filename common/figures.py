@@ -121,24 +121,23 @@ def _edge(inside: np.ndarray, width: int) -> np.ndarray:
 
 def panels(
     image: np.ndarray,
-    truth: np.ndarray,
+    truth: np.ndarray | None,
     prediction: np.ndarray,
     colours: dict[str, RGB] | None = None,
 ) -> np.ndarray:
-    """CT | truth (green outline) | prediction (orange outline), side by side, RGB uint8.
+    """CT | truth (green outline), if known | prediction (orange outline), side by side, RGB uint8.
 
     Of several organs (`legend`), each in its colour, with the names of those on the slice below.
     """
-    scale = max(1, 320 // image.shape[0])
-    parts = [
-        outlined(image, np.zeros_like(truth), TRUTH, scale),
-        outlined(image, truth, colours or TRUTH, scale, 2),
-        outlined(image, prediction, colours or PREDICTION, scale, 2),
-    ]
+    scale = max(1, 320 // max(image.shape))
+    drawn = [(truth, TRUTH), (prediction, PREDICTION)]
+    masks = [(mask, colour) for mask, colour in drawn if mask is not None]
+    parts = [outlined(image, np.zeros_like(prediction), TRUTH, scale)]
+    parts += [outlined(image, mask, colours or colour, scale, 2) for mask, colour in masks]
     picture = np.concatenate(parts, axis=1)
     if not colours:
         return picture
-    present = {*np.unique(truth).tolist(), *np.unique(prediction).tolist()}
+    present = {value for mask, _ in masks for value in np.unique(mask).tolist()}
     names = {name: c for k, (name, c) in enumerate(colours.items(), start=1) if k in present}
     return np.concatenate([picture, _names_below(names, picture.shape[1])])
 

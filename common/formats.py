@@ -17,6 +17,7 @@ ITK = "convert it with SimpleITK.WriteImage(SimpleITK.ReadImage({name!r}), {nift
 NIBABEL = "convert it with nibabel.save(nibabel.load({name!r}), {nifti!r})"
 VERSION_1 = "nibabel.save(nibabel.Nifti1Image.from_image(nibabel.load({name!r})), {nifti!r})"
 AFFINE = "save it with its affine: nibabel.save(nibabel.Nifti1Image(array, affine), {nifti!r})"
+PICTURE = "inference.py takes it with --images, data_prep/import_pairs.py with its mask"
 # First bytes -> what the file is, and how it becomes a NIfTI file.
 SIGNATURES = (
     (rb"NRRD", "NRRD", ITK),
@@ -28,7 +29,7 @@ SIGNATURES = (
     (rb"PK[\x03\x05]", "a zip archive", "unpack it"),
     (rb"\x1f\x8b", "packed by gzip twice", "unpack it once"),
     (rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "packed, and not by gzip", "unpack it, or pack it by gzip"),
-    (rb"\x89PNG|\xff\xd8\xff|II\*\0|MM\0\*|GIF8|BM", "a picture", "see data_prep/import_pairs.py"),
+    (rb"\x89PNG|\xff\xd8\xff|II\*\0|MM\0\*|GIF8|BM", "a picture", PICTURE),
     (rb"\s*<(!DOCTYPE|html|\?xml)", "a web page or XML", "download it again"),
     (rb"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
 )

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from common.files import UserError, bullets, read_csv, shown, write_json
 from common.formats import foreign_files, is_nifti_name, plain, stem, without_channel
 from common.measures import COLUMNS
+from common.picture_folders import ENDINGS
 from common.settings import InferenceConfig
 from common.trained import Trained
 
@@ -67,7 +69,7 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
     if lost := [shown(path) for path in truths if path and not path.is_file()]:
         raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
     jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
-    _check_outputs(jobs, map_endings(run, config))
+    check_outputs(jobs, map_endings(run, config))
     try:
         jobs[0].mask.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,19 +105,28 @@ def truth_of(volume: Path, truth: Path) -> Path:
 
 def earlier_rows(table: Path) -> dict[str, list[dict]]:
     """The rows of an earlier volumes.csv by volume, of those whose masks are still there.
-
-    UserError if it has other columns than ours: somebody's own.
-    """
-    if not table.exists():
-        return {}
-    with table.open(encoding="utf-8", errors="replace") as file:
-        if file.readline().rstrip("\n") != ",".join(COLUMNS):
-            raise UserError(f"{shown(table)} would be replaced; choose another --output.")
+    UserError as of `own_rows`."""
     found: dict[str, list[dict]] = {}
-    for row in read_csv(table):
+    for row in own_rows(table, COLUMNS):
         if table.with_name(f"{stem(Path(row['volume']))}.nii.gz").exists():
             found.setdefault(row["volume"], []).append(row)
     return found
+
+
+def own_rows(table: Path, columns: Sequence[str]) -> list[dict]:
+    """The rows of an earlier table, none if there is none. UserError if it has other columns than
+    ours: somebody's own."""
+    if not table.exists():
+        return []
+    if not is_own(table, columns):
+        raise UserError(f"{shown(table)} would be replaced; choose another --output.")
+    return read_csv(table)
+
+
+def is_own(table: Path, columns: Sequence[str]) -> bool:
+    """Whether a file begins as a table of ours with these columns does."""
+    with table.open(encoding="utf-8", errors="replace") as file:
+        return file.readline().rstrip("\n") == ",".join(columns)
 
 
 def untouched(job: Job) -> bool:
@@ -132,7 +143,7 @@ def map_endings(run: Trained, config: InferenceConfig) -> list[str]:
     return [f"_probability{s}.nii.gz" for s in run.suffixes if config.probabilities]
 
 
-def _check_outputs(jobs: list[Job], maps: list[str]) -> None:
+def check_outputs(jobs: list[Job], maps: list[str]) -> None:
     """UserError if a file that is not ours to write would be replaced."""
     given = {path.resolve() for job in jobs for path in job[:2] if path}
     taken = set()
@@ -152,13 +163,18 @@ def begin(job: Job, maps: list[str]) -> None:
     files = job.written(maps)
     for old in earlier_files(job) - {*files}:
         old.unlink()
-    coming = {path.name: None for path in files if path != job.record}
-    write_json(job.record, {"volume": job.name, "files": coming})
+    coming = {_below(path, job): None for path in files if path != job.record}
+    write_json(job.record, {job._fields[0]: job.name, "files": coming})
 
 
 def checksums(job: Job, maps: list[str]) -> dict[str, str]:
     """SHA-256 of every file that was written, by its name, but for the JSON that keeps them."""
-    return {p.name: _checksum(p) for p in job.written(maps) if p != job.record}
+    return {_below(p, job): _checksum(p) for p in job.written(maps) if p != job.record}
+
+
+def _below(path: Path, job: Job) -> str:
+    """A file's path below its mask's folder."""
+    return path.relative_to(job.mask.parent).as_posix()
 
 
 def earlier_files(job: Job) -> set[Path]:
@@ -168,7 +184,9 @@ def earlier_files(job: Job) -> set[Path]:
     """
     try:
         listed = json.loads(job.record.read_text(encoding="utf-8"))["files"]
-        known = {job.mask.with_name(Path(name).name): of for name, of in listed.items()}
+        known = {job.mask.parent / name: of for name, of in listed.items()}
+        if any(".." in p.parts or not p.is_relative_to(job.mask.parent) for p in known):
+            return set()
         found = {p for p, of in known.items() if p.is_file() and of in (None, _checksum(p))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or somebody's own
         return set()
@@ -187,6 +205,11 @@ def volume_files(path: Path) -> list[Path]:
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     files = [f for f in inside if is_nifti_name(f) and not f.name.startswith(".")]
     files = [f for f in files if f.is_file()]  # no folder, no pipe, no link to nowhere
+    if not files and any(f.suffix.lower() in ENDINGS for f in inside):
+        found = (
+            "holds no .nii or .nii.gz but pictures" if path.is_dir() else "is no .nii or .nii.gz"
+        )
+        raise UserError(f"--volume {shown(path)} {found}: pictures are predicted with --images.")
     if not files:
         hint = foreign_files(sorted(path.rglob("*")) if path.is_dir() else inside)
         raise UserError(f"{shown(path)} is, or holds, no .nii or .nii.gz. {hint}".strip())

@@ -30,8 +30,11 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label")
 
 
-def pictures_in(folder: Path, other: Path | None = None, hint: str = "") -> list[Path]:
-    """The picture files in a folder or, if it holds none, in its sub-folders, sorted.
+def pictures_in(
+    folder: Path, other: Path | None = None, hint: str = "", nested: bool = False
+) -> list[Path]:
+    """The picture files in a folder or, if it holds none, in its sub-folders, sorted; with `nested`
+    those in both.
 
     Prints what is left out, but for what lies in the folder `other`. UserError if there are none,
     of an empty folder with a `hint` on what to do.
@@ -44,7 +47,7 @@ def pictures_in(folder: Path, other: Path | None = None, hint: str = "") -> list
         )
     files = list(_files(folder, DEEPEST))
     pictures = [path for path in files if path.suffix.lower() in ENDINGS]
-    here = {path: True for path in pictures if path.parent == folder}
+    here = {path: True for path in pictures if nested or path.parent == folder}
     if not pictures:
         why = _why(files) if files else f" It is empty. {hint}".rstrip()
         raise UserError(f"{shown(folder)} holds no pictures ({' '.join(ENDINGS)}).{why}")

@@ -11,12 +11,13 @@ from common import embedding, figures
 from common.device import autocast, layout
 from common.export import export
 from common.files import shown, write_json
+from common.new_pictures import predict_pictures
 from common.reconstruction import write_reconstructions
 from common.runs import STALE
 from common.segment import segment
 from common.settings import InferenceConfig
 from common.slices import mask_picture
-from common.trained import Trained, forward
+from common.trained import Trained, forward, in_16_bits
 from common.unet import predicted, probabilities
 
 
@@ -25,12 +26,14 @@ def predict(
 ) -> None:
     """Write predictions/, overlays/ and features.npz, on request probabilities/, reconstructions/.
 
-    With `--volume` whole CT volumes instead (`common.segment`), with `--export` ONNX. What an
-    earlier inference wrote is removed first, and its scores. inference.json comes last: its
-    presence says that the rest is whole.
+    With `--volume` whole CT volumes instead (`common.segment`), with `--images` new pictures
+    (`common.new_pictures`), with `--export` ONNX. What an earlier inference wrote is removed first,
+    and its scores. inference.json is written last, so its presence means inference finished.
     """
     if config.volume:
         segment(model, run, config)
+    if config.images:
+        predict_pictures(model, run, config)
     if config.export:
         export(model, run, config.export)
     if not config.of_slices:
@@ -115,8 +118,7 @@ def _write_features(model: nn.Module, run: Trained, config: InferenceConfig) -> 
 
 def _write_probabilities(run: Trained, names: list[str], logits: Tensor) -> None:
     """16-bit PNGs, 65535 = 1: one a slice, or one a slice and organ (`_<organ>`)."""
-    levels = (probabilities(logits) * 65535).round().to(torch.int32).cpu().numpy().astype(np.uint16)
-    for name, maps in zip(names, levels, strict=True):
+    for name, maps in zip(names, in_16_bits(probabilities(logits)), strict=True):
         for level, suffix in zip(maps, run.suffixes, strict=True):
             figures.save_picture(run.folder / "probabilities" / f"{name}{suffix}.png", level)
 

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import figures
 from common.cases import problems_of, read_label
-from common.device import autocast, to_device
 from common.doubts import image_doubts, label_doubts, side_doubts
 from common.files import UserError, bullets, shown, write_csv, write_json
 from common.formats import stem, without_channel
@@ -30,8 +28,8 @@ from common.organs import on_the_left, to_mask
 from common.processes import unforeseen
 from common.scores import mean_and_spread, with_spread
 from common.settings import InferenceConfig
-from common.trained import Trained, range_in_words, window_of
-from common.unet import decided, probabilities
+from common.trained import Trained, maps_of, range_in_words, window_of
+from common.unet import decided
 from common.views import (
     axial_view,
     bounds_of,
@@ -164,11 +162,7 @@ def organ_maps(
             for index in range(first, min(first + config.batch_size, count))
         )
         squares = np.stack([to_square(view, spacing, size, mask=False) for view in views])
-        batch = {"image": torch.from_numpy(squares)[:, None].float() / 255}
-        batch = to_device(batch, run.device, config.channels_last)
-        with torch.inference_mode(), autocast(run.device, config.amp):
-            logits = model(batch["image"], reconstruct=False).logits
-        yield first, from_square(probabilities(logits), shape, spacing)
+        yield first, from_square(maps_of(model, run, squares, config), shape, spacing)
 
 
 def _read_truth(path: Path, volume: Volume, run: Trained) -> tuple[np.ndarray, list[str]]:

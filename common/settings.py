@@ -216,7 +216,7 @@ class InferenceConfig(Config):
     )
     subset: str = option("test", "patients to predict", choices=("test", "val", "train", "all"))
     probabilities: bool = option(
-        False, "also write probability maps: 16-bit PNG (65535 = 1), of volumes NIfTI (0 to 1)"
+        False, "also write probability maps: 16-bit PNG (65535 = 1), for volumes NIfTI (0 to 1)"
     )
     overlays: int = option(24, "how many overlay pictures to write; -1: all", low=-1)
     batch_size: int = option(16, "slices per forward pass", low=1)
@@ -224,12 +224,23 @@ class InferenceConfig(Config):
     amp: bool = option(True, "16-bit autocast: bfloat16, on older GPUs float16")
     channels_last: bool = option(True, "channels-last memory format")
     fuse: bool = option(True, "fold BatchNorm into the convolutions")
-    volume: Path | None = option(None, "a CT in NIfTI, or a folder of them, in the slices' place")
-    output: Path | None = option(
-        None, "the volume's mask, or the folder of masks (without it: runs/NAME/volumes)"
+    volume: Path | None = option(None, "a CT in NIfTI, or a folder of them, instead of the slices")
+    images: Path | None = option(
+        None,
+        "a new picture (png, jpg, tif, gif, bmp), or a folder of them, with sub-folders; their "
+        "masks have their own size",
     )
-    truth: Path | None = option(None, "the volume's true mask, or a folder of equal names: scores")
-    largest_component: bool = option(False, "keep the largest connected part of a volume's mask")
+    output: Path | None = option(
+        None,
+        "the mask of one volume or picture, or the folder of masks (without it: runs/NAME/volumes "
+        "or runs/NAME/pictures)",
+    )
+    truth: Path | None = option(
+        None, "the true mask of the volume or picture, or a folder of equal names: scores"
+    )
+    largest_component: bool = option(
+        False, "keep only the largest connected part of each organ in a volume or new picture"
+    )
     hu_low: float | None = option(None, "HU shown as 0 (without it: as in the training)")
     hu_high: float | None = option(None, "HU shown as 255 (without it: as in the training)")
     export: Path | None = option(None, "write the network as ONNX to this file, and nothing else")
@@ -237,22 +248,24 @@ class InferenceConfig(Config):
     @property
     def of_slices(self) -> bool:
         """Whether the slices of the data set are to be predicted."""
-        return not (self.volume or self.export)
+        return not (self.volume or self.images or self.export)
 
     def __post_init__(self):
         """UserError for flags without effect."""
         super().__post_init__()
-        if self.volume and self.export:
-            raise UserError("--volume and --export exclude each other.")
-        for_volumes = ("output", "truth", "largest_component", "hu_low", "hu_high")
-        for_slices = ("data", "splits", "subset", "overlays", "reconstructions")
-        useless = for_slices if not self.of_slices else ()
-        useless += for_volumes if not self.volume else ()
-        useless += ("probabilities",) if self.export else ()
-        way = "--volume" if self.volume else "--export" if self.export else None
+        ways = [f"--{name}" for name in ("volume", "images", "export") if getattr(self, name)]
+        if len(ways) > 1:
+            raise UserError(f"{ways[0]} and {ways[1]} exclude each other.")
+        for_files = dict.fromkeys(("output", "truth", "largest_component"), "--volume or --images")
+        for_volumes = dict.fromkeys(("hu_low", "hu_high"), "--volume")
+        for_slices = dict.fromkeys(("data", "splits", "subset", "overlays", "reconstructions"), "")
+        useless = {} if self.of_slices else for_slices
+        useless |= {} if self.volume else for_volumes
+        useless |= {} if self.volume or self.images else for_files
+        useless |= {"probabilities": ""} if self.export else {}
         for name in (n for n in useless if hasattr(self, n)):
             if getattr(self, name) != getattr(type(self), name):
-                where = f"with {way}" if way else "without --volume"
+                where = f"with {ways[0]}" if ways else f"without {useless[name]}"
                 raise UserError(f"--{name.replace('_', '-')} has no effect {where}; leave it out.")
 
 

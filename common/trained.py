@@ -2,22 +2,26 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
 from common import checkpoint
 from common.device import autocast, fuse, layout, pick_device, to_device
 from common.files import UserError, known_runs, shown
+from common.formats import is_nifti_name
 from common.loading import SliceDataset, loader
 from common.organs import file_name
+from common.picture_folders import ENDINGS
 from common.settings import InferenceConfig
 from common.slices import Slice, SliceSet, check_same_organs, check_same_views, read_set
 from common.splits import check_patients, read_splits
-from common.unet import Output
+from common.unet import Output, probabilities
 from common.views import HU_WINDOW
 
 
@@ -25,7 +29,7 @@ from common.views import HU_WINDOW
 class Trained:
     """A finished training to predict with: its folder, its checkpoint, the slices to predict.
 
-    There are no slices, and no data set, where it is to segment volumes.
+    There are no slices, and no data set, where it is to predict volumes or new pictures.
     """
 
     folder: Path
@@ -65,7 +69,7 @@ class Trained:
 
 
 def open_run(config: InferenceConfig, script: str) -> Trained:
-    """Read the run's best.pt, or last.pt, and, but for volumes and exports, its slices.
+    """Read the run's best.pt, or last.pt, and its slices, where these are to be predicted.
 
     UserError if either is missing or damaged, if the model was trained on slices of another size
     or plane, or if it was trained or chosen on patients that this split calls test patients.
@@ -81,7 +85,8 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     checkpoint.check_content(content, path)
     if not config.of_slices:
         return Trained(folder, path, content, device)
-    data = read_set(config.data or Path(content["config"]["data"]), "Name it with --data.")
+    place = config.data or Path(content["config"]["data"])
+    data = read_set(place, _instead_of_data(place))
     if data.classes != content["classes"] or data.size != content["size"]:
         raise UserError(
             f"{shown(path)} was trained on {_kind(content['size'], content['classes'])}; those of "
@@ -99,6 +104,20 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
         cases = splits[config.subset]
     dataset = SliceDataset(data, data.of(cases))
     return Trained(folder, path, content, device, data, tuple(cases), dataset)
+
+
+def _instead_of_data(place: Path) -> str:
+    """What to do where a folder, or a file, is not a data set."""
+    inside = chain(place.glob("*"), place.glob("*/*")) if place.is_dir() else [place]
+    for path in inside:
+        if is_nifti_name(path):
+            return "Volumes are segmented with --volume instead of --data."
+        if path.suffix.lower() in ENDINGS:
+            return (
+                "New pictures without masks are predicted with --images instead of --data; those "
+                "with masks become a data set by data_prep/import_pairs.py."
+            )
+    return "Name it with --data."
 
 
 def _kind(size: int, channels: int) -> str:
@@ -156,3 +175,17 @@ def forward(
         with torch.inference_mode(), autocast(run.device, config.amp):
             output = model(batch["image"], reconstruct=reconstruct)
         yield batch, output
+
+
+@torch.inference_mode()
+def maps_of(model: nn.Module, run: Trained, squares: np.ndarray, config: InferenceConfig) -> Tensor:
+    """Probabilities, float32 `(N, organs, size, size)`, of grey uint8 squares `(N, size, size)`."""
+    batch = {"image": torch.from_numpy(squares)[:, None].float() / 255}
+    batch = to_device(batch, run.device, config.channels_last)
+    with autocast(run.device, config.amp):
+        return probabilities(model(batch["image"], reconstruct=False).logits)
+
+
+def in_16_bits(maps: Tensor) -> np.ndarray:
+    """Probabilities as the uint16 values of a 16-bit PNG: 65535 is 1."""
+    return (maps * 65535).round().to(torch.int32).cpu().numpy().astype(np.uint16)

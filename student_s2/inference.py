@@ -3,6 +3,7 @@
     python inference.py                          the test patients, with the run "default"
     python inference.py --subset val --probabilities
     python inference.py --volume ct.nii.gz --output seg.nii.gz     a whole CT, or a folder of them
+    python inference.py --images pictures --output masks           new 2D pictures without masks
 
 Writes predictions/ (mask PNGs), overlays/ (CT | truth | prediction) and inference.json into
 runs/NAME. Then `python metrics.py`.

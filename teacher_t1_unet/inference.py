@@ -3,6 +3,7 @@
     python inference.py                          the test patients, with the run "default"
     python inference.py --subset val --probabilities
     python inference.py --volume ct.nii.gz --output seg.nii.gz     a whole CT, or a folder of them
+    python inference.py --images pictures --output masks           new 2D pictures without masks
 
 Writes into runs/NAME: predictions/ (mask PNGs), overlays/ (CT | truth | prediction),
 reconstructions/ (what T1 restores from images with a quarter of their patches hidden) and

@@ -1,0 +1,255 @@
+"""What inference.py --images finds in pictures without masks."""
+
+import os
+
+import numpy as np
+import pytest
+import test_predict
+import torch
+from PIL import Image
+from torch import nn
+
+from common.files import UserError, read_csv, read_json
+from common.new_pictures import predict_pictures
+from common.pictures import read_picture
+from common.predict import predict
+from common.settings import InferenceConfig
+from common.trained import Trained, open_run, ready
+from common.unet import Output, student_s1
+
+finished = test_predict.finished  # the fixture
+SIZE = 32
+
+
+class Bright(nn.Module):
+    """A network that finds what is brighter than 128, and a second organ above 200."""
+
+    def __init__(self, organs):
+        super().__init__()
+        self.organs = organs
+
+    def forward(self, image, reconstruct=True):
+        grey = image[:, :1] * 255
+        if self.organs == 1:
+            return Output((grey - 128) * 5, features={}, reconstruction=None)
+        first = 100 - (grey - 164).abs() * 100 / 36
+        logits = torch.cat([torch.zeros_like(grey), first, (grey - 200) * 5], 1)
+        return Output(logits, features={}, reconstruction=None)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run of one organ, whose folder is the test's own."""
+    return run_of(tmp_path, ["polyp"])
+
+
+def run_of(tmp_path, organs, **more):
+    about = {"stage": "student_s1", "epoch": 3, "size": SIZE, "organs": organs, **more}
+    about["classes"] = 1 if len(organs) == 1 else len(organs) + 1
+    folder = tmp_path / "student_s1" / "runs" / "a"
+    return Trained(folder, folder / "best.pt", about, torch.device("cpu"))
+
+
+def go(trained, images, **settings):
+    config = InferenceConfig(images=images, device="cpu", **{"batch_size": 2, **settings})
+    predict_pictures(Bright(len(trained.organs)), trained, config)
+    return config.output or trained.folder / "pictures"
+
+
+def blob(shape=(SIZE, SIZE), value=180):
+    """Dark, with a bright block in the second quarter of rows and columns."""
+    pixels = np.full(shape, 40, np.uint8)
+    pixels[block(shape)] = value
+    return pixels
+
+
+def block(shape):
+    return tuple(slice(n // 4, max(n // 2, n // 4 + 1)) for n in shape)
+
+
+def put(path, pixels, **keywords):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path, **keywords)
+    return path
+
+
+def values(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_a_picture_of_the_data_set_gets_the_mask_of_its_slice_and_its_score(finished, tmp_path):
+    stage, slices = finished
+    through_slices = test_predict.masks_of(stage, data=slices)
+    for name in through_slices:
+        put(tmp_path / f"new/{name}.png", Image.open(slices / f"images/{name}.png"))
+    settings = {"truth": slices / "masks", "output": tmp_path / "out"}
+    config = InferenceConfig(images=tmp_path / "new", device="cpu", **settings)
+    run = open_run(config, str(stage))
+    predict(ready(student_s1(), run, config), run, config)
+    rows = {row["mask"]: row for row in read_csv(tmp_path / "out/pictures.csv")}
+    assert len(rows) == len(through_slices) and any(m.any() for m in through_slices.values())
+    for name, mask in through_slices.items():
+        assert np.array_equal(values(tmp_path / f"out/{name}.png"), mask)
+        true, row = values(slices / f"masks/{name}.png") > 0, rows[f"{name}.png"]
+        assert int(row["pixels"]) == np.count_nonzero(mask)
+        both = np.count_nonzero(mask) + np.count_nonzero(true)
+        dice = 2 * np.count_nonzero(true & (mask > 0)) / both if both else None
+        assert row["dice"] == ("" if dice is None else str(dice))
+
+
+@pytest.mark.parametrize("shape", [(80, 60), (32, 33), (9, 300), (400, 30), (1, 1), (3, 500)])
+def test_masks_have_the_picture_s_own_size(trained, tmp_path, shape):
+    path = put(tmp_path / "p.bmp", blob(shape))
+    folder = go(trained, path, truth=put(tmp_path / "t.png", (blob(shape) > 128) * np.uint8(255)))
+    mask = values(folder / "p.png")
+    assert mask.shape == shape and mask.dtype == np.uint8 and {*np.unique(mask)} <= {0, 255}
+    about = read_json(folder / "p.json")
+    assert (about["height"], about["width"]) == shape
+    found = about["organs"]["polyp"]
+    assert found["pixels"] == np.count_nonzero(mask) and found["share"] == (mask > 0).mean()
+    if max(shape) < 3 * min(shape) and min(shape) > 10:
+        assert about["scores"]["dice"] > 0.85
+    assert (folder / "overlays/p.png").exists()
+
+
+def test_scores_are_those_of_the_pixels_and_only_parts_that_touch_the_largest_are_kept(
+    trained, tmp_path, capsys
+):
+    pixels = blob()  # 8 x 8 pixels
+    pixels[30, 30] = 255
+    truth = np.zeros((SIZE, SIZE), np.uint8)
+    truth[8:16, 8:12] = 1  # its left half, and 32 pixels elsewhere
+    truth[20:28, 20:24] = 1
+    put(tmp_path / "in/a.png", pixels)
+    put(tmp_path / "in/b.png", np.full((SIZE, SIZE), 20, np.uint8))
+    put(tmp_path / "truth/a.gif", truth)
+    put(tmp_path / "truth/b.png", np.zeros((SIZE, SIZE), np.uint8))
+    folder = go(trained, tmp_path / "in", truth=tmp_path / "truth")
+    assert read_json(folder / "a.json")["scores"] == {
+        "dice": 2 * 32 / (65 + 64),
+        "iou": 32 / (65 + 64 - 32),
+        "recall": 32 / 64,
+        "precision": 32 / 65,
+    }
+    go(trained, tmp_path / "in", truth=tmp_path / "truth", largest_component=True)
+    one, other = read_csv(folder / "pictures.csv")
+    assert (one["picture"], one["organ"], one["pixels"]) == ("a.png", "polyp", "64")
+    assert float(one["dice"]) == 0.5 and float(one["iou"]) == pytest.approx(1 / 3)
+    assert (other["pixels"], other["dice"]) == ("0", "")  # neither has a pixel: undefined
+    assert "a.png: polyp 64 pixels (6.2%); Dice 0.500, IoU 0.333" in capsys.readouterr().out
+
+
+def test_several_organs_are_indices_that_are_seen_as_colours(tmp_path):
+    trained = run_of(tmp_path, ["left lung", "heart"], colours=["#0000ff", "#ff0000"])
+    pixels = blob(value=164)
+    pixels[20:30, 20:30] = 255
+    labels = {"left lung": [3], "heart": [7, 9]}
+    trained.checkpoint["labels"] = labels
+    truth = np.select([pixels == 164, pixels == 255], [3, 9], 5).astype(np.uint8)
+    settings = {"probabilities": True, "truth": put(tmp_path / "t.png", truth)}
+    folder = go(trained, put(tmp_path / "p.png", pixels), **settings)
+    with Image.open(folder / "p.png") as mask:
+        seen = np.asarray(mask.convert("RGB"))
+        assert mask.mode == "P"
+        assert np.array_equal(np.asarray(mask), (pixels == 164) + 2 * (pixels == 255))
+    assert (seen[pixels == 164] == (0, 0, 255)).all() and (seen[pixels == 255] == (255, 0, 0)).all()
+    assert not seen[pixels == 40].any()
+    names = {path.name for path in (folder / "probabilities").iterdir()}
+    assert names == {"p_left_lung.png", "p_heart.png"}
+    heart = values(folder / "probabilities/p_heart.png")
+    assert heart.dtype == np.uint16 and np.array_equal(heart > 32768, pixels == 255)
+    rows = read_csv(folder / "pictures.csv")
+    assert [(r["organ"], r["pixels"], r["dice"]) for r in rows] == [
+        ("left lung", "64", "1.0"),
+        ("heart", "100", "1.0"),
+    ]
+
+
+def test_colours_and_turned_pictures_are_read_as_import_pairs_reads_them(trained, tmp_path):
+    colours = np.stack([blob((40, 20)), blob((40, 20), 120), blob((40, 20), 250)], axis=-1)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    turned = put(tmp_path / "in/turned.jpg", colours, exif=exif, quality=95)
+    put(tmp_path / "in/colour.tif", colours)
+    put(tmp_path / "grey/colour.png", read_picture(tmp_path / "in/colour.tif"))
+    folder, grey = (
+        go(trained, tmp_path / "in"),
+        go(trained, tmp_path / "grey", output=tmp_path / "g"),
+    )
+    assert np.array_equal(values(folder / "colour.png"), values(grey / "colour.png"))
+    assert values(folder / "colour.png").any()
+    assert values(folder / "turned.png").shape == read_picture(turned).shape == (20, 40)
+
+
+def test_names_of_all_kinds_and_equal_ones_in_sub_folders_do_not_collide(trained, tmp_path, capsys):
+    names = ["a b.png", "$x_1$.png", "möwe.png", "x.png", "x.jpg", "X.bmp", "x_png.png"]
+    names += ["x.y.tif", "one/x.png", "two/x.png", "overlays/x.y.png", "dataset.png"]
+    for k, name in enumerate(names):
+        put(tmp_path / "in" / name, blob((40 + k, 30)))
+    odd = os.fsencode(tmp_path) + b"/in/n\xe9.png"
+    (tmp_path / "in/x.png").rename(os.fsdecode(odd))
+    put(tmp_path / "in/x.png", blob((99, 30)))
+    put(tmp_path / "in/masks/x.png", blob())  # masks are no pictures
+    (tmp_path / "in/.hidden.png").write_bytes(b"")
+    folder = go(trained, tmp_path / "in", probabilities=True)
+    rows = {row["picture"]: row["mask"] for row in read_csv(folder / "pictures.csv")}
+    assert len(rows) == len({*rows.values()}) == 13 and rows["one/x.png"] == "one/x.png"
+    for picture, mask in rows.items():
+        path = tmp_path / "in" / picture.replace("\\udce9", "\udce9")
+        assert values(folder / mask).shape == read_picture(path).shape
+    written = [p for p in folder.rglob("*") if p.is_file()]
+    assert len(written) == 4 * 13 + 1
+    assert (rows["x.jpg"], rows["X.bmp"]) == ("x_jpg.png", "X_bmp.png")
+    assert (rows["x.png"], rows["x_png.png"]) == ("x_png-2.png", "x_png.png")
+    assert "in: masks (1)" in capsys.readouterr().out
+
+
+def test_bad_pictures_do_not_stop_the_others_and_are_all_named(trained, tmp_path):
+    for name in "abcd":
+        put(tmp_path / f"in/{name}.png", blob())
+        put(tmp_path / f"truth/{name}.png", blob() // 180)
+    (tmp_path / "in/b.png").write_bytes((tmp_path / "in/b.png").read_bytes()[:60])
+    put(tmp_path / "in/c.tif", blob().astype(np.uint16))
+    (tmp_path / "in/c.png").unlink()
+    put(tmp_path / "truth/d.png", np.zeros((5, 6), np.uint8))
+    with pytest.raises(UserError) as error:
+        go(trained, tmp_path / "in", truth=tmp_path / "truth")
+    for part in ("3 of 4 pictures", "b.png is damaged", "c.tif has", "d.png is 6x5 pixels"):
+        assert part in str(error.value)
+    folder = trained.folder / "pictures"
+    assert [row["picture"] for row in read_csv(folder / "pictures.csv")] == ["a.png"]
+    (tmp_path / "truth/a.png").unlink()
+    with pytest.raises(
+        UserError, match=r"no true mask of the same name for 1 pictures:\s+.*a\.png"
+    ):
+        go(trained, tmp_path / "in", truth=tmp_path / "truth")
+
+
+def test_a_run_of_volumes_says_that_pictures_may_be_strange_to_it(trained, tmp_path, capsys):
+    path = put(tmp_path / "p.png", blob())
+    go(trained, path)
+    assert "note" not in capsys.readouterr().out
+    trained.checkpoint["window"] = [-160, 240]
+    go(trained, path)
+    assert (
+        "trained on slices of volumes, shown in the range HU -160 to 240" in capsys.readouterr().out
+    )
+
+
+def test_pictures_of_patients_that_were_trained_on_are_pointed_out(trained, tmp_path):
+    trained.checkpoint["patients"] = {"train": ["p1", "ward"], "val": []}
+    for name in ("p1.png", "p2.png", "ward/x.png"):
+        put(tmp_path / "in" / name, blob())
+    rows = read_csv(go(trained, tmp_path / "in") / "pictures.csv")
+    assert ["train patients" in row["doubts"] for row in rows] == [True, False, True]
+
+
+def test_true_masks_of_other_values_are_not_scored_in_silence(tmp_path, capsys):
+    trained = run_of(tmp_path, ["polyp"], labels={"polyp": [6]})
+    path = put(tmp_path / "p.png", blob())
+    for value, said in ((6, False), (255, False), (3, True)):
+        truth = put(tmp_path / "t.png", (blob() > 128) * np.uint8(value))
+        folder = go(trained, path, truth=truth)
+        assert ("warning: no true mask shows polyp" in capsys.readouterr().out) is said
+        assert read_json(folder / "p.json")["scores"]["dice"] == (0 if said else 1)
