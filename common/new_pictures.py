@@ -42,7 +42,7 @@ def predict_pictures(model: nn.Module, run: Trained, config: InferenceConfig) ->
     if window := run.checkpoint.get("window"):
         print(
             f"note: {shown(run.path)} was trained on slices of volumes, shown in the range "
-            f"{range_in_words(window)}; pictures of other grey values are strange to it"
+            f"{range_in_words(window)}; the grey values of these pictures may mean something else"
         )
     print(f"epoch {run.checkpoint['epoch']}, on {run.device}")
     done: dict[str, dict] = {}

@@ -116,6 +116,21 @@ def test_slices_of_another_size_are_refused(finished, own_slices):
         open_run(InferenceConfig(data=own_slices, device="cpu"), str(stage))
 
 
+def test_data_that_is_no_data_set_is_answered_with_the_flag_for_it(finished, tmp_path):
+    stage, _ = finished
+    for name, said in (
+        ("pictures/sub/a.JPG", "predicted with --images instead of --data.*import_pairs.py"),
+        ("cts/a.nii.gz", "segmented with --volume instead of --data"),
+        ("other/a.txt", "Name it with --data"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+        for given in (path, tmp_path / name.split("/")[0]):
+            with pytest.raises(UserError, match=f"No data set in .*{said}"):
+                open_run(InferenceConfig(data=given, device="cpu"), str(stage))
+
+
 def test_hidden_patches_depend_on_the_slice_s_name_alone():
     images = torch.rand(3, 1, 32, 32)
     together = hidden_input(images, ["a", "b", "c"], 0.25)
