@@ -72,8 +72,10 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
             problems.append(f"{shown(job.volume)}: {unforeseen(error)}")
         if not untouched(job):  # it failed half made: no old row beside a new mask
             measured.pop(job.name, None)
-        if table and (measured or table.exists()):
+        if table and measured:
             write_csv(table, [row for name in sorted(measured) for row in measured[name]])
+        elif table:  # without rows it would not be known as ours
+            table.unlink(missing_ok=True)
     if len(dice) > 1:
         print(f"Dice, mean over {len(dice)} volumes: {with_spread(mean_and_spread(dice))}")
     if table and measured:

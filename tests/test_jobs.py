@@ -67,6 +67,19 @@ def test_what_an_interruption_leaves_does_not_stop_the_next(trained, tmp_path, m
     assert read_json(masks / "ct.json")["files"].keys() == {"ct.nii.gz", "ct.png"}
 
 
+def test_a_table_whose_only_volume_fails_half_made_does_not_stop_the_next(
+    trained, tmp_path, monkeypatch
+):
+    path, masks = save(tmp_path / "in/ct.nii.gz", ct()), tmp_path / "masks"
+    go(trained, path.parent, output=masks)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="1 of 1 volumes"):
+        patch.setattr("common.segment.figures.sheet", lambda *_: 1 / 0)
+        go(trained, path.parent, output=masks)
+    assert not (masks / "volumes.csv").exists()
+    go(trained, path.parent, output=masks)
+    assert (masks / "volumes.csv").exists()
+
+
 def test_of_the_maps_there_only_its_own_are_removed(trained, tmp_path):
     path, masks = save(tmp_path / "in/ct.nii.gz", ct()), tmp_path / "masks"
     go(trained, path, output=masks, probabilities=True)

@@ -111,6 +111,13 @@ def test_whole_volumes_are_segmented_in_their_own_geometry(trained, phantom):
     assert (repo / "seg.png").exists() and not (repo / "seg_probability.nii.gz").exists()
 
 
+def test_new_pictures_are_predicted(trained, slices):
+    repo, count = trained[0], len(list((slices / "images").iterdir()))
+    flags = ("--images", slices / "images", "--output", repo / "new")
+    text = run(repo, "inference.py", *flags, cwd=repo / "teacher_t2_transunet")
+    assert text.count(": spleen ") == len(list((repo / "new/overlays").iterdir())) == count
+
+
 def test_inference_and_scores_find_the_training_s_data(trained, slices, tmp_path):
     repo, _ = trained
     elsewhere = Path(shutil.copytree(slices, tmp_path / "elsewhere"))
