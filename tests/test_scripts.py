@@ -114,7 +114,7 @@ def test_whole_volumes_are_segmented_in_their_own_geometry(trained, phantom):
 def test_new_pictures_are_predicted(trained, slices):
     repo, count = trained[0], len(list((slices / "images").iterdir()))
     flags = ("--images", slices / "images", "--output", repo / "new")
-    text = run(repo, "inference.py", *flags, cwd=repo / "teacher_t2_transunet")
+    text = run(repo, "inference.py", *flags, cwd=repo / "kd_t1_s1")
     assert text.count(": spleen ") == len(list((repo / "new/overlays").iterdir())) == count
 
 
