@@ -25,7 +25,7 @@ def settle_threads(environment: MutableMapping[str, str]) -> None:
     (benchmarks/threads.py).
     """
     if not any(name in environment for name in WAITING):
-        environment["GOMP_SPINCOUNT"] = "10000"
+        environment["GOMP_SPINCOUNT"] = "1000"
 
 
 settle_threads(os.environ)
