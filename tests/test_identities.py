@@ -42,6 +42,9 @@ def test_overlaps(pair):
     assert overlap(a, a)["dice"] in (1, None)
 
 
+ROOM = ((2, 1), (0, 3), (1, 1))
+
+
 @settings(deadline=None)
 @given(pairs())
 def test_surfaces(pair):
@@ -56,7 +59,9 @@ def test_surfaces(pair):
     doubled = surface_scores(a, b, tuple(2 * s for s in spacing))
     assert doubled["assd_mm"] == pytest.approx(2 * scores["assd_mm"])
     assert doubled["nsd_2mm"] == pytest.approx(scores["nsd_1mm"])
-    moved = [np.pad(m, ((2, 1), (0, 3), (1, 1))) for m in (a, b)]  # where it lies plays no part
+    # Where it lies plays no part; an axis of length 1 is none, and has to stay so.
+    around = [n if length > 1 else (0, 0) for n, length in zip(ROOM, a.shape, strict=True)]
+    moved = [np.pad(m, around) for m in (a, b)]
     if a.any() and b.any():
         assert surface_scores(*moved, spacing) == pytest.approx(scores)
         assert surface_scores(a, a, spacing)["assd_mm"] == 0
