@@ -31,14 +31,15 @@ def pick_device(name: str, deterministic: bool = False) -> torch.device:
             "Use --device cpu, or install a PyTorch build that matches the GPU's driver."
         )
     # Some calls take the current device, whatever tensors they get: all work goes to one GPU.
-    torch.cuda.set_device(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_device(index)
     # What autocast leaves in float32 (losses, --no-amp) is there for its precision: no TF32.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     # Batches of a run have one size, so trying cuDNN's algorithms once pays; which of them is the
     # fastest may differ between two runs.
     torch.backends.cudnn.benchmark = not deterministic
-    return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cuda", index)
 
 
 def half_type(device: torch.device) -> torch.dtype | None:

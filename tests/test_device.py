@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import Infinite
 from test_engine import Config, Stopped, build, stop_after, train
+from torch.cuda._utils import _get_device_index
 
 from common import device as hardware
 from common.device import autocast, grad_scaler, half_type, number_format, pick_device
@@ -34,8 +35,8 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: told["current"])
 
-    def set_device(device):
-        told["current"] = told["current"] if device.index is None else device.index
+    def set_device(index):
+        told["current"] = _get_device_index(index)  # as PyTorch's: "cuda" alone is refused
 
     monkeypatch.setattr(torch.cuda, "set_device", set_device)
     flags = (torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32")
@@ -46,7 +47,9 @@ def two_gpus(monkeypatch):
 
 
 def test_the_gpu_that_is_named_becomes_the_current_one(two_gpus):
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 0)
     assert pick_device("cuda:1") == torch.device("cuda", 1) and two_gpus["current"] == 1
+    assert pick_device("cuda") == torch.device("cuda", 1)  # the current one, as under torchrun
     assert torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == "highest"
     pick_device("cuda:0", deterministic=True)
