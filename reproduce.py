@@ -27,16 +27,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from common import config as base
-from common.arms import PAIRS, SHARES, STAGES, STUDIES, Arm, ablation, grid
 from common.config import launch, option, to_json
-from common.files import ROOT, UserError, shown, write_json
-from common.organs import WHICH
-from common.plan import data_steps, folder_of, steps_of, trainings_of
+from common.dataset.classes import WHICH
+from common.dataset.slices import read_set
+from common.dataset.splits import write_splits
+from common.errors import UserError
+from common.files import ROOT, shown, write_json
 from common.settings import WEIGHTS, StudentConfig
-from common.slices import read_set
-from common.splits import write_splits
-from common.steps import check_flags, check_outdated, check_settings, check_words, run_steps
-from common.study import add_up
+from common.study.arms import PAIRS, SHARES, STAGES, STUDIES, Arm, ablation, grid
+from common.study.plan import data_steps, folder_of, steps_of, trainings_of
+from common.study.results import add_up
+from common.study.steps import check_flags, check_outdated, check_settings, check_words, run_steps
 
 # What reproduce.py itself passes to every train.py.
 OWN = {"--data", "--splits", "--name", "--seed", "--device", "--teacher", "--resume", "--overwrite"}

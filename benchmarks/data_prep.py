@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 
 from common import config as base
 from common.config import launch, option
-from common.figures import save_figure
+from common.evaluation.figures import save_figure
 from common.files import ROOT, read_csv, shown, write_json
-from common.tables import markdown
+from common.study.tables import markdown
 
 
 @dataclass

@@ -30,15 +30,15 @@ from torch.optim.lr_scheduler import ConstantLR
 from training import alone, machine, objective_of, peak_memory, seconds
 
 from common import config as base
-from common.arms import STAGES
 from common.config import launch, option
+from common.dataset.loading import SliceDataset, TrainSampler, loader
 from common.device import layout, loader_workers, pick_device
-from common.engine import adamw, evaluate, train_one_epoch
 from common.files import ROOT, shown, write_json
-from common.loading import SliceDataset, TrainSampler, loader
-from common.runs import Run, save_epoch, start
 from common.settings import StudentConfig, TeacherConfig
-from common.tables import markdown
+from common.study.arms import STAGES
+from common.study.tables import markdown
+from common.training.engine import adamw, evaluate, train_one_epoch
+from common.training.runs import Run, save_epoch, start
 
 
 @dataclass

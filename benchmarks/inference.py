@@ -30,14 +30,14 @@ from training import NETWORKS as BY_STAGE
 from training import alone, machine, peak_memory
 
 from common import config as base
-from common.arms import STUDENTS, TEACHERS
 from common.config import launch, option
 from common.device import autocast, fuse, layout, pick_device
 from common.files import ROOT, shown, write_json
-from common.segment import segment
+from common.inference.segment_volumes import segment
+from common.inference.trained_run import Trained
 from common.settings import InferenceConfig
-from common.tables import markdown
-from common.trained import Trained
+from common.study.arms import STUDENTS, TEACHERS
+from common.study.tables import markdown
 
 NETWORKS = {(TEACHERS | STUDENTS)[stage]: make for stage, make in BY_STAGE.items()}
 BATCHES = (1, 2, 4, 8, 16, 32)

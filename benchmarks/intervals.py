@@ -3,7 +3,7 @@
     python intervals.py                       the two tables of docs/METHOD.md, some minutes
     python intervals.py --draws 4000          longer, and more exact
 
-Values are drawn from the model that `common/intervals.py` assumes, with the spreads that were seen
+Values are drawn from the model that `common/evaluation/intervals.py` assumes, with the spreads seen
 on two data sets. *Coverage*: how often the interval holds the true mean; beside it that of a
 percentile bootstrap over patients, which knows no trainings. *Power*: how often an
 interval excludes 0 where the true gain is 1, 2 or 3 Dice points. Prints Markdown tables.
@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from common.config import Config as Base
 from common.config import launch, option
-from common.intervals import Estimate, estimate, patient_means
-from common.tables import markdown
+from common.evaluation.intervals import Estimate, estimate, patient_means
+from common.study.tables import markdown
 
 
 class Spread(NamedTuple):

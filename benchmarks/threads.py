@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import WAITING, settle_threads
 from common.config import Config as Base
 from common.config import launch, option
-from common.tables import markdown
+from common.study.tables import markdown
 
 SETTINGS = {  # what is set before torch is imported
     "PyTorch's own": {"GOMP_SPINCOUNT": "300000"},  # libgomp's own value for free cores

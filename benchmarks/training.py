@@ -39,16 +39,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import config as base
-from common import unet
-from common.arms import PAIRS, STAGES, STUDENTS
 from common.config import launch, option
 from common.device import autocast, half_type, layout, pick_device
-from common.distillation import Distiller
 from common.files import ROOT, shown, write_json
-from common.losses import MultiTaskObjective, SegmentationObjective
+from common.losses.distillation import Distiller
+from common.losses.segmentation import MultiTaskObjective, SegmentationObjective
+from common.models import unet
+from common.models.transunet import teacher_t2
 from common.settings import DistillationConfig
-from common.tables import markdown
-from common.transunet import teacher_t2
+from common.study.arms import PAIRS, STAGES, STUDENTS
+from common.study.tables import markdown
 
 NETWORKS = {"teacher_t1_unet": unet.teacher_t1, "teacher_t2_transunet": teacher_t2}
 NETWORKS |= {name: getattr(unet, name) for name in STUDENTS}  # functions of their stages' names

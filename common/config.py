@@ -24,7 +24,8 @@ from pathlib import Path
 from types import UnionType
 from typing import ClassVar, Union, get_args, get_origin, get_type_hints
 
-from common.files import UserError, read_json, shown
+from common.errors import UserError
+from common.files import read_json, shown
 
 # What an OSError says of the user's disk and paths; any other is a fault of ours.
 OF_THE_MACHINE = {

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from common.files import UserError
+from common.errors import UserError
 
 
 def pick_device(name: str, deterministic: bool = False) -> torch.device:

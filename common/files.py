@@ -13,16 +13,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from common.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class UserError(Exception):
-    """A mistake that the user can mend: the message says what was found and what to do."""
 
 
 def shown(path: Path) -> str:
@@ -106,14 +104,6 @@ def read_csv(path: Path, columns: Iterable[str] = (), hint: str = "") -> list[di
     if torn:
         raise UserError(f"{shown(path)}: line {torn[0]} does not have {len(names)} values. {hint}")
     return rows
-
-
-def bullets(problems: list[str], most: int = 20) -> str:
-    """Problems as indented lines, with the number of those beyond `most`."""
-    lines = problems[:most]
-    if len(problems) > most:
-        lines = [*lines, f"... and {len(problems) - most} more"]
-    return "".join(f"\n  {line}" for line in lines)
 
 
 def require_space(folder: Path, megabytes: float) -> None:

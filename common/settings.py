@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import Config, option
-from common.files import ROOT, UserError
+from common.errors import UserError
+from common.files import ROOT
 
 DATA = ROOT / "data" / "spleen2d"
 SCALES = ("encoder", "bottleneck", "decoder")

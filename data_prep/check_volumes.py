@@ -28,15 +28,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common.cases import ONE_ORGAN, Case, fingerprint, problems_of, read_label, twins
 from common.config import launch, option
-from common.doubts import doubts, image_doubts
-from common.files import UserError, shown
-from common.formats import is_nifti_name, stem, without_channel
-from common.layouts import VolumesConfig, find_cases, is_ct, is_nnunet, named_organs
-from common.organs import USUAL, count_values, overlapping, parse_organs, remarks
-from common.processes import run_all, unforeseen
-from common.volumes import Volume, read_volume
+from common.dataset.cases import ONE_ORGAN, Case, fingerprint, problems_of, read_label, twins
+from common.dataset.checks import doubts, image_doubts
+from common.dataset.classes import USUAL, count_values, overlapping, parse_organs, remarks
+from common.dataset.formats import is_nifti_name, stem, without_channel
+from common.dataset.layouts import VolumesConfig, find_cases, is_ct, is_nnunet, named_organs
+from common.dataset.nifti import Volume, read_volume
+from common.dataset.processes import run_all, unforeseen
+from common.errors import UserError
+from common.files import shown
 
 
 @dataclass

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from common import config as base
 from common.config import launch, option
-from common.files import ROOT, UserError, lock_folder, require_space, shown
+from common.errors import UserError
+from common.files import ROOT, lock_folder, require_space, shown
 
 NAME = "Task09_Spleen"
 CHUNK = 1 << 20

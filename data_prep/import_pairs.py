@@ -45,19 +45,20 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from common import figures
-from common.cases import twins
 from common.config import launch, option
-from common.files import UserError, bullets, lock_folder, printable, replace_folder, shown
-from common.mask_doubts import contradictions, inverted, remarks_on
-from common.masks import Mask, NotTwoValues, read_binary, read_numbers
-from common.organs import USUAL, count_values, parse_organs, remarks, to_mask
-from common.pairs import Pair, PairsConfig, find_pairs
-from common.pictures import load, to_grey
+from common.dataset.cases import twins
+from common.dataset.classes import USUAL, count_values, parse_organs, remarks, to_mask
+from common.dataset.mask_files import Mask, NotTwoValues, read_binary, read_numbers
+from common.dataset.pictures import load, to_grey
+from common.dataset.preprocessing import to_square
+from common.dataset.slices import Slice, check_output, in_short, mask_picture, write_set
+from common.dataset.splits import make_splits
+from common.errors import UserError, bullets
+from common.evaluation import figures
+from common.files import lock_folder, printable, replace_folder, shown
 from common.settings import SliceSetConfig
-from common.slices import Slice, check_output, in_short, mask_picture, write_set
-from common.splits import make_splits
-from common.views import to_square
+from data_prep.image_pairs import Pair, PairsConfig, find_pairs
+from data_prep.mask_checks import contradictions, inverted, remarks_on
 
 ADVICE = (
     "A mask holds 0 and 1, or 0 and 255, or, the same in all files, another value or colour beside "

@@ -28,9 +28,11 @@ import numpy as np
 
 from common import config as base
 from common.config import launch, option
+from common.dataset.classes import WHICH
+from common.dataset.processes import run_all
+from common.errors import UserError
 from common.files import (
     ROOT,
-    UserError,
     lock_folder,
     read_json,
     remove_leftovers,
@@ -38,9 +40,7 @@ from common.files import (
     write_bytes,
     write_json,
 )
-from common.organs import WHICH
-from common.phantom import ORGANS, make_patient
-from common.processes import run_all
+from data_prep.phantom import ORGANS, make_patient
 
 ORIENTATIONS = ("LAS", "RAS", "LPS", "RPS", "LAI")
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs")

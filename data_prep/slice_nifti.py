@@ -41,27 +41,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image
 
-from common import figures
-from common.cases import ONE_ORGAN, Case, fingerprint, read_case, twins
 from common.config import launch, option
-from common.doubts import doubts
-from common.files import (
-    UserError,
-    lock_folder,
-    read_json,
-    remove_leftovers,
-    replace_folder,
-    shown,
-    write_json,
+from common.dataset.cases import ONE_ORGAN, Case, fingerprint, read_case, twins
+from common.dataset.checks import doubts
+from common.dataset.classes import USUAL, as_words, count_values, parse_organs, remarks, to_mask
+from common.dataset.formats import plain
+from common.dataset.layouts import (
+    VolumesConfig,
+    is_ct,
+    list_all,
+    named_organs,
+    patient_of,
+    set_doubts,
 )
-from common.formats import plain
-from common.layouts import VolumesConfig, is_ct, list_all, named_organs, patient_of, set_doubts
-from common.organs import USUAL, as_words, count_values, parse_organs, remarks, to_mask
-from common.processes import run_all
-from common.settings import SliceSetConfig
-from common.slices import Slice, check_info, check_output, in_short, mask_picture, write_set
-from common.splits import split_patients
-from common.views import (
+from common.dataset.preprocessing import (
     HU_WINDOW,
     PLANES,
     VERSION,
@@ -71,6 +64,13 @@ from common.views import (
     view_of,
     window,
 )
+from common.dataset.processes import run_all
+from common.dataset.slices import Slice, check_info, check_output, in_short, mask_picture, write_set
+from common.dataset.splits import split_patients
+from common.errors import UserError
+from common.evaluation import figures
+from common.files import lock_folder, read_json, remove_leftovers, replace_folder, shown, write_json
+from common.settings import SliceSetConfig
 
 # What dataset.json says of a set that is made otherwise than by default.
 SPECIAL = ("labels", "axis", "channel")

@@ -18,10 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch
-from common.predict import predict
+from common.inference.predict_slices import predict
+from common.inference.trained_run import open_run, ready
+from common.models.unet import student_s2
 from common.settings import InferenceConfig
-from common.trained import open_run, ready
-from common.unet import student_s2
 
 
 def main(config: InferenceConfig) -> None:

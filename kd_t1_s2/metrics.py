@@ -15,11 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch, option
+from common.evaluation.comparison import compare
+from common.evaluation.report import write_report
+from common.evaluation.score_run import data_of, score_run, table
 from common.files import ROOT
-from common.report import write_report
-from common.scoring import data_of, score_run, table
 from common.settings import MetricsConfig
-from common.statistics import compare
 
 
 @dataclass

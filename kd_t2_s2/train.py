@@ -19,14 +19,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch, option
-from common.distillation import Distiller
-from common.engine import fit
 from common.files import ROOT
-from common.runs import start
+from common.losses.distillation import Distiller
+from common.models.transunet import teacher_t2_of
+from common.models.unet import student_s2
 from common.settings import DistillationConfig
-from common.teachers import add_unlabelled, load_teacher
-from common.transunet import teacher_t2_of
-from common.unet import student_s2
+from common.training.engine import fit
+from common.training.runs import start
+from common.training.teachers import add_unlabelled, load_teacher
 
 
 @dataclass

@@ -12,8 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch
-from common.report import write_report
-from common.scoring import data_of, score_run, table
+from common.evaluation.report import write_report
+from common.evaluation.score_run import data_of, score_run, table
 from common.settings import MetricsConfig
 
 

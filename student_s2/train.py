@@ -18,11 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch
-from common.engine import fit
-from common.losses import SegmentationObjective
-from common.runs import start
+from common.losses.segmentation import SegmentationObjective
+from common.models.unet import student_s2
 from common.settings import StudentConfig
-from common.unet import student_s2
+from common.training.engine import fit
+from common.training.runs import start
 
 
 @dataclass

@@ -20,10 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch, option
-from common.predict import predict
+from common.inference.predict_slices import predict
+from common.inference.trained_run import open_run, ready
+from common.models.transunet import teacher_t2_of
 from common.settings import InferenceConfig
-from common.trained import open_run, ready
-from common.transunet import teacher_t2_of
 
 
 @dataclass

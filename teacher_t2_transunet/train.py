@@ -18,11 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch, option
-from common.engine import fit
-from common.losses import MultiTaskObjective
-from common.runs import start
+from common.losses.segmentation import MultiTaskObjective
+from common.models.transunet import load_imagenet, teacher_t2
 from common.settings import TeacherConfig
-from common.transunet import load_imagenet, teacher_t2
+from common.training.engine import fit
+from common.training.runs import start
 
 
 @dataclass

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from server import Server, archive  # noqa: E402
 
-from common.files import UserError  # noqa: E402
+from common.errors import UserError  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # So in a shell's background job: the scripts under test would ignore Ctrl-C, too.

@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from common import checkpoint
 from common.files import read_csv
+from common.training import checkpoint
 
 
 def train(repo: Path, data: Path, name: str, epochs: int, *flags: str) -> subprocess.Popen:

@@ -6,12 +6,13 @@ import torch
 from conftest import Infinite
 from torch import nn
 
-from common.engine import fit, shares_of_steps
-from common.files import UserError, read_csv
-from common.losses import SegmentationObjective
-from common.runs import start
+from common.errors import UserError
+from common.files import read_csv
+from common.losses.segmentation import SegmentationObjective
+from common.models.unet import Output
 from common.settings import StudentConfig
-from common.unet import Output
+from common.training.engine import fit, shares_of_steps
+from common.training.runs import start
 
 
 @dataclass

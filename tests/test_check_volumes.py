@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, load_script, run
 
-from common.cases import problems_of
-from common.doubts import doubts
-from common.files import UserError
-from common.volumes import read_volume
+from common.dataset.cases import problems_of
+from common.dataset.checks import doubts
+from common.dataset.nifti import read_volume
+from common.errors import UserError
 
 script = load_script(ROOT / "data_prep/check_volumes.py")
 

@@ -5,9 +5,9 @@ import zipfile
 import pytest
 import torch
 
-from common import checkpoint
-from common.files import UserError
-from common.unet import student_s1, student_s2
+from common.errors import UserError
+from common.models.unet import student_s1, student_s2
+from common.training import checkpoint
 
 
 @pytest.fixture

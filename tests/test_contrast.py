@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from common.contrast import (
+from common.losses.contrastive import (
     DenseContrast,
     FeatureHint,
     ImageContrast,

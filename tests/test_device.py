@@ -8,9 +8,10 @@ from torch.cuda._utils import _get_device_index
 
 from common import device as hardware
 from common.device import autocast, grad_scaler, half_type, number_format, pick_device
-from common.engine import fit
-from common.files import UserError, read_csv
-from common.runs import start
+from common.errors import UserError
+from common.files import read_csv
+from common.training.engine import fit
+from common.training.runs import start
 
 NAMES = ("half", "full")
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from common.distillation import Distiller, fingerprint
-from common.files import UserError
-from common.losses import SegmentationObjective
-from common.maps import with_background
+from common.errors import UserError
+from common.losses.distillation import Distiller, fingerprint
+from common.losses.map_terms import with_background
+from common.losses.segmentation import SegmentationObjective
+from common.models.unet import student_s1, teacher_t1
 from common.settings import SCALES, DistillationConfig
-from common.unet import student_s1, teacher_t1
 
 
 def batch_of(count, size=32):

@@ -12,21 +12,21 @@ from conftest import ROOT, load_script
 from kill import rows
 from test_accumulate import train
 
-from common import checkpoint
-from common.engine import evaluate
 from common.files import read_csv
-from common.runs import start
+from common.models.unet import student_s1
 from common.settings import StudentConfig
-from common.unet import student_s1
+from common.training import checkpoint
+from common.training.engine import evaluate
+from common.training.runs import start
 
 EVALUATE = """
 import sys
 sys.path.insert(0, {root!r})
 import torch
 from common.settings import StudentConfig
-from common.engine import evaluate
-from common.runs import start
-from common.unet import student_s1
+from common.training.engine import evaluate
+from common.training.runs import start
+from common.models.unet import student_s1
 from pathlib import Path
 
 config = StudentConfig(data=Path({data!r}), device="cpu", batch_size=4, name="two")

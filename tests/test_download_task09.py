@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT, load_script, run
 from server import archive, left
 
-from common.files import UserError
+from common.errors import UserError
 
 script = load_script(ROOT / "data_prep/download_task09.py")
 script.PAUSE = 0

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import embedding
-from common.embedding import Embedding
+from common.evaluation import embedding
+from common.evaluation.embedding import Embedding
 
 
 def drawn(spread, cases=4, each=30):

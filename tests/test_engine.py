@@ -5,17 +5,18 @@ import pytest
 import torch
 from conftest import ROOT, Infinite, load_script
 
-from common import checkpoint
-from common.distillation import Distiller
-from common.engine import evaluate, fit
-from common.files import UserError, read_csv, read_json, write_csv
-from common.losses import MultiTaskObjective, SegmentationObjective
-from common.runs import start
+from common.dataset.slices import read_set
+from common.dataset.splits import read_splits
+from common.errors import UserError
+from common.files import read_csv, read_json, write_csv
+from common.losses.distillation import Distiller
+from common.losses.segmentation import MultiTaskObjective, SegmentationObjective
+from common.models.unet import UNet, student_s1, teacher_t1
 from common.settings import DistillationConfig, StudentConfig
-from common.slices import read_set
-from common.splits import read_splits
-from common.teachers import add_unlabelled
-from common.unet import UNet, student_s1, teacher_t1
+from common.training import checkpoint
+from common.training.engine import evaluate, fit
+from common.training.runs import start
+from common.training.teachers import add_unlabelled
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Stopped(Exception):
 
 def stop_after(monkeypatch, epoch):
     """Let `fit` die right after it has saved an epoch."""
-    from common import engine
+    from common.training import engine
 
     save = engine.save_epoch
 

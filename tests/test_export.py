@@ -5,13 +5,13 @@ import onnxruntime
 import pytest
 import torch
 
-from common import export as module
 from common.device import fuse
-from common.export import export
-from common.files import UserError
+from common.errors import UserError
+from common.inference import export as module
+from common.inference.export import export
+from common.inference.trained_run import Trained
+from common.models.unet import student_s1
 from common.settings import InferenceConfig
-from common.trained import Trained
-from common.unet import student_s1
 
 
 @pytest.fixture(scope="module")

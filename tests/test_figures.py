@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from common.figures import (
+from common.evaluation.figures import (
     PREDICTION,
     TRUTH,
     comparison,

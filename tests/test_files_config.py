@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT
 
 from common.config import launch, option, parse, to_json
+from common.errors import UserError
 from common.files import (
-    UserError,
     atomic,
     check_run,
     new_run,

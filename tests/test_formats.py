@@ -9,12 +9,13 @@ import pytest
 import test_segment
 from test_segment import ct, go, save
 
-from common.cases import Case, problems_of, read_case, read_label
-from common.files import UserError, read_csv
-from common.formats import foreign_files, is_nifti_name, plain, stem, without_channel
-from common.jobs import channels_in, truth_of, volume_files
-from common.layouts import VolumesConfig, list_all
-from common.volumes import read_volume
+from common.dataset.cases import Case, problems_of, read_case, read_label
+from common.dataset.formats import foreign_files, is_nifti_name, plain, stem, without_channel
+from common.dataset.layouts import VolumesConfig, list_all
+from common.dataset.nifti import read_volume
+from common.errors import UserError
+from common.files import read_csv
+from common.inference.volume_files import channels_in, truth_of, volume_files
 
 trained = test_segment.trained  # the fixture
 ITK = "SimpleITK.WriteImage(SimpleITK.ReadImage('{}')"

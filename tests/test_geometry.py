@@ -6,11 +6,12 @@ import pytest
 import test_segment
 from test_segment import SIZE, ct, go
 
-from common.cases import Case, problems_of, read_case, read_label
-from common.doubts import doubts, image_doubts, label_doubts
-from common.files import UserError, read_json
-from common.geometry import between_planes, displacement, obliquity, tilt, voxel_ml
-from common.volumes import read_volume
+from common.dataset.cases import Case, problems_of, read_case, read_label
+from common.dataset.checks import doubts, image_doubts, label_doubts
+from common.dataset.geometry import between_planes, displacement, obliquity, tilt, voxel_ml
+from common.dataset.nifti import read_volume
+from common.errors import UserError
+from common.files import read_json
 
 trained = test_segment.trained  # the fixture
 LPS = np.diag([-0.8, -0.8, 2.5, 1])

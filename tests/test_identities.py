@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from common.scores import overlap_scores
-from common.surfaces import surface_scores
+from common.evaluation.metrics import overlap_scores
+from common.evaluation.surface_distances import surface_scores
 
 MASKS = arrays(np.uint8, st.tuples(*[st.integers(1, 7)] * 3), elements=st.integers(0, 1))
 

@@ -8,10 +8,11 @@ import pytest
 from conftest import ROOT, load_script
 from PIL import Image
 
-from common.files import UserError, read_json
-from common.loading import SliceDataset
-from common.slices import read_mask, read_set
-from common.splits import read_splits
+from common.dataset.loading import SliceDataset
+from common.dataset.slices import read_mask, read_set
+from common.dataset.splits import read_splits
+from common.errors import UserError
+from common.files import read_json
 
 script = load_script(ROOT / "data_prep/import_pairs.py")
 

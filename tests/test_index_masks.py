@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from test_import_pairs import make, picture, some
 
-from common.files import UserError
-from common.loading import SliceDataset
+from common.dataset.loading import SliceDataset
+from common.errors import UserError
 
 
 def indexed(path, mode="L"):

@@ -15,15 +15,16 @@ from conftest import run
 from kill import compare, rows, train
 from server import archive, left
 
-from common import checkpoint
-from common.engine import fit
-from common.files import UserError, lock_folder
-from common.interruption import Interruption
-from common.losses import SegmentationObjective
-from common.processes import run_all
-from common.runs import start
+from common.dataset.processes import run_all
+from common.errors import UserError
+from common.files import lock_folder
+from common.losses.segmentation import SegmentationObjective
+from common.models.unet import student_s1
 from common.settings import StudentConfig
-from common.unet import student_s1
+from common.training import checkpoint
+from common.training.engine import fit
+from common.training.interruption import Interruption
+from common.training.runs import start
 
 NUMBERS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
 
@@ -88,7 +89,7 @@ def test_an_error_that_comes_of_a_signal_is_told_as_the_signal(stage, slices, mo
         os.kill(os.getpid(), signal.SIGTERM)
         raise UserError("a loader process was ended from outside")
 
-    monkeypatch.setattr("common.engine.train_one_epoch", broken)
+    monkeypatch.setattr("common.training.engine.train_one_epoch", broken)
     with pytest.raises(SystemExit) as end:
         fit(SegmentationObjective(student_s1()), started, config)
     assert end.value.code == NUMBERS[signal.SIGTERM]

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from common.intervals import _analysis, estimate, holm, patient_means, wilcoxon
+from common.evaluation.intervals import _analysis, estimate, holm, patient_means, wilcoxon
 
 # What was seen, in Dice points: standard deviation of patients, trainings, and the rest.
 SPLEEN, ACDC = (0.5, 1.5, 5.0), (1.7, 0.4, 2.7)

@@ -5,7 +5,8 @@ import pytest
 import test_segment
 from test_segment import ct, go, save
 
-from common.files import UserError, read_json
+from common.errors import UserError
+from common.files import read_json
 
 trained = test_segment.trained  # the fixture
 
@@ -59,7 +60,7 @@ def test_what_an_interruption_leaves_does_not_stop_the_next(trained, tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("common.segment.figures.sheet", stop)
+        patch.setattr("common.inference.segment_volumes.figures.sheet", stop)
         go(trained, path.parent, output=masks, probabilities=True)
     assert (masks / "ct.nii.gz").exists() and not (masks / "ct.png").exists()
     go(trained, path.parent, output=masks)
@@ -73,7 +74,7 @@ def test_a_table_whose_only_volume_fails_half_made_does_not_stop_the_next(
     path, masks = save(tmp_path / "in/ct.nii.gz", ct()), tmp_path / "masks"
     go(trained, path.parent, output=masks)
     with monkeypatch.context() as patch, pytest.raises(UserError, match="1 of 1 volumes"):
-        patch.setattr("common.segment.figures.sheet", lambda *_: 1 / 0)
+        patch.setattr("common.inference.segment_volumes.figures.sheet", lambda *_: 1 / 0)
         go(trained, path.parent, output=masks)
     assert not (masks / "volumes.csv").exists()
     go(trained, path.parent, output=masks)

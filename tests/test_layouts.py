@@ -10,14 +10,15 @@ from conftest import ROOT, load_script, run
 from PIL import Image
 from test_check_volumes import ct, organ
 
-import common.plan
-from common import checkpoint
-from common.files import UserError, read_json, write_json
-from common.layouts import looks_grouped
-from common.plan import data_steps
-from common.slices import read_image, read_set
-from common.splits import write_splits
-from common.study import add_up
+import common.study.plan
+from common.dataset.layouts import looks_grouped
+from common.dataset.slices import read_image, read_set
+from common.dataset.splits import write_splits
+from common.errors import UserError
+from common.files import read_json, write_json
+from common.study.plan import data_steps
+from common.study.results import add_up
+from common.training import checkpoint
 
 check = load_script(ROOT / "data_prep/check_volumes.py")
 slicer = load_script(ROOT / "data_prep/slice_nifti.py")

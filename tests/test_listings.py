@@ -8,9 +8,10 @@ import pytest
 from conftest import ROOT, load_script, run
 from test_check_volumes import ct, organ
 
-from common.files import UserError, read_json
-from common.layouts import VolumesConfig, find_cases, is_ct, list_all
-from common.organs import named_in, overlapping, parse_organs
+from common.dataset.classes import named_in, overlapping, parse_organs
+from common.dataset.layouts import VolumesConfig, find_cases, is_ct, list_all
+from common.errors import UserError
+from common.files import read_json
 
 check = load_script(ROOT / "data_prep/check_volumes.py")
 slicer = load_script(ROOT / "data_prep/slice_nifti.py")

@@ -5,14 +5,14 @@ import torch
 from monai.losses import DiceLoss
 from torch import nn
 
-from common.losses import (
+from common.losses.segmentation import (
     BatchDiceLoss,
     DiceBCELoss,
     MultiTaskObjective,
     SegmentationObjective,
     hide_patches,
 )
-from common.unet import Output, student_s1, teacher_t1
+from common.models.unet import Output, student_s1, teacher_t1
 
 
 def test_dice_bce_of_zero_logits_is_the_closed_form():

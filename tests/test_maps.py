@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.maps import ChannelwiseLoss, PredictionMapLoss, shown_channels
+from common.losses.map_terms import ChannelwiseLoss, PredictionMapLoss, shown_channels
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])

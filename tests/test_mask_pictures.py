@@ -8,9 +8,10 @@ from conftest import ROOT, load_script, refused_or_right
 from PIL import Image
 
 from common.config import parse
-from common.figures import legend
-from common.files import UserError, read_json, write_json
-from common.slices import mask_picture, read_image, read_mask, read_set
+from common.dataset.slices import mask_picture, read_image, read_mask, read_set
+from common.errors import UserError
+from common.evaluation.figures import legend
+from common.files import read_json, write_json
 
 
 def pattern(organs):

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from test_import_pairs import make, picture
 
-from common.files import UserError
-from common.masks import NotTwoValues, read_binary, read_numbers
+from common.dataset.mask_files import NotTwoValues, read_binary, read_numbers
+from common.errors import UserError
 
 Y, X = np.mgrid[:60, :80]
 ORGAN = ((Y - 20) / 12) ** 2 + ((X - 55) / 9) ** 2 < 1

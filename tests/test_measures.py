@@ -1,6 +1,6 @@
 import numpy as np
 
-from common.measures import largest_components, measures
+from common.inference.measures import largest_components, measures
 
 
 def test_measures_and_parts_have_their_closed_forms():

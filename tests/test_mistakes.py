@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from common.mistakes import KINDS, error_pixels, error_shares, repaired_pixels
+from common.evaluation.error_types import KINDS, error_pixels, error_shares, repaired_pixels
 
 
 def mask(*boxes):

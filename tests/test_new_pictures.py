@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common.files import UserError, read_csv, read_json
-from common.new_pictures import predict_pictures
-from common.pictures import read_picture
-from common.predict import predict
+from common.dataset.pictures import read_picture
+from common.errors import UserError
+from common.files import read_csv, read_json
+from common.inference.predict_pictures import predict_pictures
+from common.inference.predict_slices import predict
+from common.inference.trained_run import Trained, open_run, ready
+from common.models.unet import Output, student_s1
 from common.settings import InferenceConfig
-from common.trained import Trained, open_run, ready
-from common.unet import Output, student_s1
 
 finished = test_predict.finished  # the fixture
 SIZE = 32

@@ -9,13 +9,14 @@ from conftest import ROOT, load_script, run
 from PIL import Image
 from test_check_volumes import ct
 
-from common.cases import problems_of
-from common.files import UserError, read_json, write_json
-from common.layouts import VolumesConfig, list_all, study_organs
-from common.organs import named_in, parse_organs
-from common.slices import read_mask, read_set
-from common.views import from_views
-from common.volumes import read_volume
+from common.dataset.cases import problems_of
+from common.dataset.classes import named_in, parse_organs
+from common.dataset.layouts import VolumesConfig, list_all, study_organs
+from common.dataset.nifti import read_volume
+from common.dataset.preprocessing import from_views
+from common.dataset.slices import read_mask, read_set
+from common.errors import UserError
+from common.files import read_json, write_json
 
 check = load_script(ROOT / "data_prep/check_volumes.py")
 slicer = load_script(ROOT / "data_prep/slice_nifti.py")

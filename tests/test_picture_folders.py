@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from test_import_pairs import make, mask, picture, some
 
-from common.files import UserError
+from common.errors import UserError
 
 
 def nested(tmp_path, images, masks):

@@ -5,7 +5,8 @@ import pytest
 import test_new_pictures
 from test_new_pictures import blob, go, put, values
 
-from common.files import UserError, read_csv, read_json
+from common.errors import UserError
+from common.files import read_csv, read_json
 from common.settings import InferenceConfig
 
 trained = test_new_pictures.trained  # the fixture
@@ -95,7 +96,7 @@ def test_what_a_kill_leaves_is_not_taken_for_whole_and_does_not_stop_the_next(
     folder = go(trained, tmp_path / "in")
     whole = read_csv(folder / "pictures.csv")
     calls = iter(range(3))
-    real = getattr(__import__("common.new_pictures").new_pictures, stopped_at)
+    real = getattr(__import__("common.inference.predict_pictures").new_pictures, stopped_at)
 
     def stop(*arguments):
         if next(calls) == 1:
@@ -105,7 +106,7 @@ def test_what_a_kill_leaves_is_not_taken_for_whole_and_does_not_stop_the_next(
     put(tmp_path / "in/a.png", np.full_like(blob(), 200))
     put(tmp_path / "in/b.png", blob(value=30))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(f"common.new_pictures.{stopped_at}", stop)
+        patch.setattr(f"common.inference.predict_pictures.{stopped_at}", stop)
         go(trained, tmp_path / "in", probabilities=True)
     rows = {row["picture"]: row for row in read_csv(folder / "pictures.csv")}
     assert rows["a.png"]["pixels"] == str(np.count_nonzero(values(folder / "a.png")))

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from test_import_pairs import make, some
 
-from common.files import UserError
-from common.pictures import read_picture
+from common.dataset.pictures import read_picture
+from common.errors import UserError
 
 
 def test_see_through_masks_and_many_pages_are_refused(tmp_path):

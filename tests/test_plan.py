@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 from conftest import PAIRS, ROOT, STAGES, load_script
 
-from common.arms import SHARES, STUDIES, ablation, grid
 from common.config import parse
-from common.files import UserError, read_json, write_json
-from common.plan import steps_of, training_of, trainings_of
-from common.slices import read_set
-from common.splits import _check_shares, make_splits, write_splits
-from common.steps import Step, check_flags, key
+from common.dataset.slices import read_set
+from common.dataset.splits import _check_shares, make_splits, write_splits
+from common.errors import UserError
+from common.files import read_json, write_json
+from common.study.arms import SHARES, STUDIES, ablation, grid
+from common.study.plan import steps_of, training_of, trainings_of
+from common.study.steps import Step, check_flags, key
 
 
 def plan(reproduce, **settings):

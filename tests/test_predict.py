@@ -5,15 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from common.engine import fit
-from common.files import UserError, read_json, write_json
-from common.losses import SegmentationObjective
-from common.predict import predict
-from common.reconstruction import hidden_input
-from common.runs import start
+from common.errors import UserError
+from common.files import read_json, write_json
+from common.inference.predict_slices import predict
+from common.inference.reconstruction import hidden_input
+from common.inference.trained_run import open_run, ready
+from common.losses.segmentation import SegmentationObjective
+from common.models.unet import student_s1
 from common.settings import InferenceConfig, StudentConfig
-from common.trained import open_run, ready
-from common.unet import student_s1
+from common.training.engine import fit
+from common.training.runs import start
 
 
 @dataclass

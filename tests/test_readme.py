@@ -11,8 +11,8 @@ from conftest import ROOT, load_script
 
 import common
 from common.config import parse
-from common.transunet import teacher_t2
-from common.unet import parameters, student_s1, student_s2, teacher_t1
+from common.models.transunet import teacher_t2
+from common.models.unet import parameters, student_s1, student_s2, teacher_t1
 
 PAGES = {path: path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))}
 README = PAGES[ROOT / "README.md"]

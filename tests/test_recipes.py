@@ -4,11 +4,11 @@ import pytest
 from test_distillation import MAPS, batch_of
 
 from common.config import parse
-from common.distillation import Distiller
-from common.files import UserError
+from common.errors import UserError
+from common.losses.distillation import Distiller
+from common.models.transunet import teacher_t2
+from common.models.unet import UNet, student_s1, teacher_t1
 from common.settings import RECIPES, SCALES, DistillationConfig
-from common.transunet import teacher_t2
-from common.unet import UNet, student_s1, teacher_t1
 
 
 def test_the_thesis_s_recipe_sets_its_terms_and_weights():

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.figures import save_picture
-from common.files import UserError, read_csv, read_json, write_csv, write_json
-from common.report import write_report
-from common.scoring import score_run
-from common.slices import read_set
+from common.dataset.slices import read_set
+from common.errors import UserError
+from common.evaluation.figures import save_picture
+from common.evaluation.report import write_report
+from common.evaluation.score_run import score_run
+from common.files import read_csv, read_json, write_csv, write_json
 
 SIZE = 16
 EVIL = '<script>alert("1")&lt;'  # a case's name is part of a file's, so without a slash

@@ -9,10 +9,11 @@ from conftest import load_script, run
 from PIL import Image
 from test_plan import plan
 
-import common.plan
-from common.files import UserError, write_json
-from common.plan import data_steps
-from common.steps import check_flags
+import common.study.plan
+from common.errors import UserError
+from common.files import write_json
+from common.study.plan import data_steps
+from common.study.steps import check_flags
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from PIL import Image
 from scipy import ndimage
 from skimage.measure import block_reduce
 
-from common.figures import save_picture
-from common.views import resize_labels, to_square
+from common.dataset.preprocessing import resize_labels, to_square
+from common.evaluation.figures import save_picture
 
 VALUES = (1, 2, 3, 7)
 SIZES = {512: (256, 128, 400, 512, 640), 80: (40, 64, 100)}

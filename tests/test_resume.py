@@ -7,12 +7,13 @@ import torch
 from conftest import load_script
 from test_engine import Config, train
 
-from common import runs
-from common.distillation import Distiller
-from common.engine import fit
-from common.files import UserError, read_csv, read_json, write_json
-from common.runs import start
-from common.unet import student_s1, teacher_t1
+from common.errors import UserError
+from common.files import read_csv, read_json, write_json
+from common.losses.distillation import Distiller
+from common.models.unet import student_s1, teacher_t1
+from common.training import runs
+from common.training.engine import fit
+from common.training.runs import start
 
 QUIET = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
 

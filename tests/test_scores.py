@@ -4,20 +4,21 @@ import torch
 from monai.metrics import DiceMetric, MeanIoU
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from common.figures import save_picture
-from common.files import UserError, read_csv, read_json, write_csv, write_json
-from common.reconstruction import mse, psnr, ssim
-from common.scores import (
+from common.dataset.slices import read_set
+from common.errors import UserError
+from common.evaluation.comparison import by_patient, gain, pooled
+from common.evaluation.figures import save_picture
+from common.evaluation.metrics import (
     count,
     mean_and_spread,
     overlap_scores,
     per_case,
     summary,
 )
-from common.scoring import flat, score_run, table
-from common.slices import read_set
-from common.statistics import by_patient, gain, pooled
-from common.unet import predicted
+from common.evaluation.score_run import flat, score_run, table
+from common.files import read_csv, read_json, write_csv, write_json
+from common.inference.reconstruction import mse, psnr, ssim
+from common.models.unet import predicted
 
 
 def test_counts_give_the_scores_of_monai():

@@ -19,7 +19,7 @@ from conftest import ROOT, STAGES, load_script, run
 from PIL import Image
 
 from common.config import launch
-from common.slices import read_set
+from common.dataset.slices import read_set
 
 BY_HAND = ("teacher_t1_unet", "student_s1", "kd_t1_s1")  # tests/test_reproduce.py runs the others
 SCRIPTS = [

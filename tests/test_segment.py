@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from common import figures
-from common.files import UserError, read_csv, read_json
-from common.jobs import volume_files
-from common.segment import _stored_index, segment
+from common.dataset.nifti import read_volume
+from common.errors import UserError
+from common.evaluation import figures
+from common.files import read_csv, read_json
+from common.inference.segment_volumes import _stored_index, segment
+from common.inference.trained_run import Trained
+from common.inference.volume_files import volume_files
+from common.models.unet import Output
 from common.settings import InferenceConfig
-from common.trained import Trained
-from common.unet import Output
-from common.volumes import read_volume
 
 SIZE = 32
 

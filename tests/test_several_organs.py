@@ -11,22 +11,23 @@ import torch
 from conftest import ROOT, load_script, run
 from PIL import Image
 
-import common.plan
-from common.figures import legend, outlined, panels
-from common.files import UserError, read_csv, read_json, write_json
-from common.mistakes import error_pixels, of_each_organ
-from common.organs import on_the_left
-from common.phantom import ORGANS
-from common.plan import data_steps
-from common.scores import per_case, summary
-from common.scoring import table
-from common.segment import segment
+import common.study.plan
+from common.dataset.classes import on_the_left
+from common.dataset.slices import read_mask, read_set
+from common.errors import UserError
+from common.evaluation.comparison import by_patient, compare
+from common.evaluation.error_types import error_pixels, of_each_organ
+from common.evaluation.figures import legend, outlined, panels
+from common.evaluation.metrics import per_case, summary
+from common.evaluation.score_run import table
+from common.files import read_csv, read_json, write_json
+from common.inference.segment_volumes import segment
+from common.inference.trained_run import Trained
+from common.models.unet import Output, decided, parameters, student_s1
 from common.settings import InferenceConfig, MetricsConfig
-from common.slices import read_mask, read_set
-from common.statistics import by_patient, compare
-from common.study import add_up, slice_dice
-from common.trained import Trained
-from common.unet import Output, decided, parameters, student_s1
+from common.study.plan import data_steps
+from common.study.results import add_up, slice_dice
+from data_prep.phantom import ORGANS
 
 
 @pytest.fixture(scope="module")

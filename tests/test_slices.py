@@ -7,9 +7,10 @@ import torch
 from conftest import refused_or_right
 from PIL import Image
 
-from common.files import UserError, read_csv
-from common.loading import SliceDataset, TrainSampler, augmented, loader
-from common.slices import Slice, read_image, read_set
+from common.dataset.loading import SliceDataset, TrainSampler, augmented, loader
+from common.dataset.slices import Slice, read_image, read_set
+from common.errors import UserError
+from common.files import read_csv
 
 
 def test_the_data_set_is_what_is_on_disk(slices):

@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import load_script, run
 
-from common.files import UserError
+from common.errors import UserError
 
 
 @pytest.fixture(scope="module")

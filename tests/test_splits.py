@@ -6,9 +6,10 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from common.files import UserError, write_json
-from common.slices import Slice, SliceSet, read_set
-from common.splits import check_patients, make_splits, read_splits, with_labels
+from common.dataset.slices import Slice, SliceSet, read_set
+from common.dataset.splits import check_patients, make_splits, read_splits, with_labels
+from common.errors import UserError
+from common.files import write_json
 
 PARTS = ("train", "val", "test")
 

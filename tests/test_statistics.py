@@ -1,9 +1,7 @@
 import numpy as np
 import pytest
 
-from common.files import write_json
-from common.scores import overlap_scores
-from common.statistics import (
+from common.evaluation.comparison import (
     by_patient,
     compare,
     dice_interval,
@@ -12,6 +10,8 @@ from common.statistics import (
     pooled,
     seed_spread,
 )
+from common.evaluation.metrics import overlap_scores
+from common.files import write_json
 
 
 def result(subset="test", weights="best", **dice):

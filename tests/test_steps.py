@@ -8,10 +8,11 @@ import sys
 import pytest
 from conftest import ROOT
 
-from common import steps
 from common.config import to_json
-from common.files import UserError, read_json, write_json
-from common.steps import Step, check_flags, check_outdated, check_settings, key, run_steps
+from common.errors import UserError
+from common.files import read_json, write_json
+from common.study.results import steps
+from common.study.steps import Step, check_flags, check_outdated, check_settings, key, run_steps
 
 
 @pytest.fixture

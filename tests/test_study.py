@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import charts, study
-from common.embedding import Embedding
-from common.figures import save_picture
-from common.files import UserError, write_json
-from common.mistakes import KINDS
-from common.scores import overlap_scores
-from common.slices import Slice, SliceSet
-from common.study import add_up
-from common.surfaces import SURFACE_SCORES
-from common.tables import markdown, write_study
+from common.dataset.slices import Slice, SliceSet
+from common.errors import UserError
+from common.evaluation.embedding import Embedding
+from common.evaluation.error_types import KINDS
+from common.evaluation.figures import save_picture
+from common.evaluation.metrics import overlap_scores
+from common.evaluation.surface_distances import SURFACE_SCORES
+from common.files import write_json
+from common.study import results
+from common.study.results import add_up, charts
+from common.study.tables import markdown, write_study
 
 
 def summary(parameters, *dice):
@@ -116,7 +117,7 @@ def test_labels_are_drawn_from_the_patients_means(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(charts, "labels", lambda _, curves: drawn.update(curves))
     points = {"S1": ("S1", 50), "KD(T1,S1)": ("KD", 50), "T1": ("T1", 100)}
-    study._draw_labels(tmp_path / "labels.png", RESULTS, points)
+    results._draw_labels(tmp_path / "labels.png", RESULTS, points)
     assert drawn["S1"][50] == (pytest.approx(0.6), None, None)  # three patients: no interval
     assert drawn["KD"].keys() == {50} and drawn["T1"].keys() == {100}
 
@@ -139,7 +140,7 @@ def test_errors_are_counted_over_all_runs_and_repairs_by_pairs_of_runs(tmp_path,
     seen = {}
     monkeypatch.setattr(charts, "errors", lambda _, found: seen.update(errors=found))
     monkeypatch.setattr(charts, "repairs", lambda _, found: seen.update(repairs=found))
-    study._draw_errors(tmp_path, runs, {"KD": "S1"}, data)
+    results._draw_errors(tmp_path, runs, {"KD": "S1"}, data)
     assert seen["errors"]["S1"]["false island"] == 100 and not any(seen["errors"]["KD"].values())
     base, repaired, broken = seen["repairs"]["KD"]
     assert base == "S1" and repaired["false island"] == 100 and not any(broken.values())

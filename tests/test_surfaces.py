@@ -9,8 +9,8 @@ from monai.metrics import (
     compute_surface_dice,
 )
 
-from common import surfaces
-from common.surfaces import SURFACE_SCORES, surface_scores
+from common.evaluation import surface_distances
+from common.evaluation.surface_distances import SURFACE_SCORES, surface_scores
 
 
 def cube(shift=0, shape=(40, 40, 40)):
@@ -76,7 +76,7 @@ def test_far_islands_are_sought_in_a_tree_with_the_same_result(monkeypatch):
         mask[tuple(rng.integers(0, s, 6) for s in mask.shape)] = True
     spacing = (0.8, 0.9, 3)
     fast = surface_scores(*masks, spacing)
-    monkeypatch.setattr(surfaces, "KDTree", None)  # would fail if it were asked
+    monkeypatch.setattr(surface_distances, "KDTree", None)  # would fail if it were asked
     with pytest.raises(TypeError):
         surface_scores(*masks, spacing)
     monkeypatch.undo()

@@ -16,13 +16,14 @@ import torch
 from conftest import damaged, run
 from kill import kill_and_resume, rows
 
-from common import checkpoint
 from common.config import Config, launch, option
-from common.files import UserError, lock_folder
-from common.loading import SliceDataset, loader, unbroken
-from common.slices import read_set
-from common.splits import read_splits
-from common.unet import student_s1
+from common.dataset.loading import SliceDataset, loader, unbroken
+from common.dataset.slices import read_set
+from common.dataset.splits import read_splits
+from common.errors import UserError
+from common.files import lock_folder
+from common.models.unet import student_s1
+from common.training import checkpoint
 
 
 def test_a_killed_training_loses_nothing(repo, slices):

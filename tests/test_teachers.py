@@ -2,12 +2,13 @@ import pytest
 import torch
 from test_engine import train
 
-from common.distillation import Distiller, fingerprint
-from common.files import UserError, read_json, write_json
-from common.runs import start
+from common.errors import UserError
+from common.files import read_json, write_json
+from common.losses.distillation import Distiller, fingerprint
+from common.models.unet import student_s1, teacher_t1
 from common.settings import DistillationConfig
-from common.teachers import add_unlabelled, load_teacher
-from common.unet import student_s1, teacher_t1
+from common.training.runs import start
+from common.training.teachers import add_unlabelled, load_teacher
 
 
 def test_the_control_without_a_teacher_needs_none(stage, slices, tmp_path):

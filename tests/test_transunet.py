@@ -5,12 +5,12 @@ import torch
 from torchvision.models import ResNet50_Weights, ViT_B_16_Weights, resnet50, vit_b_16
 from torchvision.models.vision_transformer import VisionTransformer
 
-from common import transunet
 from common.device import fuse
-from common.files import UserError
-from common.losses import DiceBCELoss, MultiTaskObjective
-from common.scores import count, overlap_scores
-from common.transunet import (
+from common.errors import UserError
+from common.evaluation.metrics import count, overlap_scores
+from common.losses.segmentation import DiceBCELoss, MultiTaskObjective
+from common.models import transunet
+from common.models.transunet import (
     Attention,
     Transformer,
     load_imagenet,
@@ -18,7 +18,7 @@ from common.transunet import (
     take_vit,
     teacher_t2,
 )
-from common.unet import parameters, predicted
+from common.models.unet import parameters, predicted
 
 WIDTH = 192  # the smallest there is
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from common.device import fuse
-from common.files import UserError
-from common.unet import parameters, student_s1, student_s2, teacher_t1
+from common.errors import UserError
+from common.models.unet import parameters, student_s1, student_s2, teacher_t1
 
 
 @pytest.mark.parametrize(

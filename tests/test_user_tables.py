@@ -3,9 +3,9 @@
 import pytest
 from test_import_pairs import make, some
 
-from common.files import UserError
-from common.patients import COLUMNS
-from common.user_tables import read_table
+from common.errors import UserError
+from data_prep.patients import COLUMNS
+from data_prep.user_tables import read_table
 
 ROWS = [("a.png", "A"), ("b.png", "A"), ("c.png", "\u5f20"), ("d.png", "\xf6")]
 

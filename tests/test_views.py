@@ -5,8 +5,8 @@ import pytest
 import torch
 from test_segment import save
 
-from common.files import UserError
-from common.views import (
+from common.dataset.nifti import read_volume
+from common.dataset.preprocessing import (
     PLANES,
     axial_view,
     bounds_of,
@@ -17,7 +17,7 @@ from common.views import (
     to_square,
     view_of,
 )
-from common.volumes import read_volume
+from common.errors import UserError
 
 
 def test_views_and_squares_have_their_inverses(tmp_path):

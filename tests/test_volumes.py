@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from conftest import refused_or_right
 
-from common.cases import Case, read_case
-from common.files import UserError
-from common.layouts import VolumesConfig, list_all
-from common.slices import read_image, read_mask, read_set
-from common.views import axial_view, to_square, window
-from common.volumes import read_volume, write_volume
+from common.dataset.cases import Case, read_case
+from common.dataset.layouts import VolumesConfig, list_all
+from common.dataset.nifti import read_volume, write_volume
+from common.dataset.preprocessing import axial_view, to_square, window
+from common.dataset.slices import read_image, read_mask, read_set
+from common.errors import UserError
 
 
 def save(path, voxels, affine=None, orientation="RAS"):

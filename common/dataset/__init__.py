@@ -1,0 +1,1 @@
+"""From volumes and pictures to batches: reading, checking, slicing, splitting, loading."""

@@ -1,0 +1,174 @@
+"""Which values of a label are which organ: `--organs spleen=1 kidneys=2,3`, and what it does.
+
+The k-th organ named becomes mask value k; one organ alone becomes 255. What is not named becomes
+background.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import shown
+
+USUAL = {"spleen": (1,)}  # what a label holds where nothing else is said
+WHICH = ("spleen", "all")  # of volumes that name more than one
+MOST = 254  # organs in an 8-bit mask, whose 0 is background
+FAR = 1 << 16  # label values below it are counted through a table
+
+
+def plain_name(name: str) -> str:
+    """An organ's name as it is used in flags, tables and files: `right kidney` -> `right_kidney`.
+
+    Letters of all alphabets stay: it is written, not only filed.
+    """
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_")
+
+
+def file_name(name: str, otherwise: str) -> str:
+    """A name as it is safe in a file's name on every disk: ASCII alone; if nothing is left,
+    `otherwise`."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._") or otherwise
+
+
+def parse_organs(
+    words: Sequence[str],
+    known: Mapping[str, tuple[int, ...]] | None = None,
+    flag: str = "--organs",
+) -> dict[str, tuple[int, ...]]:
+    """`NAME=VALUE[,VALUE]` words as values by name, in the order given.
+
+    A bare NAME has the values that are `known` for it; `all`, alone, is everything known.
+    UserError for anything else, for a name given twice and for a value under two names.
+    """
+    known = known or {}
+    if [*words] == ["all"]:
+        if not known:
+            raise UserError(f"{flag} all: no dataset.json names the labels; give NAME=VALUE.")
+        if lost := [name for name, values in known.items() if not values]:
+            raise UserError(
+                f"{flag} all: dataset.json gives no whole numbers for {', '.join(lost)}; give "
+                "NAME=VALUE."
+            )
+        words = [f"{name}={','.join(map(str, values))}" for name, values in known.items()]
+    found: dict[str, tuple[int, ...]] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        name = plain_name(name)
+        values = [v.strip() for v in text.split(",")] if equals else known.get(name)
+        if not values:
+            if name == "all":
+                raise UserError(f"{flag} all stands alone, for all that dataset.json names.")
+            names = f"known are {', '.join(known)}; or " if known else ""
+            raise UserError(f"{flag} {word}: {names}give its values too, as in {word}=2,3.")
+        if not (name and all(re.fullmatch("[0-9]{1,9}", str(v)) and int(v) for v in values)):
+            raise UserError(
+                f"{flag} {word!r}: NAME=VALUE or NAME=VALUE,VALUE is expected, with whole numbers "
+                "from 1 on (0 is background)."
+            )
+        if name in found:
+            both = ",".join(map(str, (*found[name], *values)))
+            raise UserError(f"{flag} names {name} twice; its values go together: {name}={both}.")
+        found[name] = tuple(sorted({int(v) for v in values}))
+    owners: dict[int, str] = {}
+    for name, values in found.items():
+        for value in values:
+            if owners.setdefault(value, name) != name:
+                raise UserError(
+                    f"{flag}: the value {value} is under {owners[value]} and {name}. Regions that "
+                    f"overlap cannot be one label map: name parts that do not, {flag} "
+                    "NAME=VALUE NAME=VALUE,VALUE."
+                )
+    if len(found) > MOST:
+        raise UserError(f"{flag} names {len(found)} organs; an 8-bit mask holds {MOST}.")
+    return found
+
+
+def on_the_left(organs: Sequence[str]) -> int | None:
+    """The mask value, from 1, of an organ that lies on the patient's left: the spleen, or the one
+    organ of a checkpoint that is older than the names. None if there is none."""
+    names = [name.lower() for name in organs]
+    return next((k for k, n in enumerate(names, start=1) if n in ("spleen", "organ")), None)
+
+
+def as_words(labels: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """What `parse_organs` makes these of."""
+    return tuple(f"{name}={','.join(map(str, values))}" for name, values in labels.items())
+
+
+def named_in(listed) -> dict[str, tuple[int, ...]]:
+    """The organs that a dataset.json's "labels" names, by value: Decathlon's `{"1": "spleen"}` or
+    nnU-Net's `{"spleen": 1, "kidneys": [2, 3]}`, whose regions may overlap. One whose values are
+    not whole numbers has none; `parse_organs` refuses it."""
+    labels = listed.get("labels") if isinstance(listed, dict) else None
+    found: dict[str, tuple[int, ...]] = {}
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        turned = isinstance(value, str) and not value.isdecimal()
+        name, values = (value, key) if turned else (key, value)
+        values, name = _whole(values), plain_name(str(name))
+        if name and values != [0]:
+            found[name] = tuple(sorted({*found.get(name, ()), *values} - {0}))
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _whole(values) -> list[int]:
+    """A value, or a list of them, as whole numbers from 0 on; empty if any of them is none."""
+    try:
+        numbers = [float(value) for value in (values if isinstance(values, list) else [values])]
+        whole = all(number >= 0 and number % 1 == 0 for number in numbers)
+    except (TypeError, ValueError):
+        return []
+    return [int(number) for number in numbers] if whole else []
+
+
+def overlapping(labels: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """The values that more than one organ has: regions that cannot be one label map."""
+    each = [value for values in labels.values() for value in values]
+    return sorted({value for value in each if each.count(value) > 1})
+
+
+def to_mask(label: np.ndarray, labels: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    """Label values as mask values, uint8 of the same shape: k for the k-th organ, 255 for one
+    alone; 0 elsewhere."""
+    mask = np.zeros(label.shape, np.uint8)
+    for number, values in enumerate(labels.values(), start=1):
+        mask[np.isin(label, values)] = number if len(labels) > 1 else 255
+    return mask
+
+
+def count_values(label: np.ndarray) -> dict[int, int]:
+    """How many voxels have each value, 0 left out. The values are whole numbers from 0 on."""
+    if label.dtype.kind in "iu" and label.size and label.max() < FAR:
+        counts = np.bincount(label.ravel())
+        return {int(v): int(counts[v]) for v in np.flatnonzero(counts) if v}
+    values, counts = np.unique(label, return_counts=True)
+    return {int(v): int(n) for v, n in zip(values, counts, strict=True) if v}
+
+
+def remarks(labels: Mapping[str, tuple[int, ...]], found: set[int]) -> list[str]:
+    """What is odd about labels, where `found` are the values of the whole set (without 0)."""
+    lines = []
+    for name, values in labels.items():
+        if missed := [str(v) for v in values if v not in found]:
+            lines.append(f"warning: {name}: no label of the set holds {', '.join(missed)}")
+    named = {v for values in labels.values() for v in values}
+    if rest := sorted(found - named):
+        shown = ", ".join(map(str, rest[:12])) + (" ..." if len(rest) > 12 else "")
+        lines.append(f"note: --organs does not name the values {shown}: background")
+    return lines
+
+
+def check_organs(names, colours, path: Path) -> None:
+    """UserError if the organs' names or colours in a dataset.json or checkpoint cannot be used."""
+    texts = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
+    if not texts or not names or len(names) != len({*names}) or len(names) > MOST:
+        raise UserError(f"{shown(path)}: its organs are no list of up to {MOST} different names.")
+    if colours is None:
+        return
+    hexes = isinstance(colours, list) and all(
+        isinstance(c, str) and re.fullmatch("#[0-9a-fA-F]{6}", c) for c in colours
+    )
+    if not hexes or len(colours) != len(names):
+        raise UserError(f'{shown(path)}: its colours are no list of {len(names)} like "#1f77b4".')

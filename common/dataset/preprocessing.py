@@ -1,0 +1,190 @@
+"""Between CT volumes and the square slices that the networks see: there and back.
+
+Voxel arrays are `(x, y, z)` in canonical orientation (see `common.dataset.nifti`). Views are
+`(row, column)` as a radiologist looks at them: axial with the front on top and the patient's right
+side on the left, coronal with the head on top and the right side on the left, sagittal with the
+head on top and the front on the left. Squares are views with pixels of equal height and width,
+padded and resized.
+"""
+
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from common.errors import UserError
+
+# The abdominal soft-tissue window (centre 40, width 400): fat is -100, organs 30..200 HU.
+HU_WINDOW = (-160, 240)
+# The least share of a pixel that keeps a thin structure: what a vessel of two pixels covers at
+# worst when it is made eight times smaller.
+THIN = 1 / 8
+ROUNDING = 1e-9  # shares this close are equal
+# Of this module's results: counts up when the same volumes give other slices, so that older ones
+# are made again and not taken for them.
+VERSION = 2
+# Of each slice plane the voxel axes: across the slices, down the rows, along the columns.
+PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+
+
+def window(hu: np.ndarray, low: float = HU_WINDOW[0], high: float = HU_WINDOW[1]) -> np.ndarray:
+    """HU to uint8: `low` and below become 0, `high` and above 255, linear between, rounded."""
+    scaled = (np.asarray(hu, np.float32) - low) * (255.0 / (high - low))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def bounds_of(voxels: np.ndarray, window) -> tuple[float, float]:
+    """The values of a volume that are shown as 0 and 255, by a data set's "window": two numbers, or
+    `{"percentiles": [low, high]}`. UserError if it is neither.
+
+    Percentiles are those of the voxels above the volume's minimum. The minimum is what lies outside
+    the patient wherever that was set to one value (skull-stripped heads, padded volumes): counted
+    in, the bounds would say how much of the volume is empty, not how bright the patient is.
+    """
+    try:
+        if not isinstance(window, dict):
+            low, high = map(float, window)
+            return low, high
+        shares = [float(share) for share in window["percentiles"]]
+        inside = voxels[voxels > voxels.min()]
+        low, high = np.percentile(inside if inside.size else voxels, shares).tolist()
+    except (TypeError, ValueError, KeyError):
+        raise UserError(
+            f'The window {window!r} is neither two numbers nor {{"percentiles": [low, high]}}.'
+        ) from None
+    return low, high if high > low else low + 1  # nearly constant: one step from black to white
+
+
+def view_of(voxels: np.ndarray, index: int, plane: str) -> np.ndarray:
+    """Slice `index` of canonical voxels in a plane, in radiological view `(row, column)`.
+
+    Slices count from the feet (axial), the back (coronal), the patient's left (sagittal).
+    """
+    across, rows, columns = PLANES[plane]
+    return voxels.transpose(rows, columns, across)[::-1, ::-1, index]
+
+
+def pixel_spacing(spacing: tuple[float, float, float], plane: str) -> tuple[float, float]:
+    """The (row, column) spacing in mm of a plane's views, from that of the voxels `(x, y, z)`."""
+    _, rows, columns = PLANES[plane]
+    return spacing[rows], spacing[columns]
+
+
+def axial_view(voxels: np.ndarray, index: int) -> np.ndarray:
+    """Slice `index` of canonical voxels `(x, y, z)` in radiological view `(row, column)`."""
+    return view_of(voxels, index, "axial")
+
+
+def from_views(views: np.ndarray) -> np.ndarray:
+    """Axial views `(z, row, column)` of all slices as canonical voxels `(x, y, z)`."""
+    return views.transpose(2, 1, 0)[::-1, ::-1]
+
+
+class Place(NamedTuple):
+    """Where a view lies in its square: its size there, and the padding above and left of it."""
+
+    rows: int
+    columns: int
+    top: int
+    left: int
+
+
+def place(shape: tuple[int, int], spacing: tuple[float, float], size: int) -> Place:
+    """The place of a view of `shape` (rows, columns) and `spacing` in mm in a square of `size`."""
+    heights, widths = shape[0] * spacing[0], shape[1] * spacing[1]
+    side = max(heights, widths)
+    rows = max(1, round(size * heights / side))
+    columns = max(1, round(size * widths / side))
+    return Place(rows, columns, (size - rows) // 2, (size - columns) // 2)
+
+
+def to_square(image: np.ndarray, spacing: tuple[float, float], size: int, mask: bool) -> np.ndarray:
+    """A 2D uint8 image as `(size, size)`: pixels made square, padded with 0, resized.
+
+    `spacing` is (row, column) in mm; equal numbers leave the aspect as it is. Images are resized
+    bicubically with antialiasing, masks by area (`resize_labels`): both with the same pixel
+    centres.
+    """
+    rows, columns, top, left = place(image.shape, spacing, size)
+    if mask:
+        resized = resize_labels(image, (rows, columns))
+    else:
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        if picture.size != (columns, rows):
+            picture = picture.resize((columns, rows), Image.Resampling.BICUBIC)
+        resized = np.asarray(picture)
+    if (rows, columns) == (size, size):
+        return resized
+    square = np.zeros((size, size), np.uint8)
+    square[top : top + rows, left : left + columns] = resized
+    return square
+
+
+def resize_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Labels, uint8 `(H, W)` with 0 as background, resized to `shape` (rows, columns) by area.
+
+    A pixel gets the label that covers most of it; a tie with the background goes to the label, so
+    for a single label the limit is one half. Where a label is too thin to win a pixel or any of
+    its neighbours, it keeps the pixels that it covers best in their row or column, from `THIN` on:
+    a vessel does not vanish.
+    """
+    labels = np.ascontiguousarray(labels)
+    values = [value for value in np.unique(labels) if value]
+    if labels.shape == tuple(shape) or not values:
+        return labels if labels.shape == tuple(shape) else np.zeros(shape, np.uint8)
+    rows, columns = map(_overlaps, labels.shape, shape)
+    shares = np.stack([_share(labels == value, rows, columns) for value in values])
+    best = np.array(values, np.uint8)[shares.argmax(0)]
+    resized = np.where(shares.max(0) >= 1 - shares.sum(0) - ROUNDING, best, 0).astype(np.uint8)
+    won = [ndimage.maximum_filter(resized == value, 3) for value in values]
+    for value, share, near in zip(values, shares, won, strict=True):
+        ridge = [share >= ndimage.maximum_filter1d(share, 3, axis) - ROUNDING for axis in (0, 1)]
+        resized[(ridge[0] | ridge[1]) & (share >= THIN - ROUNDING) & ~near] = value
+    return resized
+
+
+def _overlaps(pixels: int, parts: int) -> np.ndarray:
+    """How much of each of `parts` equal parts of a line each of its `pixels` covers, float64
+    `(parts, pixels)`; rows add up to 1."""
+    edges = np.arange(parts + 1)[:, None] * (pixels / parts)
+    low, high, place = edges[:-1], edges[1:], np.arange(pixels)
+    covered = np.minimum(high, place + 1) - np.maximum(low, place)
+    return covered.clip(0) * (parts / pixels)
+
+
+def _share(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The share of each resized pixel that a bool mask covers; only its bounding box is read."""
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    return rows[:, box[0]] @ mask[box].astype(float) @ columns[:, box[1]].T
+
+
+def from_square(maps: Tensor, shape: tuple[int, int], spacing: tuple[float, float]) -> Tensor:
+    """Probability maps `(N, C, size, size)` of squares as maps `(N, C, *shape)` of their views.
+
+    The padding is cut off, the rest resized linearly, with antialiasing where it shrinks.
+    """
+    rows, columns, top, left = place(shape, spacing, maps.shape[-1])
+    maps = maps[..., top : top + rows, left : left + columns]
+    if (rows, columns) == tuple(shape):
+        return maps
+    return F.interpolate(maps, shape, mode="bilinear", antialias=True)
+
+
+def stack(geometry: dict, size: int) -> tuple[int, tuple[float, float, float]]:
+    """How many slices a data set's patient has, and the size in mm of its voxels: between slices,
+    and of a square's pixels, twice.
+
+    `geometry` is the patient's entry in dataset.json: `shape`, `affine` and `spacing` as stored,
+    and `axis`, the slices' plane, where it is not axial. KeyError, ValueError or IndexError if it
+    is none.
+    """
+    order = nib.io_orientation(np.array(geometry["affine"], float))[:, 0].astype(int)
+    shape, spacing = np.zeros(3), np.zeros(3)
+    shape[order], spacing[order] = geometry["shape"][:3], geometry["spacing"][:3]
+    across, *inside = PLANES[geometry.get("axis", "axial")]
+    pixel = float((shape * spacing)[inside].max()) / size
+    return int(shape[across]), (float(spacing[across]), pixel, pixel)

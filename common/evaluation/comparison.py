@@ -1,0 +1,174 @@
+"""Results of several runs: averaged over seeds, joined over folds, compared patient by patient.
+
+A result is what metrics.py leaves in summary.json; those of a model come by (fold, seed). A gain is
+paired: by patient, and by the training of the same fold and seed.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+
+from common.evaluation import metrics
+from common.evaluation.intervals import Run, estimate, patient_means, wilcoxon
+from common.evaluation.metrics import mean_and_spread, over_organs, pool
+from common.files import read_json, shown
+from common.settings import NOT_LEARNED, StudentConfig
+
+
+def by_patient(
+    results: list[dict], score: str = "dice", organ: str | None = None
+) -> dict[str, float | None]:
+    """Each patient's mean score over the results that hold it; None where it is undefined.
+
+    The score is an organ's, or the mean over the organs.
+    """
+    rows = (pair for result in results for pair in result["cases"].items())
+    return metrics.of_patients(rows, score, organ)
+
+
+def pooled(results: list[dict]) -> dict[str, float | None]:
+    """Dice, IoU, recall, precision of all pixels of all results, as the thesis counts.
+
+    Means over the organs.
+    """
+    rows = (row for result in results for row in result["cases"].values())
+    return over_organs(pool(rows, results[0]["classes"]))
+
+
+def is_summary(found: dict) -> bool:
+    """Whether a JSON is a summary.json, and of this version: each organ with its own metrics."""
+    return {"subset", "weights", "classes", "organs", "cases"} <= found.keys()
+
+
+def gain(results: dict[Run, dict], base: dict[Run, dict], organ: str | None = None) -> dict | None:
+    """Paired gain in Dice points (100 x Dice) over `base`, from results by (fold, seed).
+
+    `mean`, `std`, `n` and `better` (how many gained) over patients, each averaged over its runs
+    first; `low`, `high` and `p` of `intervals.estimate` (None with fewer than six patients); the
+    `wilcoxon` p over patients. None unless both hold the same patients of the same subset and
+    organs, after the same epoch: the best or the last.
+    """
+    every = [*results.values(), *base.values()]
+    if len({_kind(result) for result in every}) > 1:
+        return None
+    mine, theirs = (by_patient([*found.values()], "dice", organ) for found in (results, base))
+    if mine.keys() != theirs.keys():
+        return None
+    pairs = {run: (results[run], base[run]) for run in results if run in base}
+    gains = {run: _paired(*(by_patient([r], "dice", organ) for r in p)) for run, p in pairs.items()}
+    gains = {run: found for run, found in gains.items() if found}
+    means = [*patient_means(gains).values()]
+    if not means:
+        return None
+    sure = estimate(gains)
+    return {
+        **mean_and_spread(means),
+        "better": sum(g > 0 for g in means),
+        **{name: getattr(sure, name, None) for name in ("low", "high", "p")},
+        "wilcoxon": wilcoxon(means),
+    }
+
+
+def dice_interval(results: dict[Run, dict]) -> tuple[float, float | None, float | None] | None:
+    """A model's mean Dice over patients and its 95 % interval, from results by (fold, seed); None
+    if no patient has a score."""
+    each = {run: by_patient([result]) for run, result in results.items()}
+    known = {run: {p: v for p, v in row.items() if v is not None} for run, row in each.items()}
+    known = {run: row for run, row in known.items() if row}
+    means = [*patient_means(known).values()]
+    if not means:
+        return None
+    sure = estimate(known)
+    return sum(means) / len(means), getattr(sure, "low", None), getattr(sure, "high", None)
+
+
+def _kind(result: dict) -> tuple[str, ...]:
+    """What two results must have in common to be compared: subset, epoch, organs."""
+    return result["subset"], result["weights"], *result["classes"]
+
+
+def seed_spread(results: dict[Run, dict], base: dict[Run, dict]) -> float | None:
+    """Standard deviation over the seeds of the mean gain in points over all folds; None with one
+    seed."""
+    seeds = sorted({seed for _, seed in results} & {seed for _, seed in base})
+    each = [
+        [{r: v for r, v in found.items() if r[1] == s} for found in (results, base)] for s in seeds
+    ]
+    gains = [gain(*pair) for pair in each]
+    return mean_and_spread(found["mean"] for found in gains if found)["std"]
+
+
+def _paired(mine: dict, theirs: dict) -> dict[str, float]:
+    """Differences in points of the patients whose scores are defined in both."""
+    cases = [c for c in mine if mine[c] is not None and theirs.get(c) is not None]
+    return {c: 100 * (mine[c] - theirs[c]) for c in cases}
+
+
+def in_words(found: dict) -> str:
+    """`+3.1 [+0.4, +6.0]`: a gain's mean and interval in points."""
+    if found["low"] is None:
+        return f"{found['mean']:+.1f}"
+    return f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+
+
+def compare(
+    result: dict, title: str, path: Path, stage: str = "", folder: Path | None = None
+) -> str:
+    """One line: this run's Dice against the one of `stage` whose summary.json is `path`.
+
+    That may also be another run of this run's own stage; the line then says which. With `folder`,
+    this run's own, it says where the two were not trained by one recipe.
+    """
+    if not path.exists():
+        return f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare"
+    other = read_json(path)
+    if not is_summary(other):
+        return f"{title}: {shown(path)} is no summary.json of this version; run metrics.py there"
+    known = other.get("stage", stage)
+    if stage and known not in (stage, result.get("stage")):
+        return f"{title}: not compared; {shown(path)} is of {known}, not of {stage}"
+    if stage and known != stage:
+        title = f"gain over {known} ({other['run']})"
+    run = (None, 0)
+    found = gain({run: result}, {run: other})
+    patients = [by_patient([r]).keys() for r in (other, result)]
+    if found is None and patients[0] == patients[1] and _kind(other) == _kind(result):
+        return f"{title}: no patient has a score in both, here and in {shown(path)}"
+    if found is None:
+        other_organs = result["classes"] != other["classes"]
+        theirs, ours = (
+            f"{len(by_patient([r]))} {r['subset']} patients, {r['weights']} epoch"
+            + (f", of {', '.join(r['classes'])}" if other_organs else "")
+            for r in (other, result)
+        )
+        return f"{title}: not compared; {shown(path)} is of {theirs}, this run of {ours}"
+    sure = "" if found["low"] is None else " (95 % CI over patients; one training of each)"
+    chance = "" if found["wilcoxon"] is None else f", Wilcoxon p {found['wilcoxon']:.2g}"
+    unequal = unequal_settings(path.parent, folder) if folder else []
+    return (
+        f"{title}: {in_words(found)} Dice points per patient{sure}, "
+        f"better in {found['better']} of {found['n']}{chance}"
+        + (f"; NOT ONE RECIPE: {', '.join(unequal)}" if unequal else "")
+    )
+
+
+def unequal_settings(theirs: Path, ours: Path) -> list[str]:
+    """Where two runs of students differ in what both arms share: `epochs 100, here 60`.
+
+    That is the recipe, the patients, the slices' size and the number of processes. What their
+    config.json do not say (a run that is older than a flag, a moved summary.json) is left out.
+    """
+    files = [folder / "config.json" for folder in (theirs, ours)]
+    if not all(file.is_file() for file in files):
+        return []
+    before, now = map(read_json, files)
+    recipes = before.get("config", {}), now.get("config", {})
+    names = [f.name for f in fields(StudentConfig) if f.name not in NOT_LEARNED]
+    pairs = [(name, *(recipe.get(name) for recipe in recipes)) for name in names]
+    pairs += [("slices of", *(f"{made.get('size')} pixels" for made in (before, now)))]
+    count = (made.get("environment", {}).get("processes") for made in (before, now))
+    pairs += [("processes", *count)]
+    unequal = [f"{n} {a}, here {b}" for n, a, b in pairs if None not in (a, b) and a != b]
+    patients = [made.get("patients", {}).get("train") for made in (before, now)]
+    if None not in patients and patients[0] != patients[1]:
+        unequal.append(f"{len(patients[0])} training cases, here {len(patients[1])}, not the same")
+    return unequal

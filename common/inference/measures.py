@@ -1,0 +1,94 @@
+"""What the mask of a whole CT says: the volume, length and scores of each organ, also in words."""
+
+import numpy as np
+from scipy import ndimage
+
+from common.dataset.geometry import between_planes, voxel_ml
+from common.evaluation.metrics import TITLES, number, over_organs, overlap_scores
+from common.evaluation.surface_distances import surface_scores
+
+# Of volumes.csv; the scores are empty without a truth.
+COLUMNS = ("volume", "organ", "volume_ml", "length_mm", "slices_with_organ", *TITLES, "doubts")
+
+
+def largest_components(mask: np.ndarray, organs: int) -> np.ndarray:
+    """Of each organ in a mask of class indices the largest part whose voxels touch, by a face, an
+    edge or a corner."""
+    kept = np.zeros_like(mask)
+    for organ in range(1, organs + 1):
+        parts, count = ndimage.label(mask == organ, np.ones((3,) * mask.ndim))
+        if count:
+            kept[parts == np.bincount(parts.flat)[1:].argmax() + 1] = organ
+    return kept
+
+
+def findings(
+    mask: np.ndarray, truth: np.ndarray | None, spacing, organs: list[str], affine=None
+) -> dict:
+    """For a mask of class indices: its slices, each organ's measures (see `measures`) and, with a
+    truth, its scores and their means over the organs (else None)."""
+    each, steps = {}, spacing if affine is None else affine[:3, :3]
+    for value, organ in enumerate(organs, start=1):
+        mine = mask == value
+        scores = None if truth is None else volume_scores(mine, truth == value, steps)
+        each[organ] = {**measures(mine, spacing, affine), "scores": scores}
+    means = None
+    if truth is not None:
+        means = over_organs({organ: row["scores"] for organ, row in each.items()})
+    return {"slices": mask.shape[2], "organs": each, "scores": means}
+
+
+def measures(
+    mask: np.ndarray, spacing: tuple[float, float, float], affine: np.ndarray | None = None
+) -> dict:
+    """For a mask in canonical orientation, spacing in mm: the slices with the organ, its volume in
+    ml, and its craniocaudal length in mm, from its lowest slice to its highest.
+
+    Where the axes are not at right angles `affine`, from the voxels to mm, gives both: |det| of it
+    a voxel's volume, the distance of its planes the slices'.
+    """
+    affine = np.diag([*spacing, 1]) if affine is None else affine
+    present = np.flatnonzero(mask.any((0, 1)))
+    between = float(between_planes(affine)[2])
+    return {
+        "slices_with_organ": len(present),
+        "volume_ml": float(np.count_nonzero(mask) * voxel_ml(affine)),
+        "length_mm": float((present[-1] - present[0] + 1) * between) if len(present) else 0.0,
+    }
+
+
+def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing) -> dict:
+    """Overlap and surface scores of a bool mask in the CT's own voxels (see `surface_scores`)."""
+    counts = (np.count_nonzero(a) for a in (mask & truth, mask, truth))
+    return {**overlap_scores(*counts), **surface_scores(mask, truth, spacing)}
+
+
+def rows(about: dict) -> list[dict]:
+    """A table's row for each organ of a volume: its name, measures and scores, if there are any."""
+    named = {"volume": about["volume"], "doubts": "; ".join(about["doubts"])}
+    found = [
+        named | {"organ": k} | row | (row["scores"] or {}) for k, row in about["organs"].items()
+    ]
+    return [{column: row.get(column) for column in COLUMNS} for row in found]
+
+
+def in_words(about: dict) -> str:
+    """`spleen_8: spleen 115.8 ml, 98 mm long, in 12 of 32 slices`, and the scores if there are.
+
+    Of several organs their volumes.
+    """
+    each = about["organs"]
+    volumes = {organ: f"{organ} {row['volume_ml']:.1f} ml" for organ, row in each.items()}
+    if len(each) == 1:
+        (organ, row), mean = *each.items(), ""
+        found = (
+            f"{volumes[organ]}, {row['length_mm']:.0f} mm long, "
+            f"in {row['slices_with_organ']} of {about['slices']} slices"
+        )
+    else:
+        seen, mean = [o for o, row in each.items() if row["slices_with_organ"]], "mean "
+        found = ", ".join(volumes[organ] for organ in seen) or "no organ"
+    text = f"{about['volume']}: {found}"
+    if scores := about["scores"]:
+        text += f"; {mean}Dice {number(scores['dice'])}, HD95 {number(scores['hd95_mm'])} mm"
+    return "; ".join([text, *about["doubts"]])

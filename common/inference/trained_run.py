@@ -1,0 +1,192 @@
+"""A finished training, ready to predict with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+from tqdm import tqdm
+
+from common.dataset.classes import file_name
+from common.dataset.formats import is_nifti_name
+from common.dataset.loading import SliceDataset, loader
+from common.dataset.picture_folders import ENDINGS
+from common.dataset.preprocessing import HU_WINDOW
+from common.dataset.slices import Slice, SliceSet, check_same_organs, check_same_views, read_set
+from common.dataset.splits import check_patients, read_splits
+from common.device import autocast, fuse, layout, pick_device, to_device
+from common.errors import UserError
+from common.files import known_runs, shown
+from common.models.unet import Output, probabilities
+from common.settings import InferenceConfig
+from common.training import checkpoint
+
+
+@dataclass
+class Trained:
+    """A finished training to predict with: its folder, its checkpoint, the slices to predict.
+
+    There are no slices, and no data set, where it is to predict volumes or new pictures.
+    """
+
+    folder: Path
+    path: Path
+    checkpoint: dict
+    device: torch.device
+    data: SliceSet | None = None
+    cases: tuple[str, ...] = ()
+    dataset: SliceDataset | None = None
+
+    @property
+    def slices(self) -> list[Slice]:
+        """The slices to predict."""
+        return self.dataset.slices
+
+    @property
+    def classes(self) -> int:
+        """Number of logit channels the model was trained with."""
+        return self.checkpoint["classes"]
+
+    @property
+    def organs(self) -> list[str]:
+        """The names of what it segments."""
+        return self.checkpoint.get("organs", ["organ"])
+
+    @property
+    def suffixes(self) -> list[str]:
+        """What a file name gets of each of several organs; of one nothing."""
+        plain = [file_name(name, "organ") for name in self.organs]
+        apart = len({*plain}) == len(plain)
+        names = plain if apart else [f"{k}-{name}" for k, name in enumerate(plain, start=1)]
+        return [""] if len(names) == 1 else [f"_{name}" for name in names]
+
+    def setting(self, name: str, before=None):
+        """A flag's value in that training; `before` if it is older than the flag."""
+        return self.checkpoint["config"].get(name, before)
+
+
+def open_run(config: InferenceConfig, script: str) -> Trained:
+    """Read the run's best.pt, or last.pt, and its slices, where these are to be predicted.
+
+    UserError if either is missing or damaged, if the model was trained on slices of another size
+    or plane, or if it was trained or chosen on patients that this split calls test patients.
+    """
+    stage = Path(script).resolve().parent
+    folder = stage / "runs" / config.name
+    device = pick_device(config.device)
+    path = folder / f"{config.weights}.pt"
+    there = known_runs(folder.parent, path.name)
+    runs = f"There are {', '.join(there)}: choose one with --name"
+    hint = runs if there else f"Run {stage.name}/train.py first"
+    content = checkpoint.load(path, stage.name, f"{hint}.")
+    checkpoint.check_content(content, path)
+    if not config.of_slices:
+        return Trained(folder, path, content, device)
+    place = config.data or Path(content["config"]["data"])
+    data = read_set(place, _instead_of_data(place))
+    if data.classes != content["classes"] or data.size != content["size"]:
+        raise UserError(
+            f"{shown(path)} was trained on {_kind(content['size'], content['classes'])}; those of "
+            f"{shown(data.folder)} are {_kind(data.size, data.classes)}. Name another --data, or "
+            "another run with --name."
+        )
+    check_same_organs(content.get("organs"), data, path)
+    if note := check_same_views(content, data, path):
+        print(note)
+    if config.subset == "all":
+        cases = sorted({s.case for s in data.slices})
+    else:
+        splits = read_splits(data, config.splits or content["config"]["splits"], (config.subset,))
+        check_patients(content, data, splits, (config.subset,), path)
+        cases = splits[config.subset]
+    dataset = SliceDataset(data, data.of(cases))
+    return Trained(folder, path, content, device, data, tuple(cases), dataset)
+
+
+def _instead_of_data(place: Path) -> str:
+    """What to do where a folder, or a file, is not a data set."""
+    inside = chain(place.glob("*"), place.glob("*/*")) if place.is_dir() else [place]
+    for path in inside:
+        if is_nifti_name(path):
+            return "Volumes are segmented with --volume instead of --data."
+        if path.suffix.lower() in ENDINGS:
+            return (
+                "New pictures without masks are predicted with --images instead of --data; those "
+                "with masks become a data set by data_prep/import_pairs.py."
+            )
+    return "Name it with --data."
+
+
+def _kind(size: int, channels: int) -> str:
+    """What slices are, in short."""
+    organs = "one organ" if channels == 1 else f"{channels - 1} organs"
+    return f"{size}-pixel slices of {organs}"
+
+
+def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
+    """The model with the run's weights, on its device, in eval mode, BatchNorm folded in."""
+    checkpoint.load_weights(model, checkpoint.model_weights(run.checkpoint), run.path)
+    model = model.eval().requires_grad_(False)
+    if config.fuse:
+        fuse(model)
+    return model.to(run.device, memory_format=layout(config.channels_last))
+
+
+def window_of(run: Trained, config: InferenceConfig):
+    """The window, as `views.bounds_of` takes it: the flags' HU, else that of the slices that the
+    run was trained on, else, of slices imported without one, the usual one of the abdomen."""
+    usual, given = run.checkpoint.get("window") or HU_WINDOW, (config.hu_low, config.hu_high)
+    if given == (None, None):
+        return usual if isinstance(usual, dict) else tuple(map(float, usual))
+    if isinstance(usual, dict):
+        raise UserError(f"--hu-low and --hu-high: {shown(run.path)} was trained on no HU.")
+    low, high = (u if g is None else g for u, g in zip(usual, given, strict=True))
+    if not low < high:  # nan too
+        raise UserError(f"--hu-low {low:g} must be below --hu-high {high:g}.")
+    return float(low), float(high)
+
+
+def range_in_words(window) -> str:
+    """`HU -160 to 240`, or which percentiles."""
+    if isinstance(window, dict):
+        shares = map(float, window["percentiles"])
+        return "percentiles {:g} to {:g} of each volume".format(*shares)
+    return "HU {:g} to {:g}".format(*window)
+
+
+def forward(
+    model: nn.Module,
+    run: Trained,
+    slices: list[Slice],
+    config: InferenceConfig,
+    reconstruct: bool = False,
+    change=None,
+) -> Iterator[tuple[dict, Output]]:
+    """Batches of the slices with the model's output; `change(batch)` may alter images."""
+    places = {s: place for place, s in enumerate(run.slices)}
+    wanted = Subset(run.dataset, [places[s] for s in slices])
+    for batch in tqdm(loader(wanted, config.batch_size), disable=None, leave=False):
+        batch = to_device(batch, run.device, config.channels_last)
+        if change is not None:
+            batch["image"] = change(batch)
+        with torch.inference_mode(), autocast(run.device, config.amp):
+            output = model(batch["image"], reconstruct=reconstruct)
+        yield batch, output
+
+
+@torch.inference_mode()
+def maps_of(model: nn.Module, run: Trained, squares: np.ndarray, config: InferenceConfig) -> Tensor:
+    """Probabilities, float32 `(N, organs, size, size)`, of grey uint8 squares `(N, size, size)`."""
+    batch = {"image": torch.from_numpy(squares)[:, None].float() / 255}
+    batch = to_device(batch, run.device, config.channels_last)
+    with autocast(run.device, config.amp):
+        return probabilities(model(batch["image"], reconstruct=False).logits)
+
+
+def in_16_bits(maps: Tensor) -> np.ndarray:
+    """Probabilities as the uint16 values of a 16-bit PNG: 65535 is 1."""
+    return (maps * 65535).round().to(torch.int32).cpu().numpy().astype(np.uint16)

@@ -1,0 +1,1 @@
+"""What a training minimises: segmentation, reconstruction, and distillation from a teacher."""

@@ -1,0 +1,1 @@
+"""Many runs compared: which are trained, in which order, and their tables and charts."""

@@ -1,0 +1,96 @@
+"""The trained teacher of a distillation: read, checked, scored once before it may teach."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from common.dataset.loading import SliceDataset, WithUnlabelled, loader
+from common.dataset.slices import check_same_organs, check_same_views
+from common.dataset.splits import check_patients
+from common.device import layout, to_device
+from common.errors import UserError
+from common.evaluation.metrics import number
+from common.files import shown
+from common.settings import DistillationConfig
+from common.training import checkpoint
+from common.training.engine import evaluate
+from common.training.runs import Run
+
+
+def load_teacher(
+    path: Path, stage: str, build: Callable[[dict], nn.Module], run: Run, config: DistillationConfig
+) -> nn.Module | None:
+    """The teacher in `path`, on the run's device; its validation Dice is printed.
+
+    `build(checkpoint)` makes the network. UserError if the checkpoint is missing, of another stage
+    than `stage`, of other organs or another plane, or of a training on patients that this run's
+    split keeps for validation or test.
+    The cases that it was trained on and chosen by, and whose they are, go into `run.cases` and
+    `run.patient_of`: what is learned from it is no more to be scored on them than itself.
+    With the control `random-teacher` the network keeps its random weights, with BatchNorm
+    statistics of the training slices: without those its features would all but vanish, and the
+    control would control nothing. With `no-teacher` there is none, and none is needed: None.
+    """
+    if config.control == "no-teacher":
+        run.say("no teacher: the student's own output in its place (a control)")
+        return None
+    known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
+    checkpoint.check_content(known, path)
+    check_same_organs(known.get("organs"), run.data, path)
+    if note := check_same_views(known, run.data, path):
+        run.say(note)
+    check_patients(known, run.data, run.splits, ("val", "test"), path)
+    if known["classes"] != run.classes:
+        raise UserError(
+            f"{shown(path)} has {known['classes']} channels, the slices of "
+            f"{shown(run.data.folder)} ask for {run.classes}: name another --teacher or --data."
+        )
+    if known["size"] != run.size:
+        run.say(f"note: the teacher was trained on {known['size']}-pixel slices, not {run.size}")
+    teacher = build(known)
+    teacher.to(run.device, memory_format=layout(config.channels_last))
+    if config.control == "random-teacher":
+        _own_statistics(teacher, run, config)
+    else:
+        checkpoint.load_weights(teacher, checkpoint.model_weights(known), path)
+        _remember(known, run)
+    dice = evaluate(teacher, run.val, run, config)["per_patient"]["dice"]["mean"]
+    random = ", its weights left random (a control)" if config.control == "random-teacher" else ""
+    run.say(f"teacher {shown(path)}{random}: validation Dice {number(dice)} per patient")
+    return teacher
+
+
+def _remember(known: dict, run: Run) -> None:
+    """Whom a teacher has seen, as parts of what its student has."""
+    run.cases["teacher"] = known["patients"]["train"]
+    run.cases["teacher_val"] = known["patients"]["val"]
+    run.patient_of.update(known.get("patient_of") or {})
+
+
+def add_unlabelled(run: Run, config: DistillationConfig) -> None:
+    """With `--unlabelled`, put an image of the other training patients beside every labelled one.
+
+    Those are the patients of `train` that the student's share leaves out. UserError if none is.
+    """
+    if not config.unlabelled:
+        return
+    others = [case for case in run.splits["train"] if case not in run.splits[config.share]]
+    slices = run.data.of(others)
+    if not slices:
+        raise UserError("--unlabelled: every training patient's labels are the student's already.")
+    run.train = WithUnlabelled(run.train, SliceDataset(run.data, slices, config.cache_mb))
+    run.cases["unlabelled"] = others
+    count = len(run.data.patients_of(others))
+    run.say(f"and {len(slices)} slices of {count} more patients, without their labels")
+
+
+@torch.no_grad()
+def _own_statistics(teacher: nn.Module, run: Run, config: DistillationConfig) -> None:
+    """BatchNorm's statistics of a network as it is, over the training slices, not augmented. A
+    last batch of one slice is left out: a map of one pixel would have no spread."""
+    batches = loader(run.train, max(2, config.batch_size))
+    images = (to_device(b, run.device, config.channels_last)["image"] for b in batches)
+    update_bn((batch for batch in images if len(batch) > 1), teacher)
