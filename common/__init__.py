@@ -1,13 +1,20 @@
-"""What the stages share. Modules import only from those before them.
+"""What the stages share: seven packages over a ground of five modules, each importing downwards only.
 
-files -> config -> settings -> arms -> organs -> formats -> geometry -> volumes -> processes ->
-cases -> doubts -> layouts -> views -> phantom -> slices -> splits -> pictures -> masks ->
-mask_doubts -> picture_folders -> user_tables -> patients -> pairs -> loading -> device -> unet ->
-transunet -> losses -> contrast -> maps -> surfaces -> scores -> scoring -> measures -> distillation
--> checkpoint -> intervals -> statistics -> tables -> mistakes -> embedding -> figures -> report ->
-charts -> study -> interruption -> runs -> resume -> engine -> teachers -> trained -> reconstruction
--> jobs -> segment -> true_masks -> picture_jobs -> new_pictures -> export -> predict -> steps ->
-plan
+study/        many runs compared: which are trained, in which order, their tables and charts
+inference/    a finished run applied to slices, whole volumes and new pictures; ONNX export
+training/     the training loop; run folders, checkpoints, resuming, the teacher of a distillation
+evaluation/   Dice to HD95, their comparison with intervals and tests, figures, the report
+losses/       segmentation, reconstruction, distillation: what a training minimises
+dataset/      from volumes and pictures to batches: reading, checks, slices, splits, loading
+models/       U-Nets (T1, S1, S2) and TransUNet (T2)
+
+settings      the flags that stages share
+config        a dataclass as command line, printed start and config.json
+device        which hardware, and in which number format
+files         atomic writes, JSON, CSV, run folders
+errors        the user's mistakes, told in one line
+
+Importing `common` also settles how OpenMP's threads wait.
 """
 
 import os
