@@ -89,8 +89,8 @@ class Config(base.Config):
     input: Path | None = option(None, "CT volumes, a folder in Decathlon layout")
     data: Path | None = option(None, "an existing slice data set, instead of volumes")
     name: str | None = option(None, "start of the runs' names, and the folder in results/")
-    organs: str = option(
-        "spleen", "organs: the spleen, or all that the volumes' dataset.json names", WHICH
+    classes: str = option(
+        "spleen", "classes: the spleen, or all that the volumes' dataset.json names", WHICH
     )
     patients: int | None = option(
         None, "take the phantom, of so many patients (--quick: 16)", low=1
@@ -118,7 +118,7 @@ class Config(base.Config):
                     setattr(self, name, value)
                 elif isinstance(value, str):  # of two equal flags the last one counts
                     setattr(self, name, f"{value} {given}".strip())
-        several = "" if self.organs == Config.organs else f"-{self.organs}"
+        several = "" if self.classes == Config.classes else f"-{self.classes}"
         self.name = self.name or ("quick" if self.quick else "study") + several
 
     def _check(self) -> None:
@@ -137,7 +137,7 @@ class Config(base.Config):
             ("labelled", not few and self.labelled != SHARES, "without --study labels"),
             ("of", not self.folds and self.of != Config.of, "without --folds"),
             ("size", self.data and self.size, "with --data"),
-            ("organs", self.data and self.organs != Config.organs, "with --data"),
+            ("classes", self.data and self.classes != Config.classes, "with --data"),
             ("patients", volumes and self.patients, "with --data or --input"),
             ("thickness", volumes and self.thickness is not None, "with --data or --input"),
         ):

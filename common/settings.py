@@ -77,7 +77,7 @@ class TrainConfig(Config):
     )
     clip: float = option(1.0, "largest gradient norm; 0 turns clipping off", low=0.0)
     foreground: float = option(
-        0.5, "least share of drawn slices that show the organ; 0: as they come", low=0.0, high=1.0
+        0.5, "least share of drawn slices that show foreground; 0: as they come", low=0.0, high=1.0
     )
     augment: bool = option(True, "random rotation, scale, shift, brightness, contrast and noise")
     seed: int = option(0, "seed of the weights, the sampling and the augmentation", low=0)
@@ -168,7 +168,7 @@ class DistillationConfig(StudentConfig):
     bottleneck: float = option(0.5, "weight of the contrastive term at the bottleneck", low=0.0)
     decoder: float = option(0.25, "weight of the contrastive term at the decoder", low=0.0)
     channelwise: float = option(0.0, "weight of the channel-wise distillation (CWD)", low=0.0)
-    border: float = option(0.0, "weight of the prediction map at the organ's border", low=0.0)
+    border: float = option(0.0, "weight of the prediction map at the class's border", low=0.0)
     relation: float = option(0.0, "weight of the pairwise affinities of places", low=0.0)
     temperature: float = option(2.0, "temperature of the prediction maps", low=0.01)
     channel_temperature: float = option(4.0, "temperature of the channel-wise maps", low=0.01)
@@ -240,7 +240,7 @@ class InferenceConfig(Config):
         None, "the true mask of the volume or picture, or a folder of equal names: scores"
     )
     largest_component: bool = option(
-        False, "keep only the largest connected part of each organ in a volume or new picture"
+        False, "keep only the largest connected part of each class in a volume or new picture"
     )
     hu_low: float | None = option(None, "HU shown as 0 (without it: as in the training)")
     hu_high: float | None = option(None, "HU shown as 255 (without it: as in the training)")

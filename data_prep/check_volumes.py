@@ -3,16 +3,16 @@
     python check_volumes.py                              data/Task09_Spleen
     python check_volumes.py --input ../data/phantom
     python check_volumes.py --input BTCV --images "img/img*.nii.gz" --masks "label/label*.nii.gz" \\
-        --organs spleen=1 kidneys=2,3
+        --classes spleen=1 kidneys=2,3
 
 Reads every volume to its checksum and prints a line a case: shape, spacing in mm, stored
-orientation, range of values, organ volume in ml; then the findings. Errors, which slice_nifti.py
+orientation, range of values, class volume in ml; then the findings. Errors, which slice_nifti.py
 refuses too: files that are listed and missing, damaged, shorter than their header claims, not 3D;
 image and label of different shape, or half a voxel and more apart; NaN; an image under two names;
 label values beside 0 and those that dataset.json names (0 and 1 if it names none; any, with
---organs). Warnings, which may be meant: an empty label, one that lies a little beside its image, a
+--classes). Warnings, which may be meant: an empty label, one that lies a little beside its image, a
 constant image, implausible HU or spacing, sheared or oblique axes, an affine that states nothing,
-the spleen on the patient's right, an organ that no label shows, regions that overlap, files that
+the spleen on the patient's right, a class that no label shows, regions that overlap, files that
 dataset.json does not list, macOS's `._` files. Images whose "modality" (or "channel_names") in
 dataset.json is not CT need not be in HU. Lengths are in mm, whatever unit a header states; ml are
 voxels times |det| of the affine.
@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common.config import launch, option
-from common.dataset.cases import ONE_ORGAN, Case, fingerprint, problems_of, read_label, twins
+from common.dataset.cases import ONE_CLASS, Case, fingerprint, problems_of, read_label, twins
 from common.dataset.checks import doubts, image_doubts
-from common.dataset.classes import USUAL, count_values, overlapping, parse_organs, remarks
+from common.dataset.classes import USUAL, count_values, overlapping, parse_classes, remarks
 from common.dataset.formats import is_nifti_name, stem, without_channel
-from common.dataset.layouts import VolumesConfig, find_cases, is_ct, is_nnunet, named_organs
+from common.dataset.layouts import VolumesConfig, find_cases, is_ct, is_nnunet, named_classes
 from common.dataset.nifti import Volume, read_volume
 from common.dataset.processes import run_all, unforeseen
 from common.errors import UserError
@@ -48,11 +48,11 @@ class Config(VolumesConfig):
 
 
 class Rules(NamedTuple):
-    """What is asked of a case: its organs' values; whether these are several organs, or one of
+    """What is asked of a case: its classes' values; whether these are several classes, or one of
     another value than 1; what its label may hold (None: anything); the channel of a 4D image;
     whether it is CT."""
 
-    organs: dict[str, tuple[int, ...]]
+    classes: dict[str, tuple[int, ...]]
     several: bool
     allowed: tuple[int, ...] | None
     channel: int | None
@@ -72,14 +72,14 @@ class Checked(NamedTuple):
 
 def rules_of(config: Config) -> Rules:
     """What the flags and the folder's dataset.json ask for."""
-    known = named_organs(config.input)
-    organs = parse_organs(config.organs, known) if config.organs else known
-    organs = {name: values for name, values in organs.items() if values}
-    allowed = (0, *(v for values in known.values() for v in values)) if known else ONE_ORGAN
+    known = named_classes(config.input)
+    classes = parse_classes(config.classes, known) if config.classes else known
+    classes = {name: values for name, values in classes.items() if values}
+    allowed = (0, *(v for values in known.values() for v in values)) if known else ONE_CLASS
     return Rules(
-        organs or USUAL,
-        bool(organs) and {v for values in organs.values() for v in values} != {1},
-        None if config.organs else allowed,
+        classes or USUAL,
+        bool(classes) and {v for values in classes.values() for v in values} != {1},
+        None if config.classes else allowed,
         config.channel,
         is_ct(config.input, config.channel),
     )
@@ -107,14 +107,14 @@ def _check(case: Case, rules: Rules) -> Checked:
     if unread:
         return Checked(None, None, unread, [], {})
     found = problems_of(image, label, rules.allowed)
-    odd = image_doubts(image, rules.hu) if found else doubts(image, label, rules.organs, rules.hu)
+    odd = image_doubts(image, rules.hu) if found else doubts(image, label, rules.classes, rules.hu)
     each = label.voxel_ml
     ml = {} if found else {v: n * each for v, n in count_values(label.voxels).items()}
     return Checked(describe(case.name, image, label), fingerprint(image), found, odd, ml)
 
 
-def per_organ(cases: list[Checked], labels: dict[str, tuple[int, ...]]) -> list[str]:
-    """A line for each of several organs: its values, how many volumes show it, its ml."""
+def per_class(cases: list[Checked], labels: dict[str, tuple[int, ...]]) -> list[str]:
+    """A line for each of several classes: its values, how many volumes show it, its ml."""
     lines = []
     for name, values in labels.items():
         sums = [sum(case.ml.get(v, 0) for v in values) for case in cases]
@@ -178,16 +178,16 @@ def main(config: Config) -> None:
     count, unit = len(rows), "HU" if rules.hu else "values"
     rows += [("warning", name, text) for name, case in checked.items() for text in case.warnings]
     rows += [("warning", *found) for found in unlisted(cases, there, listed)]
-    print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {unit:>9} {'organ ml':>12}")
+    print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {unit:>9} {'class ml':>12}")
     print("\n".join(case.line for case in checked.values() if case.line))
     if rules.several:
-        print("\n" + "\n".join(per_organ([*checked.values()], rules.organs)))
+        print("\n" + "\n".join(per_class([*checked.values()], rules.classes)))
         found = {value for case in checked.values() for value in case.ml}
-        texts = [line.partition(": ") for line in remarks(rules.organs, found)]
+        texts = [line.partition(": ") for line in remarks(rules.classes, found)]
         rows += [(level, "labels", text) for level, _, text in texts]
-    if shared := overlapping(rules.organs):
-        text = f"regions overlap (values {', '.join(map(str, shared))}): name organs that do not"
-        rows.append(("warning", "labels", f"{text}, --organs NAME=VALUE,VALUE"))
+    if shared := overlapping(rules.classes):
+        text = f"regions overlap (values {', '.join(map(str, shared))}): name classes that do not"
+        rows.append(("warning", "labels", f"{text}, --classes NAME=VALUE,VALUE"))
     if rows:
         width = max(len(name) for _, name, _ in rows)
         print("\n" + "\n".join(f"{level:<8} {name:<{width}} {text}" for level, name, text in rows))
@@ -196,8 +196,8 @@ def main(config: Config) -> None:
         total = len({*bad, *(case.name for case in cases)})
         raise UserError(f"{wrong} of {total} cases cannot be used; the errors stand above.")
     print(f"{len(cases)} cases are sound; warnings: {sum(row[0] == 'warning' for row in rows)}")
-    if rules.several and not config.organs and not shared:
-        print("several organs: say which with slice_nifti.py --organs, all or by their names")
+    if rules.several and not config.classes and not shared:
+        print("several classes: say which with slice_nifti.py --classes, all or by their names")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python import_pairs.py --images DRIVE/images --image-suffix _training \\
         --masks DRIVE/1st_manual --mask-suffix _manual1
     python import_pairs.py --images ct/images --masks ct/masks --patient "^(.+)_([0-9]+)$"
-    python import_pairs.py --images ct/images --masks ct/organs --organs spleen=1 kidneys=2,3
+    python import_pairs.py --images ct/images --masks ct/classes --classes spleen=1 kidneys=2,3
     python import_pairs.py --images lgg-mri --mask-suffix _mask
 
 png, jpg, tif, gif and bmp are read, grey or colour (colour becomes grey), upright as EXIF says. An
@@ -13,13 +13,13 @@ image and its mask share the name before its ending, less --image-suffix and --m
 both kinds in one folder leave --masks out. If a folder holds no pictures, those in its sub-folders
 are read; sub-folders called images and masks tell the two apart.
 
-Masks of one organ hold black and one other value: 0 and 1, 0 and 255, or, if it is the same in all
+Masks of one class hold black and one other value: 0 and 1, 0 and 255, or, if it is the same in all
 files, another value or colour. Of a palette the numbers count, not the colours. JPEG masks are cut
 half-way between their two values. Others need --threshold. What they show is the spleen, or
---organs NAME.
+--classes NAME.
 
-Masks of several organs hold an index a pixel, grey or as a palette's: --organs A B C names the
-values 1, 2, 3, --organs NAME=VALUE[,VALUE] selects and merges. The k-th organ becomes mask value k;
+Masks of several classes hold an index a pixel, grey or as a palette's: --classes A B C names the
+values 1, 2, 3, --classes NAME=VALUE[,VALUE] selects and merges. The k-th class becomes mask value k;
 what is not named becomes background.
 
 Images of one patient must not fall on both sides of a split: say how the patient is found,
@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 from common.config import launch, option
 from common.dataset.cases import twins
-from common.dataset.classes import USUAL, count_values, parse_organs, remarks, to_mask
+from common.dataset.classes import USUAL, count_values, parse_classes, remarks, to_mask
 from common.dataset.mask_files import Mask, NotTwoValues, read_binary, read_numbers
 from common.dataset.pictures import load, to_grey
 from common.dataset.preprocessing import to_square
@@ -63,7 +63,7 @@ from data_prep.mask_checks import contradictions, inverted, remarks_on
 ADVICE = (
     "A mask holds 0 and 1, or 0 and 255, or, the same in all files, another value or colour beside "
     "black. Cut others with --threshold (of a colour the brightest channel counts), or say with "
-    "--organs which organs their values are: A B C, in order, or NAME=VALUE."
+    "--classes which classes their values are: A B C, in order, or NAME=VALUE."
 )
 
 
@@ -72,24 +72,24 @@ class Config(PairsConfig, SliceSetConfig):
     """What to import and what it shows."""
 
     threshold: int | None = option(
-        None, "mask pixels at or above this value are organ", low=1, high=255
+        None, "mask pixels at or above this value are class", low=1, high=255
     )
-    organs: tuple[str, ...] = option(
+    classes: tuple[str, ...] = option(
         (),
         "what the masks show (without it the spleen): a name; of index masks the names of the "
         "values 1, 2, ..., or NAME=VALUE[,VALUE]",
     )
 
 
-def organs_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
-    """The organs' names, and their values in index masks; none of one organ that is named alone,
+def classes_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
+    """The classes' names, and their values in index masks; none of one class that is named alone,
     whose masks hold two values."""
-    words = config.organs or tuple(USUAL)
+    words = config.classes or tuple(USUAL)
     if words == ("all",):
-        raise UserError("--organs all: pictures do not name their organs; name them here.")
+        raise UserError("--classes all: pictures do not name their classes; name them here.")
     in_order = all("=" not in word for word in words)
     numbered = [f"{word}={k}" for k, word in enumerate(words, 1)] if in_order else words
-    labels = parse_organs(numbered)
+    labels = parse_classes(numbered)
     if in_order and len(words) == 1:
         return [*labels], {}
     if config.threshold is not None:
@@ -99,7 +99,7 @@ def organs_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
 
 class Converted(NamedTuple):
     """A pair as it was written: its manifest row, its image's fingerprint (none of an image of one
-    grey), the values in its index mask, how much of the picture the organs cover, what is known of
+    grey), the values in its index mask, how much of the picture the classes cover, what is known of
     its masks' files, and whether EXIF turned its image and not its mask."""
 
     row: Slice
@@ -119,8 +119,8 @@ def read_mask(
         if len(pair.masks) > 1:
             raise UserError(
                 f"{shown(pair.image)} has {len(pair.masks)} masks in its folder, one for each "
-                "object, whose values cannot be joined; for one organ leave the value out of "
-                "--organs."
+                "object, whose values cannot be joined; for one class leave the value out of "
+                "--classes."
             )
         numbers, mask = read_numbers(pair.masks[0])
         return to_mask(numbers, labels), {*count_values(numbers)}, [mask]
@@ -166,7 +166,7 @@ def convert_all(
     """Convert all pairs: their rows in order, and what is to be said of them.
 
     UserError naming every file that cannot be used, or every image that two patients share, or if
-    none of the organs that are named by their values is shown.
+    none of the classes that are named by their values is shown.
     """
     with ThreadPoolExecutor() as pool:
         work = pool.map(lambda pair: convert(pair, config, labels), pairs)
@@ -182,8 +182,8 @@ def convert_all(
     rows, values = [found.row for found in good], set().union(*(found.values for found in good))
     if labels and not any(row.foreground for row in rows):
         held = ", ".join(map(str, sorted(values))) or "nothing but 0"
-        organs = " ".join(config.organs)
-        raise UserError(f"no mask holds any of {organs}: nothing to learn; they hold {held}.")
+        classes = " ".join(config.classes)
+        raise UserError(f"no mask holds any of {classes}: nothing to learn; they hold {held}.")
     lines = remarks(labels, values) + remarks_on(masks, config.threshold)
     if turned := sum(found.turned for found in good):
         lines.append(
@@ -210,7 +210,7 @@ def refuse_leaks(done: list[Converted]) -> None:
 
 def main(config: Config) -> None:
     """Pair, check, convert into a folder beside the output, and move it there when it is whole."""
-    organs, labels = organs_of(config)
+    classes, labels = classes_of(config)
     pairs = find_pairs(config)
     splits = make_splits([pair.case for pair in pairs], config.seed, config.of, config.fold)
     check_output(config.output, config.overwrite)
@@ -221,7 +221,7 @@ def main(config: Config) -> None:
         "name": printable(config.images.resolve().name),
         "source": f"2D pairs from {printable(config.images.resolve().name)}",
         "size": config.size,
-        "classes": organs,
+        "classes": classes,
         **({"labels": {name: list(of) for name, of in labels.items()}} if labels else {}),
         "cases": {},
     }
@@ -236,8 +236,8 @@ def main(config: Config) -> None:
         finally:
             shutil.rmtree(config.partial, ignore_errors=True)
     print("".join(f"{line}\n" for line in said), end="")
-    if not config.organs:
-        print("note: what the masks show is called spleen; --organs NAME names something else")
+    if not config.classes:
+        print("note: what the masks show is called spleen; --classes NAME names something else")
     print(in_short(rows, splits, info, config.output))
     if not any(row.foreground for row in rows):
         print("no mask shows anything: a set to predict")

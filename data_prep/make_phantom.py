@@ -1,7 +1,7 @@
 """Synthetic abdominal CT with labelled organs, in the folder layout of Task09_Spleen.
 
     python make_phantom.py                            24 patients -> data/phantom
-    python make_phantom.py --organs all              eight organs in place of the spleen alone
+    python make_phantom.py --classes all              eight organs in place of the spleen alone
     python make_phantom.py --patients 200 --seed 1 --output ../data/phantom200
 
 The data of a machine that has none: every stage, the tests and the demo run on it. Organs are
@@ -53,7 +53,7 @@ class Config(base.Config):
     output: Path = option(ROOT / "data" / "phantom", "folder to write")
     patients: int = option(24, "labelled patients (imagesTr, labelsTr)", low=1)
     unlabelled: int = option(2, "patients without label (imagesTs)", low=0)
-    organs: str = option("spleen", "organs to label", choices=WHICH)
+    classes: str = option("spleen", "organs to label", choices=WHICH)
     size: int = option(192, "voxels across, in both in-plane directions", low=32, high=1024)
     thickness: float = option(
         0.0, "slice thickness in mm; 0: drawn from 3 to 6 for each patient", low=0.0, high=50.0
@@ -75,7 +75,7 @@ def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, orientation:
 
 def write_patient(number: int, config: Config) -> None:
     """Make and write patient `number`; those past `config.patients` get no label."""
-    shape = (config.size, config.thickness, config.organs == "all")
+    shape = (config.size, config.thickness, config.classes == "all")
     hu, mask, affine = make_patient(config.seed, number, *shape)
     orientation = ORIENTATIONS[number % len(ORIENTATIONS)]
     labelled = number < config.patients
@@ -93,7 +93,7 @@ def file_name(number: int) -> str:
 def main(config: Config) -> None:
     """Write the folder; dataset.json comes last and vouches for the rest."""
     numbers = range(config.patients + config.unlabelled)
-    organs = ORGANS if config.organs == "all" else ORGANS[:1]
+    organs = ORGANS if config.classes == "all" else ORGANS[:1]
     listing = {
         "name": f"{'Spleen' if len(organs) == 1 else 'Abdomen'} phantom",
         "description": "Synthetic abdominal CT, made by data_prep/make_phantom.py",

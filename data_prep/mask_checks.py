@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from common.dataset.mask_files import Mask, NotTwoValues
 from common.files import shown
 
-USUAL = ((1,) * 3, (255,) * 3)  # what an organ's pixels hold where nothing is odd, as (R, G, B)
-ALIKE = 48  # colours of one organ in two lossy files differ by no more
+USUAL = ((1,) * 3, (255,) * 3)  # what an foreground pixels hold where nothing is odd, as (R, G, B)
+ALIKE = 48  # colours of one class in two lossy files differ by no more
 
 
 def contradictions(masks: Sequence[Mask]) -> list[NotTwoValues]:
     """What is wrong with masks that each hold two values, but not all the same: one for each file
-    whose organ has another value or colour than most. 0 and 1 beside 0 and 255 is usual."""
+    whose class has another value or colour than most. 0 and 1 beside 0 and 255 is usual."""
     groups: list[list[Mask]] = []
     # Exact values first, palettes at the front: the first of a group is what others are held to.
     for mask in sorted(masks, key=lambda mask: (mask.lossy, not mask.palette)):
@@ -26,7 +26,7 @@ def contradictions(masks: Sequence[Mask]) -> list[NotTwoValues]:
     most = max(groups, key=lambda g: (len(g), g[0].colour in USUAL), default=[])
     return [
         NotTwoValues(
-            f"{shown(mask.path)} shows the organ as {_as_text(mask.colour)}, {len(most)} other "
+            f"{shown(mask.path)} shows foreground as {_as_text(mask.colour)}, {len(most)} other "
             f"masks as {_as_text(most[0].colour)}; if it is the same, --threshold {limit} takes "
             "both."
         )
@@ -37,7 +37,7 @@ def contradictions(masks: Sequence[Mask]) -> list[NotTwoValues]:
 
 
 def _alike(a: Mask, b: Mask) -> bool:
-    """Whether two masks can show the same organ, by the values that they show it as."""
+    """Whether two masks can show the same class, by the values that they show it as."""
     if a.palette and b.palette:
         return a.colour == b.colour
     first, second = ((255,) * 3 if m.colour in USUAL else m.colour for m in (a, b))
@@ -46,14 +46,14 @@ def _alike(a: Mask, b: Mask) -> bool:
 
 
 def remarks_on(masks: Sequence[Mask], threshold: int | None) -> list[str]:
-    """What a user should know of how masks of one organ were read, as lines to print."""
+    """What a user should know of how masks of one class were read, as lines to print."""
     lines, count = [], len(masks)
     holding = Counter(_as_text(m.colour) for m in masks if m.colour and not m.lossy)
     if len(holding) > 1:
         parts = ", ".join(f"{n} hold 0 and {value}" for value, n in sorted(holding.items()))
         lines.append(f"note: of the masks {parts}; each is read by its own two values")
     elif odd := [value for value in holding if value not in ("1", "255")]:
-        lines.append(f"note: the masks hold 0 and {odd[0]}, which is taken as the organ")
+        lines.append(f"note: the masks hold 0 and {odd[0]}, which is taken as the class")
     if turned := sum(mask.upside_down for mask in masks):
         lines.append(
             f"warning: in {turned} of {count} masks the palette shows number 0 brighter than the "
@@ -68,21 +68,21 @@ def remarks_on(masks: Sequence[Mask], threshold: int | None) -> list[str]:
         )
     if filled:
         lines.append(
-            f"warning: --threshold {threshold} makes organ of all pixels of {len(filled)} of "
+            f"warning: --threshold {threshold} makes class of all pixels of {len(filled)} of "
             f"{count} masks; the lowest value in them is {min(mask.lowest for mask in filled)}"
         )
     return lines
 
 
 def inverted(shares: Sequence[float]) -> list[str]:
-    """A warning, as a line to print, if the organ covers more than half of most pictures that show
+    """A warning, as a line to print, if the class covers more than half of most pictures that show
     it; `shares` are what it covers of each."""
     seen = [share for share in shares if share]
     most = sum(share > 0.5 for share in seen)
     if most <= len(seen) / 2:
         return []
     return [
-        f"warning: the organ covers more than half of {most} of {len(shares)} pictures: are the "
+        f"warning: the class covers more than half of {most} of {len(shares)} pictures: are the "
         "masks inverted? 0 (black) must be background; if they are, swap their values (grey: "
         "PIL.ImageOps.invert), and import them again with --overwrite"
     ]

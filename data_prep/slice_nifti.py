@@ -3,8 +3,8 @@
     python slice_nifti.py                                       data/Task09_Spleen -> data/spleen2d
     python slice_nifti.py --input ../data/phantom --size 128
     python slice_nifti.py --fold 2 --of 5                       another split, same slices
-    python slice_nifti.py --input amos --organs spleen kidneys=2,3 liver=6
-    python slice_nifti.py --input BTCV --organs spleen=1 kidneys=2,3 \\
+    python slice_nifti.py --input amos --classes spleen kidneys=2,3 liver=6
+    python slice_nifti.py --input BTCV --classes spleen=1 kidneys=2,3 \\
         --images "img/img*.nii.gz" --masks "label/label*.nii.gz"
 
 Every axial slice of every labelled volume becomes an 8-bit PNG: HU window -160..240, resized to
@@ -13,8 +13,8 @@ split 70/10/20 into train, val and test; `student` is half of train. Over all --
 patient is tested once. Where a patient has several volumes, say how their names give it: --patient
 "^(patient[0-9]+)".
 
-Labels hold 0 and 1, and 1 is the spleen. Of others --organs names, selects and merges: the k-th
-organ named becomes mask value k, what is not named background. A name alone is looked up in the
+Labels hold 0 and 1, and 1 is the spleen. Of others --classes names, selects and merges: the k-th
+class named becomes mask value k, what is not named background. A name alone is looked up in the
 "labels" of the folder's dataset.json; `all` is all of them.
 
 Volumes are those of dataset.json (Decathlon), or those that --images and --masks find: patterns
@@ -42,15 +42,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image
 
 from common.config import launch, option
-from common.dataset.cases import ONE_ORGAN, Case, fingerprint, read_case, twins
+from common.dataset.cases import ONE_CLASS, Case, fingerprint, read_case, twins
 from common.dataset.checks import doubts
-from common.dataset.classes import USUAL, as_words, count_values, parse_organs, remarks, to_mask
+from common.dataset.classes import USUAL, as_words, count_values, parse_classes, remarks, to_mask
 from common.dataset.formats import plain
 from common.dataset.layouts import (
     VolumesConfig,
     is_ct,
     list_all,
-    named_organs,
+    named_classes,
     patient_of,
     set_doubts,
 )
@@ -91,7 +91,7 @@ class Config(VolumesConfig, SliceSetConfig):
 
 
 def check_config(config: Config) -> Config:
-    """The config with its organs' values spelt out. UserError for what cannot be meant."""
+    """The config with its classes' values spelt out. UserError for what cannot be meant."""
     if not config.hu_low < config.hu_high:
         raise UserError(f"--hu-low {config.hu_low} must be below --hu-high {config.hu_high}.")
     if config.percentiles:
@@ -105,22 +105,22 @@ def check_config(config: Config) -> Config:
             f"{shown(config.input)} does not exist. Fetch Task09_Spleen with download_task09.py, "
             "name another folder with --input, or make a synthetic one with make_phantom.py."
         )
-    named = named_organs(config.input)
-    if config.organs:
-        organs = parse_organs(config.organs, named)
-        for name in (n for n in organs if named.get(n, organs[n]) != organs[n]):
+    named = named_classes(config.input)
+    if config.classes:
+        classes = parse_classes(config.classes, named)
+        for name in (n for n in classes if named.get(n, classes[n]) != classes[n]):
             (known,) = as_words({name: named[name]})
-            print(f"warning: dataset.json says {known}; what --organs says is taken")
-        return replace(config, organs=as_words(organs))
+            print(f"warning: dataset.json says {known}; what --classes says is taken")
+        return replace(config, classes=as_words(classes))
     owner = next((name for name, values in named.items() if 1 in values), "spleen")
     if owner.lower() not in USUAL:
-        print(f"note: label 1 is called spleen; dataset.json's name: --organs {owner}=1")
+        print(f"note: label 1 is called spleen; dataset.json's name: --classes {owner}=1")
     return config
 
 
 def describe_set(config: Config) -> dict:
     """What dataset.json says of the whole set."""
-    labels = parse_organs(config.organs)
+    labels = parse_classes(config.classes)
     shares = {"percentiles": list(config.percentiles)}
     about = {
         "name": config.input.resolve().name,
@@ -138,7 +138,7 @@ def describe_set(config: Config) -> dict:
 
 
 def known_colours(config: Config) -> dict:
-    """The colours, checked, that the set of the same organs that is there was given by hand."""
+    """The colours, checked, that the set of the same classes that is there was given by hand."""
     index = config.output / "dataset.json"
     found = read_json(index) if index.exists() else None
     same = isinstance(found, dict) and found.get("classes") == describe_set(config)["classes"]
@@ -162,7 +162,7 @@ def keep_others(config: Config) -> None:
 
 
 def slice_case(case: Case, config: Config, colours: dict | None) -> dict:
-    """Write the slices of one volume into the partial folder, masks of several organs in their
+    """Write the slices of one volume into the partial folder, masks of several classes in their
     `colours`; its record: geometry and rows.
 
     The record is kept in `.done/`, written after the last slice. A case that has one there, or in
@@ -180,8 +180,8 @@ def slice_case(case: Case, config: Config, colours: dict | None) -> dict:
                     shutil.copy2(folder / name, home / name)
                 write_json(home / ".done" / f"{case.name}.json", record)
             return record
-    labels = parse_organs(config.organs) or USUAL
-    image, label = read_case(case, None if config.organs else ONE_ORGAN, config.channel)
+    labels = parse_classes(config.classes) or USUAL
+    image, label = read_case(case, None if config.classes else ONE_CLASS, config.channel)
     spacing = pixel_spacing(image.spacing, config.axis)
     bounds = bounds_of(image.voxels, made_from["set"]["window"])
     rows = []
@@ -198,7 +198,7 @@ def slice_case(case: Case, config: Config, colours: dict | None) -> dict:
     record = {"geometry": image.geometry() | axis, "rows": rows, "made_from": made_from}
     hu = not config.percentiles and is_ct(config.input, config.channel)
     record |= {"fingerprint": fingerprint(image), "doubts": doubts(image, label, labels, hu)}
-    if config.organs:
+    if config.classes:
         record["values"] = [*count_values(label.voxels)]
     write_json(home / ".done" / f"{case.name}.json", record)
     return record
@@ -250,7 +250,7 @@ def warn(config: Config, cases: list[Case], records: list[dict]) -> None:
     for case, record in zip(cases, records, strict=True):
         for doubt in record.get("doubts", ()):
             print(f"warning: {case.name}: {doubt}")
-    if labels := parse_organs(config.organs):
+    if labels := parse_classes(config.classes):
         found = {value for record in records for value in record["values"]}
         print("".join(f"{line}\n" for line in remarks(labels, found)), end="")
     names = None if config.patient else [case.name for case in cases]
@@ -281,8 +281,8 @@ def main(config: Config) -> None:
             for case, record in zip(cases, records, strict=True)
             for index, foreground in record["rows"]
         ]
-        if config.organs and not any(s.foreground for s in slices):
-            raise UserError(f"no label holds any of {' '.join(config.organs)}: nothing to learn.")
+        if config.classes and not any(s.foreground for s in slices):
+            raise UserError(f"no label holds any of {' '.join(config.classes)}: nothing to learn.")
         geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
         info = about | ({"patients": patients} if config.patient else {}) | {"cases": geometry}
         write_set(config.partial, info, slices, splits)

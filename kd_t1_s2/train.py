@@ -39,7 +39,7 @@ def main(config: Config) -> None:
     """Data, student, teacher and its score, objective, training."""
     run = start(config, __file__, config.share)
     # The student first: with the same seed both arms begin with the same weights.
-    student = student_s2(run.classes, config.deep)
+    student = student_s2(run.num_classes, config.deep)
     teacher = load_teacher(config.teacher, "teacher_t1_unet", teacher_t1_of, run, config)
     add_unlabelled(run, config)
     fit(Distiller(student, teacher, run.size, config), run, config)

@@ -40,7 +40,7 @@ def main(config: Config) -> None:
     """Data, student, teacher and its score, objective, training."""
     run = start(config, __file__, config.share)
     # The student first: with the same seed both arms begin with the same weights.
-    student = student_s1(run.classes, config.deep)
+    student = student_s1(run.num_classes, config.deep)
     teacher = load_teacher(config.teacher, "teacher_t2_transunet", teacher_t2_of, run, config)
     add_unlabelled(run, config)
     fit(Distiller(student, teacher, run.size, config), run, config)

@@ -9,7 +9,7 @@ Writes predictions/ (mask PNGs), overlays/ (CT | truth | prediction) and inferen
 runs/NAME. Then `python metrics.py`.
 
 A CT's mask (with `--largest-component` its largest part alone) has the geometry of its file; beside
-it lie a sheet of slices (.png) and the organ's volume and length (.json; with `--truth` scores).
+it lie a sheet of slices (.png) and the class's volume and length (.json; with `--truth` scores).
 """
 
 import sys
@@ -27,7 +27,7 @@ from common.settings import InferenceConfig
 def main(config: InferenceConfig) -> None:
     """Predict the chosen patients."""
     run = open_run(config, __file__)
-    student = student_s1(run.classes, run.setting("deep", before=False))
+    student = student_s1(run.num_classes, run.setting("deep", before=False))
     predict(ready(student, run, config), run, config)
 
 

@@ -33,7 +33,7 @@ class Config(StudentConfig):
 def main(config: Config) -> None:
     """Data, model, objective, training."""
     run = start(config, __file__, config.share)
-    fit(SegmentationObjective(student_s1(run.classes, config.deep)), run, config)
+    fit(SegmentationObjective(student_s1(run.num_classes, config.deep)), run, config)
 
 
 if __name__ == "__main__":

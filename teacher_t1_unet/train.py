@@ -34,7 +34,7 @@ class Config(TeacherConfig):
 def main(config: Config) -> None:
     """Data, model, objective, training."""
     run = start(config, __file__, config.share)
-    model = teacher_t1(config.width, run.classes, config.reconstruction_weight > 0)
+    model = teacher_t1(config.width, run.num_classes, config.reconstruction_weight > 0)
     objective = MultiTaskObjective(model, config.reconstruction_weight, config.hidden)
     fit(objective, run, config)
 

@@ -24,7 +24,7 @@ def ct(seed=0, shape=(16, 16, 6)):
     return voxels.astype(np.int16)
 
 
-def organ(shape=(16, 16, 6), left=True):
+def class_name(shape=(16, 16, 6), left=True):
     """A spleen on the patient's left: canonical x grows to the right."""
     mask = np.zeros(shape, np.uint8)
     mask[slice(3, 6) if left else slice(10, 13), 4:8, 2:4] = 1
@@ -48,7 +48,7 @@ def folder(tmp_path):
         return tmp_path / "imagesTr" / f"{name}.nii.gz"
 
     for seed in range(3):
-        put(f"p{seed}", ct(seed), organ())
+        put(f"p{seed}", ct(seed), class_name())
     return tmp_path, put
 
 
@@ -70,28 +70,28 @@ def test_sound_cases_pass(folder, capsys):
 
 def test_every_error_is_in_the_table_and_slice_nifti_refuses_it(folder, capsys):
     home, put = folder
-    put("flat", np.zeros((16, 16), np.int16), organ())
-    put("four", np.zeros((16, 16, 6, 2), np.int16), organ())
-    put("nan", np.where(ct() > 0, np.nan, ct()).astype(np.float32), organ())
-    put("shape", ct(7), organ((16, 16, 5)))
-    put("values", ct(8), organ() * 3)
-    put("twin", ct(1), organ())
+    put("flat", np.zeros((16, 16), np.int16), class_name())
+    put("four", np.zeros((16, 16, 6, 2), np.int16), class_name())
+    put("nan", np.where(ct() > 0, np.nan, ct()).astype(np.float32), class_name())
+    put("shape", ct(7), class_name((16, 16, 5)))
+    put("values", ct(8), class_name() * 3)
+    put("twin", ct(1), class_name())
     moved = put("moved", ct(9))
-    nib.save(nib.Nifti1Image(organ(), np.diag([1, 1, 3.5, 1])), home / "labelsTr/moved.nii.gz")
-    cut = put("cut", ct(10), organ())
+    nib.save(nib.Nifti1Image(class_name(), np.diag([1, 1, 3.5, 1])), home / "labelsTr/moved.nii.gz")
+    cut = put("cut", ct(10), class_name())
     cut.write_bytes(cut.read_bytes()[:-30])
-    flipped = put("flipped", ct(11), organ())
+    flipped = put("flipped", ct(11), class_name())
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 4
     flipped.write_bytes(content)
-    claim = put("claim", ct(12), organ())
+    claim = put("claim", ct(12), class_name())
     plain = bytearray(gzip.decompress(claim.read_bytes()))
     plain[46:48] = (600).to_bytes(2, "little")  # dim[3]
     claim.write_bytes(gzip.compress(bytes(plain)))
-    both = put("both", ct(14), organ())
+    both = put("both", ct(14), class_name())
     for path in (both, home / "labelsTr/both.nii.gz"):
         path.write_bytes(path.read_bytes()[:60])
-    put("lost", ct(13), organ())
+    put("lost", ct(13), class_name())
     (home / "labelsTr/lost.nii.gz").unlink()
     found = findings(home, capsys)
     words = {
@@ -145,17 +145,17 @@ def test_folders_that_are_links_to_another_disk_are_fine(folder, tmp_path_factor
 
 def test_every_doubt_is_a_warning(folder, capsys):
     home, put = folder
-    put("empty", ct(4), organ() * 0)
-    put("constant", np.full((16, 16, 6), 7, np.int16), organ())
-    put("hot", np.where(ct(5) > 0, 9000, ct(5)).astype(np.int16), organ())
-    put("thick", ct(6), organ(), np.diag([1, 1, 15, 1.0]))
-    put("mirrored", ct(7), organ(left=False))
-    put("shifted", ct(9) + 1024, organ())
+    put("empty", ct(4), class_name() * 0)
+    put("constant", np.full((16, 16, 6), 7, np.int16), class_name())
+    put("hot", np.where(ct(5) > 0, 9000, ct(5)).astype(np.int16), class_name())
+    put("thick", ct(6), class_name(), np.diag([1, 1, 15, 1.0]))
+    put("mirrored", ct(7), class_name(left=False))
+    put("shifted", ct(9) + 1024, class_name())
     turned = nib.Nifti1Image(ct(10), np.diag([1, 1, 3, 1.0]))
-    put("turned", ct(10), organ())
+    put("turned", ct(10), class_name())
     turned.set_qform(np.diag([-1, 1, 3, 1.0]), 1)
     nib.save(turned, home / "imagesTr/turned.nii.gz")
-    put("lost", ct(12), organ(left=False))
+    put("lost", ct(12), class_name(left=False))
     for kind in ("images", "labels"):
         volume = nib.load(home / f"{kind}Tr/lost.nii.gz")
         volume = nib.Nifti1Image(np.asarray(volume.dataobj), None, volume.header)
@@ -163,7 +163,7 @@ def test_every_doubt_is_a_warning(folder, capsys):
         nib.save(volume, home / f"{kind}Tr/lost.nii.gz")
     shutil.copy(home / "imagesTr/p0.nii.gz", home / "imagesTr/._p0.nii.gz")
     listed = (home / "dataset.json").read_text()
-    put("extra", ct(8), organ())
+    put("extra", ct(8), class_name())
     (home / "dataset.json").write_text(listed)
     found = findings(home, capsys, code=0)
     words = {
@@ -187,7 +187,7 @@ def test_left_and_right_are_the_patient_s_whatever_the_file_s_axes(tmp_path):
     for codes in ("LPS", "RAS", "SAR"):
         for left in (True, False):
             volumes = []
-            for kind, voxels in (("i", ct()), ("l", organ(left=left))):
+            for kind, voxels in (("i", ct()), ("l", class_name(left=left))):
                 image = nib.Nifti1Image(voxels, np.diag([1, 1, 3, 1.0]))
                 start, end = (nib.orientations.axcodes2ornt(c) for c in ("RAS", codes))
                 image = image.as_reoriented(nib.orientations.ornt_transform(start, end))

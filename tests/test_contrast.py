@@ -115,7 +115,7 @@ def test_a_hint_compares_the_cells_of_the_coarser_map(mine, theirs):
 def test_border_is_what_lies_between_dilation_and_erosion():
     mask = torch.zeros(1, 24, 24, dtype=torch.long)
     mask[0, 6:18, 5:16] = 1
-    found = pixel_classes(mask, classes=2)[0].numpy()
+    found = pixel_classes(mask, num_classes=2)[0].numpy()
     square = torch.ones(5, 5).numpy()
     wide = ndimage.binary_dilation(mask[0].numpy(), square)
     core = ndimage.binary_erosion(mask[0].numpy(), square)
@@ -123,10 +123,10 @@ def test_border_is_what_lies_between_dilation_and_erosion():
     assert ((found == 1) == core).all()
 
 
-def test_of_several_organs_the_border_takes_no_organ_s_pixels():
+def test_of_several_classes_the_border_takes_no_class_s_pixels():
     mask = torch.zeros(1, 24, 24, dtype=torch.long)
     mask[0, 6:18, 5:16], mask[0, 10:12, 16:18] = 1, 2  # the second one lies in the first's border
-    found = pixel_classes(mask, classes=3)
+    found = pixel_classes(mask, num_classes=3)
     assert torch.equal(found[mask > 0], mask[mask > 0])
     rim = border_of(mask) & (mask == 0)
     assert rim.any() and torch.equal(found == 3, rim)

@@ -12,7 +12,7 @@ from common.settings import SCALES, DistillationConfig
 def batch_of(count, size=32):
     mask = torch.zeros(count, size, size, dtype=torch.long)
     mask[:, 8:20, 10:22] = 1
-    mask[count // 2 :] = 0  # some slices have no organ
+    mask[count // 2 :] = 0  # some slices have no class
     mask[0, 8:20, 10:22] = 1
     return {"image": torch.rand(count, 3, size, size), "mask": mask}
 
@@ -44,12 +44,12 @@ def test_every_term_has_a_gradient_at_the_student(contrast):
 
 
 @pytest.mark.parametrize("contrast", FORMS)
-def test_every_term_has_a_gradient_at_a_student_of_several_organs(contrast):
+def test_every_term_has_a_gradient_at_a_student_of_several_classes(contrast):
     torch.manual_seed(0)
     config = DistillationConfig(contrast=contrast, **dict.fromkeys(MAPS, 1.0))
-    objective = Distiller(student_s1(4), teacher_t1(width=4, classes=4), 32, config)
+    objective = Distiller(student_s1(4), teacher_t1(width=4, num_classes=4), 32, config)
     batch = batch_of(4)
-    batch["mask"][1, 2:6, 2:6] = 3  # the second organ of three is nowhere
+    batch["mask"][1, 2:6, 2:6] = 3  # the second class of three is nowhere
     losses = objective(batch)
     assert list(losses) == ["segmentation", *MAPS, *(f"contrast_{s}" for s in SCALES)]
     for name, loss in losses.items():
@@ -70,7 +70,7 @@ def test_two_channels_and_a_softmax_are_one_channel_and_a_sigmoid():
         torch.manual_seed(1)  # the pixels that the contrast draws
         losses = objective.scale_terms(student, teacher, with_border)
         losses |= objective.map_terms(student, teacher, batch["mask"])
-        # Where the organ is: what is not there, only the one-channel form counts in its Dice.
+        # Where the class is: what is not there, only the one-channel form counts in its Dice.
         losses["segmentation"] = objective.segmentation(student.logits[:2], batch["mask"][:2])
         found.append(losses)
     assert len(found[0]) == 8

@@ -39,7 +39,7 @@ def test_the_plane_takes_what_lacks_a_class():
         assert np.isnan(embedding.separation(part))
 
 
-def test_the_plane_shows_the_organ_on_the_right_and_the_border_above():
+def test_the_plane_shows_the_class_on_the_right_and_the_border_above():
     found = drawn(0.1)
     places = embedding.plane(found)
     assert places.shape == (len(found.kinds), 2)

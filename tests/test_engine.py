@@ -154,12 +154,12 @@ def test_the_best_weights_are_those_that_best_pt_says(stage, slices, capsys):
     assert "The best of the epochs to come will be kept" in capsys.readouterr().out
 
 
-def test_a_training_without_an_organ_is_refused(stage, own_slices):
+def test_a_training_without_an_class_is_refused(stage, own_slices):
     student = read_json(own_slices / "splits.json")["student"]
     rows = read_csv(own_slices / "manifest.csv")
     empty = [r for r in rows if r["case"] not in student or r["foreground"] == "0"]
     write_csv(own_slices / "manifest.csv", empty)
-    with pytest.raises(UserError, match="no slice of student shows an organ to learn"):
+    with pytest.raises(UserError, match="no slice of student shows a class to learn"):
         train(stage, own_slices, epochs=1)
 
 

@@ -25,7 +25,7 @@ def student():
 
 
 def trained(tmp_path):
-    about = {"size": 32, "classes": 1}
+    about = {"size": 32, "num_classes": 1}
     return Trained(tmp_path, tmp_path / "best.pt", about, torch.device("cpu"))
 
 

@@ -57,8 +57,8 @@ def test_ml_of_a_sheared_volume_are_the_affine_s_determinant(trained, tmp_path, 
         volume = read_volume(path)
         assert volume.voxel_ml == pytest.approx(0.8 * 0.8 * 2.5 / 1000)
         about = read_json(go(trained, path) / "tilt.json")
-        assert about["organs"]["spleen"]["volume_ml"] == pytest.approx(bright * 0.0016)
-        assert about["organs"]["spleen"]["length_mm"] == pytest.approx(9 * 2.5)
+        assert about["per_class"]["spleen"]["volume_ml"] == pytest.approx(bright * 0.0016)
+        assert about["per_class"]["spleen"]["length_mm"] == pytest.approx(9 * 2.5)
         assert "sheared by 25 degrees" in capsys.readouterr().out
     save(tmp_path / "other.nii", ct(), sheared(), pixdim=2.0)
     with pytest.raises(UserError, match="gives two spacings"):
@@ -89,9 +89,9 @@ def test_other_units_become_mm_and_the_mask_keeps_the_file_s(trained, tmp_path, 
     assert np.allclose(volume.geometry()["spacing"], [0.8, 0.8, 2.5])
     about = read_json(go(trained, path, truth=truth) / "ct.json")
     assert about["spacing_mm"] == pytest.approx([0.8, 0.8, 2.5])
-    organ = about["organs"]["spleen"]
-    assert organ["volume_ml"] == pytest.approx(702 * 0.0016)
-    assert organ["length_mm"] == pytest.approx(22.5) and organ["scores"]["hd95_mm"] == 0
+    class_name = about["per_class"]["spleen"]
+    assert class_name["volume_ml"] == pytest.approx(702 * 0.0016)
+    assert class_name["length_mm"] == pytest.approx(22.5) and class_name["scores"]["hd95_mm"] == 0
     mask, image = nib.load(trained.folder / "volumes/ct.nii.gz"), nib.load(path)
     assert np.array_equal(mask.affine, image.affine)
     assert mask.header["xyzt_units"] == image.header["xyzt_units"]

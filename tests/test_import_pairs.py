@@ -122,9 +122,9 @@ def test_two_patients_are_not_one_case(tmp_path):
 
 def test_what_the_masks_show_has_a_name(tmp_path, capsys):
     some(tmp_path, ["a", "b", "c"])
-    assert make(tmp_path).organs == ["spleen"]
-    assert "note: what the masks show is called spleen; --organs NAME" in capsys.readouterr().out
-    assert make(tmp_path, organs=("left kidney",), overwrite=True).organs == ["left_kidney"]
+    assert make(tmp_path).classes == ["spleen"]
+    assert "note: what the masks show is called spleen; --classes NAME" in capsys.readouterr().out
+    assert make(tmp_path, classes=("left kidney",), overwrite=True).classes == ["left_kidney"]
     assert "called spleen" not in capsys.readouterr().out
 
 
@@ -245,23 +245,23 @@ def test_real_slices(tmp_path):
 @pytest.mark.skipif(
     "SPLEEN_REAL_DATA" not in os.environ, reason="SPLEEN_REAL_DATA names no folder of real CT"
 )
-def test_real_slices_of_thirteen_organs(tmp_path):
+def test_real_slices_of_thirteen_classes(tmp_path):
     folder = Path(os.environ["SPLEEN_REAL_DATA"]) / "real_ct_multi"
     names = list(read_json(folder / "labels.json").values())[1:]
     config = script.Config(
         images=folder / "images",
         masks=folder / "masks",
-        organs=tuple(names),
+        classes=tuple(names),
         patient=r"^(.+)_(\d+)$",
         output=tmp_path / "out",
         size=512,
     )
     script.main(config)
     data = read_set(tmp_path / "out")
-    assert len(data.slices) == 134 and data.info["classes"] == names and data.classes == 14
+    assert len(data.slices) == 134 and data.info["classes"] == names and data.num_classes == 14
     for slice_ in data.slices[::20]:
         given = np.asarray(Image.open(folder / "masks" / slice_.source))
-        found = read_mask(data.folder / "masks" / f"{slice_.name}.png", data.classes)
+        found = read_mask(data.folder / "masks" / f"{slice_.name}.png", data.num_classes)
         if given.shape == found.shape:
             assert np.array_equal(found, given)
 

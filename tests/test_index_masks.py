@@ -23,7 +23,7 @@ def indexed(path, mode="L"):
 
 
 @pytest.mark.parametrize(
-    ("organs", "mode", "names", "values"),
+    ("classes", "mode", "names", "values"),
     [
         (("a", "b", "c"), "L", ["a", "b", "c"], [1, 2, 3]),
         (("a", "b", "c"), "P", ["a", "b", "c"], [1, 2, 3]),
@@ -31,14 +31,14 @@ def indexed(path, mode="L"):
         (("x=2,3",), "L", ["x"], [0, 255, 255]),
     ],
 )
-def test_index_masks_of_several_organs(tmp_path, capsys, organs, mode, names, values):
+def test_index_masks_of_several_classes(tmp_path, capsys, classes, mode, names, values):
     some(tmp_path, ["p1", "p2", "p3"])
     for name in ("p1", "p2", "p3"):
         (tmp_path / "images" / f"{name}.png").unlink()
         picture(tmp_path / "images" / f"{name}.png", size=(32, 32))
         pixels = indexed(tmp_path / "masks" / f"{name}.png", mode)
-    data = make(tmp_path, organs=organs)
-    assert data.info["classes"] == names and data.classes == (
+    data = make(tmp_path, classes=classes)
+    assert data.info["classes"] == names and data.num_classes == (
         len(names) + 1 if len(names) > 1 else 1
     )
     expected = np.zeros((32, 32), np.uint8)
@@ -49,23 +49,26 @@ def test_index_masks_of_several_organs(tmp_path, capsys, organs, mode, names, va
     assert data.slices[0].foreground == np.count_nonzero(expected)
     item = SliceDataset(data, data.slices)[0]
     assert set(item["mask"].unique().tolist()) == {*range(len(names) + 1)}
-    assert "note: --organs does not name the values" in capsys.readouterr().out
+    assert "note: --classes does not name the values" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"organs": ("a", "b=2")}, "--organs a: give its values too"),
-        ({"organs": ("a", "a")}, "names a twice"),
-        ({"organs": ("a", "b"), "threshold": 3}, "--threshold has no effect on masks that hold"),
-        ({"organs": ("all",)}, "pictures do not name their organs"),
+        ({"classes": ("a", "b=2")}, "--classes a: give its values too"),
+        ({"classes": ("a", "a")}, "names a twice"),
+        ({"classes": ("a", "b"), "threshold": 3}, "--threshold has no effect on masks that hold"),
+        ({"classes": ("all",)}, "pictures do not name their classes"),
         ({}, r"(?s)3 of 3 .*p1.png holds 5 values: 0, 1, 2, 3, 7.*\nA mask holds 0 and 1, or 0"),
-        ({"organs": ("a",)}, "say with --organs which organs their values are"),
-        ({"organs": ("a=1",), "mask_suffix": "_rgb"}, "mode RGB; a mask of several organs holds"),
-        ({"organs": ("a=1",), "mask_suffix": "_jpg"}, "is a JPEG: it does not keep values exactly"),
+        ({"classes": ("a",)}, "say with --classes which classes their values are"),
+        ({"classes": ("a=1",), "mask_suffix": "_rgb"}, "mode RGB; a mask of several classes holds"),
+        (
+            {"classes": ("a=1",), "mask_suffix": "_jpg"},
+            "is a JPEG: it does not keep values exactly",
+        ),
     ],
 )
-def test_what_organs_exclude(tmp_path, settings, words):
+def test_what_classes_exclude(tmp_path, settings, words):
     for name in ("p1", "p2", "p3"):
         picture(tmp_path / "images" / f"{name}.png", size=(32, 32))
         indexed(tmp_path / "masks" / f"{name}.png")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, load_script, run
 from PIL import Image
-from test_check_volumes import ct, organ
+from test_check_volumes import class_name, ct
 
 import common.study.plan
 from common.dataset.layouts import looks_grouped
@@ -37,7 +37,7 @@ def put(path: Path, voxels):
 
 def pair(image: Path, label: Path, seed: int):
     put(image, ct(seed))
-    put(label, organ())
+    put(label, class_name())
 
 
 def cut(folder, **settings):
@@ -77,7 +77,7 @@ def test_synapse(synapse, capsys):
 
 def test_every_file_without_partner_is_named(synapse, capsys):
     put(synapse / "img/img0009.nii.gz", ct(9))
-    put(synapse / "label/label0008.nii.gz", organ())
+    put(synapse / "label/label0008.nii.gz", class_name())
     with pytest.raises(UserError) as error:
         cut(synapse, **SYNAPSE)
     assert "img0009.nii.gz has no mask" in str(error.value)
@@ -143,7 +143,7 @@ def whole_patients(splits) -> list[str]:
 
 
 def test_a_model_of_patients_with_several_volumes_is_scored_by_patient(acdc, repo, tmp_path):
-    data = cut(acdc, **ACDC, organs=("spleen=1",), size=32)
+    data = cut(acdc, **ACDC, classes=("spleen=1",), size=32)
     flags = ("--data", data.folder, "--name", "acdc")
     log = run(repo, "student_s1/train.py", *flags, "--epochs", 1, "--batch-size", 8)
     splits = read_json(data.folder / "splits.json")
@@ -185,12 +185,12 @@ def test_amos_s_validation_list_counts_too(tmp_path):
         part, key = ("Tr", "training") if n < 3 else ("Va", "validation")
         names = {k: f"./{k}s{part}/amos_{n:04d}.nii.gz" for k in ("image", "label")}
         put(home / names["image"], ct(n))
-        put(home / names["label"], organ() * (1 + n % 2))
+        put(home / names["label"], class_name() * (1 + n % 2))
         lists[key].append(names)
     lists["validation"].append({"image": "./imagesVa/amos_0009.nii.gz"})  # its label is kept back
     labels = {"0": "background", "1": "spleen", "2": "right kidney"}
     write_json(home / "dataset.json", {**lists, "labels": labels})
-    data = cut(home, organs=("right kidney", "spleen"))
+    data = cut(home, classes=("right kidney", "spleen"))
     assert sorted(data.info["cases"]) == [f"amos_{n:04d}" for n in range(5)]
     assert data.info["classes"] == ["right_kidney", "spleen"]
     lists["validation"].append(lists["training"][0])
@@ -199,20 +199,20 @@ def test_amos_s_validation_list_counts_too(tmp_path):
         cut(home)
 
 
-def test_a_study_of_all_organs_makes_and_cuts_them(tmp_path, monkeypatch):
-    """reproduce.py passes --organs on; without it the commands are what they were."""
+def test_a_study_of_all_classes_makes_and_cuts_them(tmp_path, monkeypatch):
+    """reproduce.py passes --classes on; without it the commands are what they were."""
     monkeypatch.setattr(common.plan, "ROOT", tmp_path)  # not the developer's own data
     reproduce = load_script(ROOT / "reproduce.py")
-    _, steps = data_steps(reproduce.Config(quick=True, organs="all"))
+    _, steps = data_steps(reproduce.Config(quick=True, classes="all"))
     commands = [" ".join(step.command) for step in steps]
-    assert "--organs all" in commands[0] and "phantom_quick-all" in commands[0]
-    assert "--organs all" in commands[-1] and "slices_quick-all" in commands[-1]
+    assert "--classes all" in commands[0] and "phantom_quick-all" in commands[0]
+    assert "--classes all" in commands[-1] and "slices_quick-all" in commands[-1]
     _, usual = data_steps(reproduce.Config(quick=True))
-    assert not any("--organs" in step.command for step in usual)
-    volumes = reproduce.Config(input=tmp_path, organs="all", name="n")
-    assert "--organs all" in " ".join(data_steps(volumes)[1][-1].command)
-    with pytest.raises(UserError, match="--organs has no effect with --data"):
-        reproduce.Config(data=Path("d"), organs="all")
+    assert not any("--classes" in step.command for step in usual)
+    volumes = reproduce.Config(input=tmp_path, classes="all", name="n")
+    assert "--classes all" in " ".join(data_steps(volumes)[1][-1].command)
+    with pytest.raises(UserError, match="--classes has no effect with --data"):
+        reproduce.Config(data=Path("d"), classes="all")
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def brats(tmp_path):
         image = np.stack([head * (c + 1) for c in range(4)], axis=-1).astype(np.int16)
         names = {k: f"./{k}sTr/BRATS_{n:03d}.nii.gz" for k in ("image", "label")}
         put(home / names["image"], image)
-        put(home / names["label"], organ() * 2)
+        put(home / names["label"], class_name() * 2)
         listed.append(names)
     about = {
         "training": listed,
@@ -238,7 +238,7 @@ def brats(tmp_path):
 
 
 def test_one_channel_of_4d_images(brats, capsys):
-    mr = {"organs": ("tumour",), "percentiles": (0.5, 99.5)}
+    mr = {"classes": ("tumour",), "percentiles": (0.5, 99.5)}
     with pytest.raises(UserError, match=r"\(16, 16, 6, 4\).*chooses one of its 4 channels"):
         cut(brats, **mr)
     with pytest.raises(UserError, match="no channel 4: they count from 0"):
@@ -286,7 +286,7 @@ def test_slices_of_another_plane_lie_where_their_geometry_says(synapse):
     assert about["axis"] == "coronal" and about["cases"]["img0001"]["axis"] == "coronal"
     assert len(data.of(["img0001"])) == 16  # one for each of the 16 voxels from back to front
     shown = [s.index for s in data.of(["img0001"]) if s.foreground]
-    assert shown == [4, 5, 6, 7]  # where tests/test_check_volumes.py puts the organ
+    assert shown == [4, 5, 6, 7]  # where tests/test_check_volumes.py puts the class
     mask = np.asarray(Image.open(data.folder / "masks/img0001_005.png"))
     rows, columns = np.nonzero(mask)
     # 6 voxels of 3 mm from foot to head fill 16 pixels; 16 of 1 mm from right to left 14 of them.

@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT, load_script, run
-from test_check_volumes import ct, organ
+from test_check_volumes import class_name, ct
 
-from common.dataset.classes import named_in, overlapping, parse_organs
+from common.dataset.classes import named_in, overlapping, parse_classes
 from common.dataset.layouts import VolumesConfig, find_cases, is_ct, list_all
 from common.errors import UserError
 from common.files import read_json
@@ -34,7 +34,7 @@ def pairs(folder, count=3, image="imagesTr/c{n}.nii.gz", label="labelsTr/c{n}.ni
     for n in range(count):
         names = {"image": image.format(n=n), "label": label.format(n=n)}
         put(folder / names["image"], ct(n))
-        put(folder / names["label"], organ())
+        put(folder / names["label"], class_name())
         listed.append(names)
     return listed
 
@@ -130,19 +130,19 @@ def test_regions_that_overlap_are_refused_and_others_read(tmp_path, capsys):
     assert apart == {"spleen": (1,), "kidneys": (2, 3), "liver": (6,)} and not overlapping(apart)
     training = pairs(tmp_path)
     for n in range(3):
-        label = organ()
+        label = class_name()
         label[4:6] *= 2
         label[5:6] = np.where(label[5:6] == 2, 3, 0)
         put(tmp_path / f"labelsTr/c{n}.nii.gz", label)
     index(tmp_path, training=training, labels=REGIONS)
     text = checked(tmp_path, capsys)
     assert "3 cases are sound; warnings: 1" in text and "regions overlap (values 2, 3)" in text
-    with pytest.raises(UserError, match="overlap cannot be one label map.*--organs NAME=VALUE"):
-        parse_organs(["all"], listed)
+    with pytest.raises(UserError, match="overlap cannot be one label map.*--classes NAME=VALUE"):
+        parse_classes(["all"], listed)
     with pytest.raises(UserError, match="no whole numbers for x; give NAME=VALUE"):
-        parse_organs(["all"], named_in({"labels": {"spleen": 1, "x": [1.5]}}))
+        parse_classes(["all"], named_in({"labels": {"spleen": 1, "x": [1.5]}}))
     settings = {"input": tmp_path, "output": tmp_path / "o", "size": 16, "workers": 1}
-    slicer.main(slicer.Config(**settings, organs=("whole tumor",)))
+    slicer.main(slicer.Config(**settings, classes=("whole tumor",)))
     assert read_json(tmp_path / "o/dataset.json")["labels"] == {"whole_tumor": [1, 2, 3]}
 
 
@@ -205,7 +205,7 @@ def test_whatever_one_case_raises_does_not_stop_the_others(tmp_path, capsys, mon
 def test_names_outside_the_code_page_or_utf_8_are_printed_and_sliced(repo, tmp_path):
     names = ("患者3".encode(), b"caf\xe9", b"$a_$b")
     for n, name in enumerate(names):
-        for kind, voxels in ((b"i/", ct(n)), (b"l/", organ())):
+        for kind, voxels in ((b"i/", ct(n)), (b"l/", class_name())):
             path = tmp_path / kind.decode() / "x.nii.gz"
             put(path, voxels)
             path.rename(path.with_name((name + b".nii.gz").decode("utf-8", "surrogateescape")))

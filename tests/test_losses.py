@@ -37,10 +37,10 @@ def test_perfect_prediction_costs_nothing_also_on_an_empty_slice():
     assert DiceBCELoss()(logits, mask).item() < 1e-6
 
 
-def test_of_several_organs_dice_is_the_mean_over_those_on_the_slice():
+def test_of_several_classes_dice_is_the_mean_over_those_on_the_slice():
     torch.manual_seed(0)
     logits, mask = torch.randn(2, 4, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
-    mask[0, 2:6], mask[0, 8:9, 3:7] = 1, 3  # the other slice shows no organ
+    mask[0, 2:6], mask[0, 8:9, 3:7] = 1, 3  # the other slice shows no class
     probability = logits.softmax(1)
     terms = []
     for k in (1, 3):
@@ -51,7 +51,7 @@ def test_of_several_organs_dice_is_the_mean_over_those_on_the_slice():
     assert torch.allclose(DiceBCELoss()(logits, mask), expected, atol=1e-6)
 
 
-def test_a_batch_of_several_organs_costs_the_mean_of_its_images():
+def test_a_batch_of_several_classes_costs_the_mean_of_its_images():
     """So that accumulated and distributed batches give the gradient of the whole one."""
     logits, mask = torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 8, 8))
     mask[0] = 0

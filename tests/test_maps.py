@@ -78,6 +78,6 @@ def test_shown_channels_are_the_classes_of_each_image():
     labels[1, 2, 2] = 1
     labels[2] = 2
     assert shown_channels(labels, 1).tolist() == [[False], [True], [False]]
-    # The background's map counts beside an organ alone: not on the empty first, the full third.
+    # The background's map counts beside a class alone: not on the empty first, the full third.
     three = [[False, False, False], [True, True, False], [False, False, True]]
     assert shown_channels(labels, 3).tolist() == three

@@ -1,4 +1,4 @@
-"""Masks of several organs are seen as colours; their values stay the class indices."""
+"""Masks of several classes are seen as colours; their values stay the class indices."""
 
 import io
 
@@ -14,26 +14,26 @@ from common.evaluation.figures import legend
 from common.files import read_json, write_json
 
 
-def pattern(organs):
-    return (np.arange(48 * 32).reshape(48, 32) % (organs + 1)).astype(np.uint8)
+def pattern(classes):
+    return (np.arange(48 * 32).reshape(48, 32) % (classes + 1)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("organs", [2, 3, 15, 16, 40, 254])
-def test_values_stay_and_are_seen_in_the_organs_colours(tmp_path, organs):
-    mask, path = pattern(organs), tmp_path / "m.png"
-    colours = legend([str(k) for k in range(organs)])
+@pytest.mark.parametrize("classes", [2, 3, 15, 16, 40, 254])
+def test_values_stay_and_are_seen_in_the_classes_colours(tmp_path, classes):
+    mask, path = pattern(classes), tmp_path / "m.png"
+    colours = legend([str(k) for k in range(classes)])
     mask_picture(mask, colours).save(path)
-    assert np.array_equal(read_mask(path, organs + 1), mask)
+    assert np.array_equal(read_mask(path, classes + 1), mask)
     with Image.open(path) as picture:
         assert picture.mode == "P" and np.array_equal(np.asarray(picture), mask)
         seen = np.asarray(picture.convert("RGB"))
     palette = np.array([(0, 0, 0), *colours.values()])
     assert np.array_equal(seen, palette[mask])
     Image.fromarray(mask).save(path)  # as older sets have it
-    assert np.array_equal(read_mask(path, organs + 1), mask)
+    assert np.array_equal(read_mask(path, classes + 1), mask)
 
 
-def test_a_mask_of_one_organ_is_grey_to_the_byte():
+def test_a_mask_of_one_class_is_grey_to_the_byte():
     mask, files = pattern(1) * np.uint8(255), (io.BytesIO(), io.BytesIO())
     mask_picture(mask, legend(["spleen"])).save(files[0], "png", compress_level=4)
     Image.fromarray(mask).save(files[1], "png", compress_level=4)
@@ -61,7 +61,7 @@ def test_data_sets_are_written_so(tmp_path, slices, phantom):
             Image.fromarray(pixels[:32]).save(tmp_path / kind / f"p{k}.png")
     script = load_script(ROOT / "data_prep/import_pairs.py")
     words = ["--images", tmp_path / "images", "--masks", tmp_path / "masks", "--size", "32"]
-    words += ["--organs", "a", "b", "--output", tmp_path / "set"]
+    words += ["--classes", "a", "b", "--output", tmp_path / "set"]
     script.main(parse(script.Config, [*map(str, words)]))
     data = read_set(tmp_path / "set")
     for s in data.slices:
@@ -69,13 +69,13 @@ def test_data_sets_are_written_so(tmp_path, slices, phantom):
             assert mask.mode == "P" and mask.getpalette()[3:6] == [*legend(["a", "b"])["a"]]
         assert np.array_equal(data.truth(s), pattern(2)[:32])
     with Image.open(next((slices / "masks").iterdir())) as mask:
-        assert mask.mode == "L"  # one organ
+        assert mask.mode == "L"  # one class
 
 
 def test_colours_given_by_hand_are_those_of_the_masks(tmp_path, phantom):
     script = load_script(ROOT / "data_prep/slice_nifti.py")
     words = ["--input", phantom, "--output", tmp_path / "set", "--size", "32", "--workers", "1"]
-    words += ["--organs", "spleen=1", "none=2"]
+    words += ["--classes", "spleen=1", "none=2"]
     config = parse(script.Config, [*map(str, words)])
     script.main(config)
     index = tmp_path / "set/dataset.json"

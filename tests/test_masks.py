@@ -1,4 +1,4 @@
-"""Masks of one organ, in the forms in which other data sets keep them."""
+"""Masks of one class, in the forms in which other data sets keep them."""
 
 import numpy as np
 import pytest
@@ -147,12 +147,12 @@ def import_all(tmp_path, masks, **settings):
 @pytest.mark.parametrize(
     ("odd", "words"),
     [
-        (("png", colours((0, 255, 0))), r"p3.png shows the organ as \(0, 255, 0\), 3 other masks"),
-        (("jpg", grey(255)), r"p3.jpg shows the organ as 255.*--threshold 128 takes both"),
-        (("png", grey(1)), r"p3.png shows the organ as 1, 3 other masks as \(255, 0, 0\)"),
+        (("png", colours((0, 255, 0))), r"p3.png shows foreground as \(0, 255, 0\), 3 other masks"),
+        (("jpg", grey(255)), r"p3.jpg shows foreground as 255.*--threshold 128 takes both"),
+        (("png", grey(1)), r"p3.png shows foreground as 1, 3 other masks as \(255, 0, 0\)"),
     ],
 )
-def test_masks_that_show_the_organ_in_different_colours_are_refused(tmp_path, odd, words):
+def test_masks_that_show_the_class_in_different_colours_are_refused(tmp_path, odd, words):
     with pytest.raises(UserError, match=words):
         import_all(tmp_path, [("png", colours((255, 0, 0)))] * 3 + [odd])
     assert not (tmp_path / "out").exists()
@@ -167,12 +167,12 @@ def test_values_that_vary_are_read_each_by_its_own_and_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("image", "settings", "words"),
     [
-        (grey(0, 255), {}, "warning: the organ covers more than half of 3 of 3 pictures: are the"),
-        (palette(~ORGAN), {"organs": ("a=1",)}, "covers more than half of 3 of 3 pictures"),
-        (grey(128), {}, "note: the masks hold 0 and 128, which is taken as the organ"),
+        (grey(0, 255), {}, "warning: the class covers more than half of 3 of 3 pictures: are the"),
+        (palette(~ORGAN), {"classes": ("a=1",)}, "covers more than half of 3 of 3 pictures"),
+        (grey(128), {}, "note: the masks hold 0 and 128, which is taken as the class"),
         (palette(ORGAN, [9, 9, 9]), {}, "warning: in 3 of 3 masks the palette shows number 0 br"),
         (grey(128), {"threshold": 200}, "--threshold 200 leaves nothing of 3 of 3 masks; the hig"),
-        (grey(128, 20), {"threshold": 9}, "--threshold 9 makes organ of all pixels of 3 of 3"),
+        (grey(128, 20), {"threshold": 9}, "--threshold 9 makes class of all pixels of 3 of 3"),
     ],
 )
 def test_what_is_odd_about_masks_is_told(tmp_path, capsys, image, settings, words):

@@ -14,7 +14,7 @@ def test_measures_and_parts_have_their_closed_forms():
     assert np.array_equal(kept == 1, largest_components(mask, 1) == 1)
     assert (kept == 2).sum() == largest_components((second == 2) * 1, 1).sum() > 0
     assert measures(mask, (1, 2, 5)) == {
-        "slices_with_organ": 4,
+        "slices_with_class": 4,
         "volume_ml": 0.1,
         "length_mm": 35.0,
     }

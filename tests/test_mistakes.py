@@ -36,7 +36,7 @@ def test_pixels_that_touch_at_a_corner_are_one_island():
     assert error_pixels(mask((5, 5, 3, 3), (9, 9, 2, 2)), truth)["false island"] == 4
 
 
-def test_shares_are_a_patient_s_first_and_patients_without_the_organ_do_not_count():
+def test_shares_are_a_patient_s_first_and_patients_without_the_class_do_not_count():
     one = dict.fromkeys(KINDS, 0) | {"false island": 10}
     rows = [("a", 100, one), ("a", 100, one), ("b", 10, one), ("c", 0, one)]
     assert error_shares(rows)["false island"] == pytest.approx((10 + 100) / 2)

@@ -23,15 +23,15 @@ SIZE = 32
 
 
 class Bright(nn.Module):
-    """A network that finds what is brighter than 128, and a second organ above 200."""
+    """A network that finds what is brighter than 128, and a second class above 200."""
 
-    def __init__(self, organs):
+    def __init__(self, classes):
         super().__init__()
-        self.organs = organs
+        self.classes = classes
 
     def forward(self, image, reconstruct=True):
         grey = image[:, :1] * 255
-        if self.organs == 1:
+        if self.classes == 1:
             return Output((grey - 128) * 5, features={}, reconstruction=None)
         first = 100 - (grey - 164).abs() * 100 / 36
         logits = torch.cat([torch.zeros_like(grey), first, (grey - 200) * 5], 1)
@@ -40,20 +40,20 @@ class Bright(nn.Module):
 
 @pytest.fixture
 def trained(tmp_path):
-    """A run of one organ, whose folder is the test's own."""
+    """A run of one class, whose folder is the test's own."""
     return run_of(tmp_path, ["polyp"])
 
 
-def run_of(tmp_path, organs, **more):
-    about = {"stage": "student_s1", "epoch": 3, "size": SIZE, "organs": organs, **more}
-    about["classes"] = 1 if len(organs) == 1 else len(organs) + 1
+def run_of(tmp_path, classes, **more):
+    about = {"stage": "student_s1", "epoch": 3, "size": SIZE, "classes": classes, **more}
+    about["num_classes"] = 1 if len(classes) == 1 else len(classes) + 1
     folder = tmp_path / "student_s1" / "runs" / "a"
     return Trained(folder, folder / "best.pt", about, torch.device("cpu"))
 
 
 def go(trained, images, **settings):
     config = InferenceConfig(images=images, device="cpu", **{"batch_size": 2, **settings})
-    predict_pictures(Bright(len(trained.organs)), trained, config)
+    predict_pictures(Bright(len(trained.classes)), trained, config)
     return config.output or trained.folder / "pictures"
 
 
@@ -107,7 +107,7 @@ def test_masks_have_the_picture_s_own_size(trained, tmp_path, shape):
     assert mask.shape == shape and mask.dtype == np.uint8 and {*np.unique(mask)} <= {0, 255}
     about = read_json(folder / "p.json")
     assert (about["height"], about["width"]) == shape
-    found = about["organs"]["polyp"]
+    found = about["per_class"]["polyp"]
     assert found["pixels"] == np.count_nonzero(mask) and found["share"] == (mask > 0).mean()
     if max(shape) < 3 * min(shape) and min(shape) > 10:
         assert about["scores"]["dice"] > 0.85
@@ -135,13 +135,13 @@ def test_scores_are_those_of_the_pixels_and_only_parts_that_touch_the_largest_ar
     }
     go(trained, tmp_path / "in", truth=tmp_path / "truth", largest_component=True)
     one, other = read_csv(folder / "pictures.csv")
-    assert (one["picture"], one["organ"], one["pixels"]) == ("a.png", "polyp", "64")
+    assert (one["picture"], one["class"], one["pixels"]) == ("a.png", "polyp", "64")
     assert float(one["dice"]) == 0.5 and float(one["iou"]) == pytest.approx(1 / 3)
     assert (other["pixels"], other["dice"]) == ("0", "")  # neither has a pixel: undefined
     assert "a.png: polyp 64 pixels (6.2%); Dice 0.500, IoU 0.333" in capsys.readouterr().out
 
 
-def test_several_organs_are_indices_that_are_seen_as_colours(tmp_path):
+def test_several_classes_are_indices_that_are_seen_as_colours(tmp_path):
     trained = run_of(tmp_path, ["left lung", "heart"], colours=["#0000ff", "#ff0000"])
     pixels = blob(value=164)
     pixels[20:30, 20:30] = 255
@@ -161,7 +161,7 @@ def test_several_organs_are_indices_that_are_seen_as_colours(tmp_path):
     heart = values(folder / "probabilities/p_heart.png")
     assert heart.dtype == np.uint16 and np.array_equal(heart > 32768, pixels == 255)
     rows = read_csv(folder / "pictures.csv")
-    assert [(r["organ"], r["pixels"], r["dice"]) for r in rows] == [
+    assert [(r["class"], r["pixels"], r["dice"]) for r in rows] == [
         ("left lung", "64", "1.0"),
         ("heart", "100", "1.0"),
     ]

@@ -1,4 +1,4 @@
-"""Several organs: named, selected and merged from the label volumes."""
+"""Several classes: named, selected and merged from the label volumes."""
 
 import json
 
@@ -10,8 +10,8 @@ from PIL import Image
 from test_check_volumes import ct
 
 from common.dataset.cases import problems_of
-from common.dataset.classes import named_in, parse_organs
-from common.dataset.layouts import VolumesConfig, list_all, study_organs
+from common.dataset.classes import named_in, parse_classes
+from common.dataset.layouts import VolumesConfig, list_all, study_classes
 from common.dataset.nifti import read_volume
 from common.dataset.preprocessing import from_views
 from common.dataset.slices import read_mask, read_set
@@ -34,15 +34,15 @@ KNOWN = {"spleen": (1,), "right_kidney": (2,), "left_kidney": (3,)}
         (["all"], KNOWN),
     ],
 )
-def test_organs_are_named_in_the_order_given(words, expected):
-    found = parse_organs(words, KNOWN)
+def test_classes_are_named_in_the_order_given(words, expected):
+    found = parse_classes(words, KNOWN)
     assert found == expected and list(found) == list(expected)
 
 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["liver"], "--organs liver: known are spleen, right_kidney, left_kidney; or give its"),
+        (["liver"], "--classes liver: known are spleen, right_kidney, left_kidney; or give its"),
         (["liver="], "NAME=VALUE or NAME=VALUE,VALUE is expected"),
         (["=3"], "NAME=VALUE"),
         (["liver=6;7"], "NAME=VALUE"),
@@ -51,19 +51,19 @@ def test_organs_are_named_in_the_order_given(words, expected):
         (["liver=-1"], "whole numbers from 1 on"),
         (["liver=6", "tumour=6"], "the value 6 is under liver and tumour"),
         (["liver=6", "liver=7"], "names liver twice"),
-        (["all", "liver=6"], "--organs all stands alone"),
-        ([f"o{k}={k}" for k in range(1, 300)], "names 299 organs"),
+        (["all", "liver=6"], "--classes all stands alone"),
+        ([f"o{k}={k}" for k in range(1, 300)], "names 299 classes"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(words, reason):
     with pytest.raises(UserError) as error:
-        parse_organs(words, KNOWN)
+        parse_classes(words, KNOWN)
     assert reason in str(error.value) and "\n" not in str(error.value)
 
 
 def test_all_needs_a_folder_that_names_its_labels():
     with pytest.raises(UserError, match="no dataset.json names the labels"):
-        parse_organs(["all"])
+        parse_classes(["all"])
 
 
 def test_names_are_read_as_decathlon_and_as_nnunet_write_them():
@@ -76,7 +76,7 @@ def test_names_are_read_as_decathlon_and_as_nnunet_write_them():
     assert named_in({}) == named_in([]) == named_in({"labels": ["spleen"]}) == {}
 
 
-def organs(shape=(16, 16, 6)):
+def classes(shape=(16, 16, 6)):
     """Values 1, 2, 3 and 6, each in a block of its own."""
     label = np.zeros(shape, np.uint8)
     for value, x in ((6, 3), (2, 6), (3, 9), (1, 12)):
@@ -86,10 +86,10 @@ def organs(shape=(16, 16, 6)):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four cases with several organs, named in dataset.json; one of them holds value 6 nowhere."""
+    """Four cases with several classes, named in dataset.json; one of them holds value 6 nowhere."""
     listed = []
     for number in range(4):
-        label = organs()
+        label = classes()
         if number == 3:
             label[label == 6] = 0
         for kind, voxels in (("images", ct(number)), ("labels", label)):
@@ -117,9 +117,9 @@ def masks_of(data, case):
     return from_views(np.stack([np.asarray(Image.open(file)) for file in files]))
 
 
-def test_masks_hold_the_organs_in_the_order_named_and_nothing_else(folder, capsys):
-    data = cut(folder, organs=("liver", "kidneys=2,3"))
-    assert data.info["classes"] == ["liver", "kidneys"] and data.classes == 3
+def test_masks_hold_the_classes_in_the_order_named_and_nothing_else(folder, capsys):
+    data = cut(folder, classes=("liver", "kidneys=2,3"))
+    assert data.info["classes"] == ["liver", "kidneys"] and data.num_classes == 3
     assert data.info["labels"] == {"liver": [6], "kidneys": [2, 3]}
     for case in list_all(VolumesConfig(input=folder)):
         label = read_volume(case.label).voxels
@@ -128,44 +128,44 @@ def test_masks_hold_the_organs_in_the_order_named_and_nothing_else(folder, capsy
         counts = [s.foreground for s in data.of([case.name])]
         assert counts == np.count_nonzero(expected, axis=(0, 1)).tolist()
     name = data.slices[1].name
-    assert read_mask(data.folder / "masks" / f"{name}.png", data.classes).max() == 2
+    assert read_mask(data.folder / "masks" / f"{name}.png", data.num_classes).max() == 2
     text = capsys.readouterr().out
-    assert "note: --organs does not name the values 1: background" in text
-    assert "with any of 2 organs" in text and "warning" not in text
+    assert "note: --classes does not name the values 1: background" in text
+    assert "with any of 2 classes" in text and "warning" not in text
 
 
-def test_one_organ_merged_of_two_values_is_a_binary_set(folder, capsys):
-    data = cut(folder, organs=("kidneys=2,3,9",))
-    assert data.info["classes"] == ["kidneys"] and data.classes == 1
+def test_one_class_merged_of_two_values_is_a_binary_set(folder, capsys):
+    data = cut(folder, classes=("kidneys=2,3,9",))
+    assert data.info["classes"] == ["kidneys"] and data.num_classes == 1
     label = read_volume(list_all(VolumesConfig(input=folder))[0].label).voxels
     assert np.array_equal(masks_of(data, "p0"), 255 * np.isin(label, (2, 3)))
     assert "warning: kidneys: no label of the set holds 9" in capsys.readouterr().out
 
 
-def test_several_organs_that_are_not_named_are_refused_with_the_flag_that_helps(folder):
-    with pytest.raises(UserError, match=r"(?s)4 of 4 .* 2, 3, 6 beside 0 and 1 .*see --organs"):
+def test_several_classes_that_are_not_named_are_refused_with_the_flag_that_helps(folder):
+    with pytest.raises(UserError, match=r"(?s)4 of 4 .* 2, 3, 6 beside 0 and 1 .*see --classes"):
         cut(folder)
 
 
-def test_another_organ_is_named(folder, capsys):
-    """Label 1 is the spleen, unless --organs says otherwise; what dataset.json says is offered."""
+def test_another_class_is_named(folder, capsys):
+    """Label 1 is the spleen, unless --classes says otherwise; what dataset.json says is offered."""
     for path in (folder / "labelsTr").iterdir():
         label = nib.load(path)
         nib.save(nib.Nifti1Image((label.get_fdata() == 6).astype(np.uint8), label.affine), path)
     about = read_json(folder / "dataset.json") | {"labels": {"0": "background", "1": "liver"}}
     (folder / "dataset.json").write_text(json.dumps(about))
-    assert cut(folder).organs == ["spleen"]
-    assert "dataset.json's name: --organs liver=1" in capsys.readouterr().out
-    assert cut(folder, organs=("liver=1",), overwrite=True).organs == ["liver"]
+    assert cut(folder).classes == ["spleen"]
+    assert "dataset.json's name: --classes liver=1" in capsys.readouterr().out
+    assert cut(folder, classes=("liver=1",), overwrite=True).classes == ["liver"]
     assert "note" not in capsys.readouterr().out
 
 
-def test_other_organs_do_not_replace_a_data_set_unasked(folder):
-    cut(folder, organs=("spleen=2",))
-    for other in ({"organs": ("spleen=3",)}, {"organs": ("spleen=2",), "axis": "coronal"}):
+def test_other_classes_do_not_replace_a_data_set_unasked(folder):
+    cut(folder, classes=("spleen=2",))
+    for other in ({"classes": ("spleen=3",)}, {"classes": ("spleen=2",), "axis": "coronal"}):
         with pytest.raises(UserError, match="--overwrite"):
             cut(folder, **other)
-    for path in (folder / "labelsTr").iterdir():  # now one organ, for which no --organs is needed
+    for path in (folder / "labelsTr").iterdir():  # now one class, for which no --classes is needed
         label = nib.load(path)
         nib.save(nib.Nifti1Image((label.get_fdata() == 2).astype(np.uint8), label.affine), path)
     with pytest.raises(UserError, match="--overwrite"):
@@ -175,12 +175,12 @@ def test_other_organs_do_not_replace_a_data_set_unasked(folder):
 
 
 def test_only_what_has_changed_is_cut_anew(folder, capsys):
-    data = cut(folder, organs=("liver", "spleen"))
+    data = cut(folder, classes=("liver", "spleen"))
     before = {p: p.stat().st_mtime_ns for p in (data.folder / "masks").iterdir()}
     assert "warning: dataset.json" not in capsys.readouterr().out
-    cut(folder, organs=("liver=3",), output=folder.parent / "other")
-    assert "dataset.json says liver=6; what --organs says is taken" in capsys.readouterr().out
-    again = cut(folder, organs=("liver=6", "spleen=1"))  # the same, said otherwise
+    cut(folder, classes=("liver=3",), output=folder.parent / "other")
+    assert "dataset.json says liver=6; what --classes says is taken" in capsys.readouterr().out
+    again = cut(folder, classes=("liver=6", "spleen=1"))  # the same, said otherwise
     assert before == {p: p.stat().st_mtime_ns for p in (again.folder / "masks").iterdir()}
 
 
@@ -195,15 +195,15 @@ def table(folder, capsys, code=0, **settings):
     return capsys.readouterr().out
 
 
-def test_a_folder_that_names_its_organs_is_sound(folder, capsys):
+def test_a_folder_that_names_its_classes_is_sound(folder, capsys):
     text = table(folder, capsys)
-    assert "4 cases are sound; warnings: 0" in text and "slice_nifti.py --organs" in text
+    assert "4 cases are sound; warnings: 0" in text and "slice_nifti.py --classes" in text
     ml = 2 * 4 * 2 * 3 / 1000  # 2 x 4 voxels in 2 slices of 1 x 1 x 3 mm
     assert any(
         line.split()[:6] == ["liver", "6", "in", "3", "of", "4"] and f"{ml:.1f}" in line
         for line in text.splitlines()
     )
-    assert "no label of the set holds 9" in table(folder, capsys, organs=("x=9",))
+    assert "no label of the set holds 9" in table(folder, capsys, classes=("x=9",))
 
 
 def test_a_value_that_nothing_names_is_an_error_until_the_labels_are_named(folder, capsys):
@@ -211,19 +211,19 @@ def test_a_value_that_nothing_names_is_an_error_until_the_labels_are_named(folde
     del about["labels"]["6"]
     (folder / "dataset.json").write_text(json.dumps(about))
     assert "holds the values 6 beside 0 to 3" in table(folder, capsys, code=1)
-    assert "4 cases are sound" in table(folder, capsys, organs=("spleen", "liver=6"))
+    assert "4 cases are sound" in table(folder, capsys, classes=("spleen", "liver=6"))
     odd = nib.load(folder / "labelsTr/p1.nii.gz")
     nib.save(
         nib.Nifti1Image(odd.get_fdata(dtype=np.float32) / 2, odd.affine),
         folder / "labelsTr/p1.nii.gz",
     )
-    text = table(folder, capsys, code=1, organs=("spleen", "liver=6"))
+    text = table(folder, capsys, code=1, classes=("spleen", "liver=6"))
     assert "0.5, 1.5 beside whole numbers" in text
     with pytest.raises(UserError, match="1 of 4 .*"):
-        cut(folder, organs=("spleen", "liver=6"))
+        cut(folder, classes=("spleen", "liver=6"))
 
 
-def test_a_truth_of_several_organs_is_checked_by_its_range(folder):
+def test_a_truth_of_several_classes_is_checked_by_its_range(folder):
     case = list_all(VolumesConfig(input=folder))[0]
     image, label = read_volume(case.image), read_volume(case.label)
     assert problems_of(image, label, range(7)) == []
@@ -231,11 +231,11 @@ def test_a_truth_of_several_organs_is_checked_by_its_range(folder):
     assert "2, 3, 6 beside 0 and 1" in problems_of(image, label)[0]
 
 
-def test_the_phantom_with_all_its_organs(repo, phantom, tmp_path):
+def test_the_phantom_with_all_its_classes(repo, phantom, tmp_path):
     flags = ("--patients", 3, "--unlabelled", 0, "--size", 64, "--thickness", 14)
     whole = tmp_path / "whole"
     run(repo, "data_prep/make_phantom.py", *flags, "--output", whole)
-    flags += ("--organs", "all", "--output", whole)
+    flags += ("--classes", "all", "--output", whole)
     assert "made with other flags" in run(repo, "data_prep/make_phantom.py", *flags, code=1)
     run(repo, "data_prep/make_phantom.py", *flags, "--overwrite")
     text = run(repo, "data_prep/check_volumes.py", "--input", whole)
@@ -246,7 +246,7 @@ def test_the_phantom_with_all_its_organs(repo, phantom, tmp_path):
         spleen = read_volume(phantom / "labelsTr" / case.label.name).voxels == 1
         assert (spleen == (read_volume(case.label).voxels == 1)).mean() > 0.9999
     out = ("--output", tmp_path / "out", "--size", 64)
-    run(repo, "data_prep/slice_nifti.py", "--input", whole, "--organs", "all", *out)
+    run(repo, "data_prep/slice_nifti.py", "--input", whole, "--classes", "all", *out)
     data = read_set(tmp_path / "out")
     assert data.info["classes"][0] == "spleen" and len(data.info["classes"]) == 8
     masks = np.concatenate([masks_of(data, f"phantom_{n:03d}") for n in range(3)], axis=2)
@@ -266,10 +266,10 @@ def test_a_study_cuts_out_what_its_folder_names(tmp_path):
         ({"1": "kidney", "2": "liver"}, "all", "all"),
     ):
         write_json(index, {"labels": labels} if labels else {})
-        assert study_organs(tmp_path, wanted) == found, labels
+        assert study_classes(tmp_path, wanted) == found, labels
     with pytest.raises(UserError, match="names kidney, liver, no spleen"):
-        study_organs(tmp_path, None)
+        study_classes(tmp_path, None)
     for wanted in (None, "all"):
         write_json(index, {"labels": {"1": "left atrium"}, "modality": {"0": "MRI"}})
         with pytest.raises(UserError, match=r"holds no CT: .*--percentiles"):
-            study_organs(tmp_path, wanted)
+            study_classes(tmp_path, wanted)

@@ -52,7 +52,7 @@ def test_a_folder_for_each_image_with_a_mask_for_each_object(tmp_path, capsys):
     assert all(s.foreground for s in data.slices)
     assert "note: 3 images have several masks in their folder (up to 2)" in capsys.readouterr().out
     with pytest.raises(UserError, match="id0.png has 2 masks in its folder, one for each object"):
-        make(tmp_path, organs=("a=1",), overwrite=True)
+        make(tmp_path, classes=("a=1",), overwrite=True)
 
 
 def test_rules_and_tables_know_the_sub_folders(tmp_path):

@@ -45,7 +45,7 @@ def test_a_camera_s_picture_with_previews_is_a_jpeg(tmp_path):
     assert Image.open(tmp_path / "masks" / "a.jpg").n_frames == 2
     assert make(tmp_path).slices[0].foreground > 0
     with pytest.raises(UserError, match="a.jpg is a JPEG: it does not keep values exactly"):
-        make(tmp_path, overwrite=True, organs=("spleen", "liver"))
+        make(tmp_path, overwrite=True, classes=("spleen", "liver"))
 
 
 KINDS = ("images", "masks")
@@ -115,7 +115,7 @@ def test_colours_of_16_bits_are_refused_before_pillow_drops_their_low_bytes(tmp_
             struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         )
 
-    row = b"\0" + bytes([0, 1]) * 3 * 40  # all of it organ, with the value 1
+    row = b"\0" + bytes([0, 1]) * 3 * 40  # all of it class, with the value 1
     content = chunk(b"IHDR", struct.pack(">IIBBBBB", 40, 30, 16, 2, 0, 0, 0))
     content += chunk(b"IDAT", zlib.compress(row * 30)) + chunk(b"IEND", b"")
     (tmp_path / "masks" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)

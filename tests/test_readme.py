@@ -69,13 +69,13 @@ def test_every_command_of_a_manual_takes_its_flags(script, arguments, monkeypatc
     test_every_command_exists_and_takes_its_flags(script.relative_to(ROOT), arguments, monkeypatch)
 
 
-def test_the_organs_of_a_manual_s_commands_can_be_meant():
+def test_the_classes_of_a_manual_s_commands_can_be_meant():
     script = load_script(ROOT / "data_prep/import_pairs.py")
     named = [words for path, words in manuals() if path.name == "import_pairs.py"]
     named += [words for path, words in commands() if path.endswith("import_pairs.py")]
-    assert sum("--organs" in words for words in named) > 3
+    assert sum("--classes" in words for words in named) > 3
     for words in named:
-        assert script.organs_of(parse(script.Config, words))[0]
+        assert script.classes_of(parse(script.Config, words))[0]
 
 
 def test_make_targets_exist():

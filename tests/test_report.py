@@ -38,11 +38,18 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def scored(tmp_path):
-    """A scored run over three patients: one found, one missed, one without organ; its data set."""
+    """A scored run over three patients: one found, one missed, one without class; its data set."""
     data, run = tmp_path / "data", tmp_path / "stage" / "runs" / "a"
-    organ, grey = np.zeros((SIZE, SIZE), np.uint8), np.full((SIZE, SIZE), 90, np.uint8)
-    organ[4:9, 4:9] = 255
-    rows, cases = [], {"found": (organ, organ), EVIL: (organ, organ * 0), "none": (organ * 0,) * 2}
+    class_name, grey = np.zeros((SIZE, SIZE), np.uint8), np.full((SIZE, SIZE), 90, np.uint8)
+    class_name[4:9, 4:9] = 255
+    rows, cases = (
+        [],
+        {
+            "found": (class_name, class_name),
+            EVIL: (class_name, class_name * 0),
+            "none": (class_name * 0,) * 2,
+        },
+    )
     for case, (truth, mask) in cases.items():
         for index in range(2):
             name = f"{case}_{index:03d}.png"
@@ -87,27 +94,27 @@ def test_a_run_that_has_lost_its_curves_and_settings_has_a_page_too(scored):
     assert "Worst first" in page.text and "Training" not in page.text
 
 
-def test_the_slice_with_the_largest_organ_and_the_one_with_most_errors_are_shown(scored):
+def test_the_slice_with_the_largest_class_and_the_one_with_most_errors_are_shown(scored):
     run, data = scored
-    organ = np.zeros((SIZE, SIZE), np.uint8)
-    organ[2:14, 2:14] = 255
-    save_picture(data.folder / "masks" / "found_001.png", organ)
-    save_picture(run / "predictions" / "found_001.png", organ)
+    class_name = np.zeros((SIZE, SIZE), np.uint8)
+    class_name[2:14, 2:14] = 255
+    save_picture(data.folder / "masks" / "found_001.png", class_name)
+    save_picture(run / "predictions" / "found_001.png", class_name)
     rows = [
         row | {"foreground": 144} if row["slice"] == "1" else row
         for row in read_csv(data.folder / "manifest.csv")
     ]
     write_csv(data.folder / "manifest.csv", rows)
-    save_picture(run / "predictions" / "found_000.png", organ)
+    save_picture(run / "predictions" / "found_000.png", class_name)
     data = read_set(data.folder)
     score_run(run, data)
     write_report(run, data)
     captions = [t for t in Page((run / "report.html").read_text()).text if t.startswith("found_")]
-    assert "found_001: the largest organ" in captions[0]
+    assert "found_001: the largest class" in captions[0]
     assert "found_000: the most wrong pixels (119)" in captions[1]
 
 
-def test_the_worst_patient_comes_first_and_one_without_organ_last(scored):
+def test_the_worst_patient_comes_first_and_one_without_class_last(scored):
     write_report(*scored)
     page = Page((scored[0] / "report.html").read_text(encoding="utf-8"))
     order = [t for t in page.text if t in ("found", EVIL, "none")]

@@ -38,7 +38,7 @@ def test_closed_form_and_the_identity_of_dice_and_iou():
     assert scores["dice"] == pytest.approx(2 * scores["iou"] / (1 + scores["iou"]))
 
 
-def test_a_missed_organ_is_zero_and_nothing_against_nothing_is_undefined():
+def test_a_missed_class_is_zero_and_nothing_against_nothing_is_undefined():
     assert set(overlap_scores(0, 0, 50).values()) == {0}
     assert overlap_scores(0, 50, 0) == {"dice": 0, "iou": 0, "recall": None, "precision": 0}
     assert set(overlap_scores(0, 0, 0).values()) == {None}
@@ -53,7 +53,7 @@ def test_a_missed_organ_is_zero_and_nothing_against_nothing_is_undefined():
 def test_patients_first_then_pooled():
     cases = ["b", "a", "b", "c"]
     counts = np.array([[10, 10, 10], [1, 2, 2], [0, 10, 30], [0, 0, 0]])
-    counts = counts[:, None]  # one organ
+    counts = counts[:, None]  # one class
     each = per_case(cases, counts, ["spleen"])
     assert {c: r["dice"] for c, r in each.items()} == {"a": 0.5, "b": 20 / 60, "c": None}
     both = summary(cases, counts, ["spleen"])
@@ -68,33 +68,35 @@ def test_prediction_is_probability_above_one_half():
     assert predicted(torch.cat([torch.zeros_like(logits), logits], 1)).sum() == 3
 
 
-def test_counts_of_several_organs_do_not_mix():
+def test_counts_of_several_classes_do_not_mix():
     prediction, truth = torch.tensor([[[1, 2, 2, 0]]]), torch.tensor([[[1, 1, 2, 2]]])
-    assert count(prediction, truth, organs=2).tolist() == [[[1, 1, 2], [1, 2, 2]]]
+    assert count(prediction, truth, classes=2).tolist() == [[[1, 1, 2], [1, 2, 2]]]
 
 
-def test_several_organs_are_scored_each_and_as_their_mean():
-    cases, organs = ["a", "a", "b"], ["liver", "spleen"]
+def test_several_classes_are_scored_each_and_as_their_mean():
+    cases, classes = ["a", "a", "b"], ["liver", "spleen"]
     counts = np.array(
-        [[[3, 4, 4], [0, 0, 0]], [[1, 2, 2], [1, 2, 2]], [[0, 0, 0], [0, 5, 0]]]  # slice, organ
+        [[[3, 4, 4], [0, 0, 0]], [[1, 2, 2], [1, 2, 2]], [[0, 0, 0], [0, 5, 0]]]  # slice, class
     )
-    rows = per_case(cases, counts, organs)
-    assert rows["a"]["organs"]["liver"]["dice"] == 8 / 12
-    assert rows["a"]["organs"]["spleen"]["dice"] == 0.5
+    rows = per_case(cases, counts, classes)
+    assert rows["a"]["per_class"]["liver"]["dice"] == 8 / 12
+    assert rows["a"]["per_class"]["spleen"]["dice"] == 0.5
     assert rows["a"]["dice"] == pytest.approx((8 / 12 + 0.5) / 2)
-    assert rows["b"]["organs"]["liver"]["dice"] is None  # neither there nor predicted
+    assert rows["b"]["per_class"]["liver"]["dice"] is None  # neither there nor predicted
     assert rows["b"]["dice"] == 0  # the spleen that is not there
-    assert flat(rows["a"])["dice spleen"] == 0.5 and "organs" not in flat(rows["a"])
-    whole = summary(cases, counts, organs)
+    assert flat(rows["a"])["dice spleen"] == 0.5 and "per_class" not in flat(rows["a"])
+    whole = summary(cases, counts, classes)
     assert whole["per_patient"]["dice"]["mean"] == pytest.approx((8 / 12 + 0.5) / 4)
-    assert whole["organs"]["liver"]["per_patient"]["dice"]["n"] == 1
-    assert whole["organs"]["spleen"]["pooled"]["dice"] == 2 / 9
+    assert whole["per_class"]["liver"]["per_patient"]["dice"]["n"] == 1
+    assert whole["per_class"]["spleen"]["pooled"]["dice"] == 2 / 9
     assert whole["pooled"]["dice"] == pytest.approx((8 / 12 + 2 / 9) / 2)
-    study = [{"cases": rows, "classes": organs}]
+    study = [{"cases": rows, "classes": classes}]
     assert pooled(study)["dice"] == pytest.approx(whole["pooled"]["dice"])
-    assert by_patient(study, organ="spleen") == {"a": 0.5, "b": 0.0}
-    better = per_case(cases, np.where(counts == 5, 0, counts), organs)  # without that spleen
-    won = gain({RUN: {**KIND, "cases": better}}, {RUN: {**KIND, "cases": rows}}, organ="spleen")
+    assert by_patient(study, class_name="spleen") == {"a": 0.5, "b": 0.0}
+    better = per_case(cases, np.where(counts == 5, 0, counts), classes)  # without that spleen
+    won = gain(
+        {RUN: {**KIND, "cases": better}}, {RUN: {**KIND, "cases": rows}}, class_name="spleen"
+    )
     assert won["n"] == 1 and won["mean"] == 0  # b has no score to compare any more
 
 
@@ -140,7 +142,7 @@ def test_a_run_is_scored_by_name(small_run):
     result = score_run(run, read_set(data))
     assert result["pooled"]["dice"] == 1 and result["latency_ms"] == 2
     row = result["cases"]["p"]
-    own = row["organs"]["spleen"]
+    own = row["per_class"]["spleen"]
     assert row["slices"] == 3 and own["overlap_pixels"] == own["true_pixels"] > 0
     (line,) = read_csv(run / "metrics_per_case.csv", ("case", "dice", "true_pixels"))
     assert float(line["dice"]) == row["dice"] == own["dice"] and "dice spleen" not in line
@@ -165,7 +167,7 @@ def test_patients_whose_slices_take_turns_are_not_mixed_up(small_run):
     write_json(run / "inference.json", read_json(run / "inference.json") | {"cases": ["p", "q"]})
     cases = score_run(run, read_set(data))["cases"]
     assert (cases["p"]["dice"], cases["q"]["dice"]) == (1, 0)
-    assert [cases[c]["organs"]["spleen"]["true_pixels"] for c in "pq"] == [32, 64]
+    assert [cases[c]["per_class"]["spleen"]["true_pixels"] for c in "pq"] == [32, 64]
 
 
 def test_missing_and_superfluous_partners_are_named(small_run):

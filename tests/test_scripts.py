@@ -101,7 +101,7 @@ def test_whole_volumes_are_segmented_in_their_own_geometry(trained, phantom):
             assert mask.shape == image.shape and np.array_equal(mask.affine, image.affine)
             about = json.loads((folder / path.name.replace(".nii.gz", ".json")).read_text())
             counted = np.count_nonzero(mask.dataobj) * np.prod(image.header.get_zooms()) / 1000
-            own = about["organs"]["spleen"]
+            own = about["per_class"]["spleen"]
             assert own["volume_ml"] == pytest.approx(counted, rel=1e-4)
             assert 0 <= about["scores"]["dice"] <= 1
     single = min((phantom / "imagesTs").iterdir())

@@ -31,14 +31,20 @@ class Bright(nn.Module):
 
 @pytest.fixture
 def trained(tmp_path):
-    about = {"stage": "student_s1", "epoch": 3, "classes": 1, "size": SIZE, "organs": ["spleen"]}
+    about = {
+        "stage": "student_s1",
+        "epoch": 3,
+        "num_classes": 1,
+        "size": SIZE,
+        "classes": ["spleen"],
+    }
     folder = tmp_path / "student_s1" / "runs" / "a"
     content = {**about, "window": [-160, 240]}
     return Trained(folder, folder / "best.pt", content, torch.device("cpu"))
 
 
 def ct(shape=(SIZE, SIZE, 9), seed=0):
-    """Fat, and an organ of 100 HU: a brick from slice 2 to 6, with two single bright voxels."""
+    """Fat, and a class of 100 HU: a brick from slice 2 to 6, with two single bright voxels."""
     voxels = np.full(shape, -100, np.int16)
     voxels[4:14, 6:20, 2:7] = 100
     voxels[25, 25, 8] = voxels[28, 4, 0] = 150
@@ -88,9 +94,9 @@ def test_the_mask_lies_on_the_bright_voxels_in_the_input_s_own_geometry(trained,
     about = read_json(folder / "ct.json")
     assert about["shape"] == list(image.shape)
     assert about["spacing_mm"] == pytest.approx(image.header.get_zooms(), abs=1e-5)
-    about = about["organs"]["spleen"]
+    about = about["per_class"]["spleen"]
     assert about["volume_ml"] == pytest.approx((10 * 14 * 5 + 2) * 0.8 * 0.8 * 2.5 / 1000, rel=1e-5)
-    assert about["slices_with_organ"] == 7 and about["length_mm"] == pytest.approx(9 * 2.5)
+    assert about["slices_with_class"] == 7 and about["length_mm"] == pytest.approx(9 * 2.5)
     assert (folder / "ct.png").stat().st_size > 10_000
 
 
@@ -102,9 +108,9 @@ def test_the_largest_part_alone_and_its_scores(trained, tmp_path, capsys):
     settings = {"truth": tmp_path / "truth", "largest_component": True}
     go(trained, path.parent, output=tmp_path / "out", **settings)
     whole = read_json(tmp_path / "out/ct.json")
-    about = whole["organs"]["spleen"]
+    about = whole["per_class"]["spleen"]
     (row,) = read_csv(tmp_path / "out/volumes.csv")
-    assert (row["volume"], row["organ"], row["dice"]) == ("ct.nii.gz", "spleen", "1.0")
+    assert (row["volume"], row["class"], row["dice"]) == ("ct.nii.gz", "spleen", "1.0")
     assert float(row["volume_ml"]) == pytest.approx(about["volume_ml"])
     assert (
         whole["scores"]
@@ -131,8 +137,8 @@ def test_other_shapes_and_spacings_come_back_at_their_own_size(trained, tmp_path
 
 def test_an_empty_mask_has_a_sheet_and_measures_too(trained, tmp_path):
     path = save(tmp_path / "ct.nii.gz", np.full((40, 40, 3), -1000, np.int16))
-    about = read_json(go(trained, path) / "ct.json")["organs"]["spleen"]
-    assert about["volume_ml"] == about["length_mm"] == about["slices_with_organ"] == 0
+    about = read_json(go(trained, path) / "ct.json")["per_class"]["spleen"]
+    assert about["volume_ml"] == about["length_mm"] == about["slices_with_class"] == 0
 
 
 def full_disk(*_, **__):

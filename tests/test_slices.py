@@ -71,14 +71,14 @@ def some_slices(here, rest):
 def test_the_sampler_holds_the_foreground_share_and_repeats_only_when_it_must(here, rest, share):
     slices = some_slices(here, rest)
     drawn = [i for i, _ in TrainSampler(slices, share, True, seed=0)]
-    organ = [i for i in drawn if i < here]
+    class_name = [i for i in drawn if i < here]
     assert len(drawn) == len(slices)
-    assert len(organ) == round(share * len(slices))
-    counts = np.bincount(organ, minlength=here)
+    assert len(class_name) == round(share * len(slices))
+    counts = np.bincount(class_name, minlength=here)
     assert counts.max() - counts.min() <= 1
 
 
-def test_an_organ_that_most_slices_show_is_not_drowned_by_the_few_empty_ones():
+def test_an_class_that_most_slices_show_is_not_drowned_by_the_few_empty_ones():
     drawn = [i for i, _ in TrainSampler(some_slices(97, 3), 0.5, True, seed=0)]
     assert sorted(drawn) == list(range(100))
 
@@ -226,5 +226,5 @@ def test_a_manifest_that_counts_other_pixels_is_refused(own_slices):
     text[shown] = ",".join((case, index, "0", source))
     (own_slices / "manifest.csv").write_text("\n".join(text) + "\n")
     data = read_set(own_slices)
-    with pytest.raises(UserError, match=r"holds \d+ organ pixels; manifest.csv says 0"):
+    with pytest.raises(UserError, match=r"holds \d+ foreground pixels; manifest.csv says 0"):
         SliceDataset(data, data.slices)

@@ -21,8 +21,10 @@ def result(subset="test", weights="best", **dice):
         case: {"dice": d, "overlap_pixels": round(100 * (d or 0)), **counts}
         for case, d in dice.items()
     }
-    cases = {case: {"dice": own["dice"], "organs": {"spleen": own}} for case, own in each.items()}
-    about = {"classes": ["spleen"], "organs": {"spleen": {}}}
+    cases = {
+        case: {"dice": own["dice"], "per_class": {"spleen": own}} for case, own in each.items()
+    }
+    about = {"classes": ["spleen"], "per_class": {"spleen": {}}}
     return {"subset": subset, "weights": weights, "cases": cases, **about}
 
 

@@ -27,9 +27,9 @@ def summary(parameters, *dice):
         names = ("overlap_pixels", "predicted_pixels", "true_pixels")
         found = overlap_scores(*counts)
         own = dict(zip(names, counts, strict=True)) | found
-        cases[f"p{i}"] = {**found, "organs": {"spleen": own}}
+        cases[f"p{i}"] = {**found, "per_class": {"spleen": own}}
     about = {"subset": "test", "weights": "best", "parameters": parameters}
-    about |= {"per_patient": {}, "organs": {"spleen": {}}, "classes": ["spleen"]}
+    about |= {"per_patient": {}, "per_class": {"spleen": {}}, "classes": ["spleen"]}
     return {**about, "cases": cases}
 
 
@@ -124,7 +124,7 @@ def test_labels_are_drawn_from_the_patients_means(tmp_path, monkeypatch):
 
 def test_errors_are_counted_over_all_runs_and_repairs_by_pairs_of_runs(tmp_path, monkeypatch):
     data = SliceSet(
-        tmp_path, {"classes": ["organ"], "size": 8}, [Slice("a", 0, 4), Slice("b", 0, 4)]
+        tmp_path, {"classes": ["class"], "size": 8}, [Slice("a", 0, 4), Slice("b", 0, 4)]
     )
     truth, island = np.zeros((2, 8, 8), dtype=np.uint8)
     truth[1:3, 1:3] = 255

@@ -54,7 +54,7 @@ def test_a_token_a_cell_of_stride_16():
 
 
 def test_shapes_and_names():
-    out = teacher_t2(WIDTH, depth=1, classes=3)(torch.rand(2, 3, 64, 48))
+    out = teacher_t2(WIDTH, depth=1, num_classes=3)(torch.rand(2, 3, 64, 48))
     assert out.logits.shape == (2, 3, 64, 48)
     assert out.reconstruction.shape == (2, 3, 64, 48)
     assert out.reconstruction.min() >= 0 and out.reconstruction.max() <= 1
@@ -122,7 +122,7 @@ def test_every_token_attends_to_every_other(trained):
 
 
 def test_it_overfits_one_slice():
-    """Two equal discs, one of them the organ: brightness alone does not tell."""
+    """Two equal discs, one of them the class: brightness alone does not tell."""
     torch.manual_seed(0)
     model = teacher_t2(WIDTH, depth=2, reconstruction=False)
     row, column = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")

@@ -14,7 +14,7 @@ def test_parameter_counts_are_the_thesis_s(build, count):
 
 
 def test_shapes_and_names():
-    out = teacher_t1(width=4, classes=3)(torch.rand(2, 3, 48, 32))
+    out = teacher_t1(width=4, num_classes=3)(torch.rand(2, 3, 48, 32))
     assert out.logits.shape == (2, 3, 48, 32)
     assert out.reconstruction.shape == (2, 3, 48, 32)
     assert out.reconstruction.min() >= 0 and out.reconstruction.max() <= 1

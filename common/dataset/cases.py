@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.files import read_json, shown
 
 PAIR = {"image", "label"}
-ONE_ORGAN = (0, 1)  # what a label holds where no organs are named
+ONE_CLASS = (0, 1)  # what a label holds where no classes are named
 ROUNDING = 1e-3  # so far from a whole number a label's value is meant as one
 RESAMPLE = "resample it on its image (nibabel.processing.resample_from_to(label, image, order=0))"
 APART = 0.5  # voxels between a label and its image; from there on another voxel is nearer
@@ -164,7 +164,7 @@ def _on_axes_of(image: Volume, label: Volume) -> Volume:
 
 
 def problems_of(
-    image: Volume, label: Volume, allowed: Iterable[int] | None = ONE_ORGAN
+    image: Volume, label: Volume, allowed: Iterable[int] | None = ONE_CLASS
 ) -> list[str]:
     """Why an image and its label cannot be used together; empty if they can.
 
@@ -206,14 +206,14 @@ def _odd_values(label: np.ndarray, allowed: Iterable[int] | None) -> list[str]:
         return []
     odd = np.unique(label[~good])
     listed = ", ".join(f"{v:.9g}" for v in odd[:8])
-    hint = " (several organs: see --organs)" if allowed is ONE_ORGAN else ""
+    hint = " (several classes: see --classes)" if allowed is ONE_CLASS else ""
     if (odd[np.isfinite(odd)] % 1 != 0).any():
         hint = ": round them (np.rint), or resample the label without interpolation (order 0)"
     return [f"the label holds the values {listed} beside {usual}{hint}"]
 
 
 def read_case(
-    case: Case, allowed: Iterable[int] | None = ONE_ORGAN, channel: int | None = None
+    case: Case, allowed: Iterable[int] | None = ONE_CLASS, channel: int | None = None
 ) -> tuple[Volume, Volume]:
     """Image and label of one case, checked against each other. UserError says what is wrong.
 

@@ -94,14 +94,14 @@ def label_doubts(image: Volume, label: Volume) -> list[str]:
     return [f"the label's affine differs from its image's by {apart:.2g} voxels; it is used"]
 
 
-def side_doubts(image: Volume, organ: np.ndarray) -> list[str]:
-    """Whether an organ, a mask of the canonical voxels, lies on the patient's right: a spleen
+def side_doubts(image: Volume, foreground: np.ndarray) -> list[str]:
+    """Whether the foreground, a mask of the canonical voxels, lies on the patient's right: a spleen
     should not."""
     body = image.voxels > AIR_HU
-    if organ.any() and body.any():
-        x, middle = (float(np.argwhere(m.any((1, 2))).mean()) for m in (organ, body))
+    if foreground.any() and body.any():
+        x, middle = (float(np.argwhere(m.any((1, 2))).mean()) for m in (foreground, body))
         if x > middle:
-            return ["the organ lies on the patient's right: no spleen, or a wrong header"]
+            return ["the foreground lies on the patient's right: no spleen, or a wrong header"]
     return []
 
 
@@ -113,10 +113,10 @@ def doubts(
 ) -> list[str]:
     """What is odd about an image with its label, and may be meant: the spleen's side, too.
 
-    `labels` are the values of each organ. Without `hu` the image is no CT.
+    `labels` are the values of each class. Without `hu` the image is no CT.
     """
     each = [np.isin(label.voxels, values) for values in labels.values()]
-    found = [] if any(organ.any() for organ in each) else ["the label is empty"]
+    found = [] if any(foreground.any() for foreground in each) else ["the label is empty"]
     found += label_doubts(image, label) + image_doubts(image, hu)
     left = on_the_left([*labels]) if hu else None
     return found + (side_doubts(image, each[left - 1]) if left else [])

@@ -1,6 +1,6 @@
-"""Which values of a label are which organ: `--organs spleen=1 kidneys=2,3`, and what it does.
+"""Which values of a label are which class: `--classes spleen=1 kidneys=2,3`, and what it does.
 
-The k-th organ named becomes mask value k; one organ alone becomes 255. What is not named becomes
+The k-th class named becomes mask value k; one class alone becomes 255. What is not named becomes
 background.
 """
 
@@ -15,12 +15,12 @@ from common.files import shown
 
 USUAL = {"spleen": (1,)}  # what a label holds where nothing else is said
 WHICH = ("spleen", "all")  # of volumes that name more than one
-MOST = 254  # organs in an 8-bit mask, whose 0 is background
+MOST = 254  # classes in an 8-bit mask, whose 0 is background
 FAR = 1 << 16  # label values below it are counted through a table
 
 
 def plain_name(name: str) -> str:
-    """An organ's name as it is used in flags, tables and files: `right kidney` -> `right_kidney`.
+    """A class's name as it is used in flags, tables and files: `right kidney` -> `right_kidney`.
 
     Letters of all alphabets stay: it is written, not only filed.
     """
@@ -33,10 +33,10 @@ def file_name(name: str, otherwise: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._") or otherwise
 
 
-def parse_organs(
+def parse_classes(
     words: Sequence[str],
     known: Mapping[str, tuple[int, ...]] | None = None,
-    flag: str = "--organs",
+    flag: str = "--classes",
 ) -> dict[str, tuple[int, ...]]:
     """`NAME=VALUE[,VALUE]` words as values by name, in the order given.
 
@@ -82,26 +82,26 @@ def parse_organs(
                     "NAME=VALUE NAME=VALUE,VALUE."
                 )
     if len(found) > MOST:
-        raise UserError(f"{flag} names {len(found)} organs; an 8-bit mask holds {MOST}.")
+        raise UserError(f"{flag} names {len(found)} classes; an 8-bit mask holds {MOST}.")
     return found
 
 
-def on_the_left(organs: Sequence[str]) -> int | None:
-    """The mask value, from 1, of an organ that lies on the patient's left: the spleen, or the one
-    organ of a checkpoint that is older than the names. None if there is none."""
-    names = [name.lower() for name in organs]
-    return next((k for k, n in enumerate(names, start=1) if n in ("spleen", "organ")), None)
+def on_the_left(classes: Sequence[str]) -> int | None:
+    """The mask value, from 1, of a class that lies on the patient's left: the spleen.
+    None if there is none."""
+    names = [name.lower() for name in classes]
+    return next((k for k, n in enumerate(names, start=1) if n == "spleen"), None)
 
 
 def as_words(labels: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """What `parse_organs` makes these of."""
+    """What `parse_classes` makes these of."""
     return tuple(f"{name}={','.join(map(str, values))}" for name, values in labels.items())
 
 
 def named_in(listed) -> dict[str, tuple[int, ...]]:
-    """The organs that a dataset.json's "labels" names, by value: Decathlon's `{"1": "spleen"}` or
+    """The classes that a dataset.json's "labels" names, by value: Decathlon's `{"1": "spleen"}` or
     nnU-Net's `{"spleen": 1, "kidneys": [2, 3]}`, whose regions may overlap. One whose values are
-    not whole numbers has none; `parse_organs` refuses it."""
+    not whole numbers has none; `parse_classes` refuses it."""
     labels = listed.get("labels") if isinstance(listed, dict) else None
     found: dict[str, tuple[int, ...]] = {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
@@ -124,13 +124,13 @@ def _whole(values) -> list[int]:
 
 
 def overlapping(labels: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """The values that more than one organ has: regions that cannot be one label map."""
+    """The values that more than one class has: regions that cannot be one label map."""
     each = [value for values in labels.values() for value in values]
     return sorted({value for value in each if each.count(value) > 1})
 
 
 def to_mask(label: np.ndarray, labels: Mapping[str, tuple[int, ...]]) -> np.ndarray:
-    """Label values as mask values, uint8 of the same shape: k for the k-th organ, 255 for one
+    """Label values as mask values, uint8 of the same shape: k for the k-th class, 255 for one
     alone; 0 elsewhere."""
     mask = np.zeros(label.shape, np.uint8)
     for number, values in enumerate(labels.values(), start=1):
@@ -156,15 +156,15 @@ def remarks(labels: Mapping[str, tuple[int, ...]], found: set[int]) -> list[str]
     named = {v for values in labels.values() for v in values}
     if rest := sorted(found - named):
         shown = ", ".join(map(str, rest[:12])) + (" ..." if len(rest) > 12 else "")
-        lines.append(f"note: --organs does not name the values {shown}: background")
+        lines.append(f"note: --classes does not name the values {shown}: background")
     return lines
 
 
-def check_organs(names, colours, path: Path) -> None:
-    """UserError if the organs' names or colours in a dataset.json or checkpoint cannot be used."""
+def check_classes(names, colours, path: Path) -> None:
+    """UserError if the classes' names or colours in a dataset.json or checkpoint cannot be used."""
     texts = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
     if not texts or not names or len(names) != len({*names}) or len(names) > MOST:
-        raise UserError(f"{shown(path)}: its organs are no list of up to {MOST} different names.")
+        raise UserError(f"{shown(path)}: its classes are no list of up to {MOST} different names.")
     if colours is None:
         return
     hexes = isinstance(colours, list) and all(

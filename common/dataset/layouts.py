@@ -35,9 +35,9 @@ class VolumesConfig(base.Config):
     input: Path = option(ROOT / "data" / "Task09_Spleen", "folder in Decathlon layout, or any")
     images: str | None = option(None, "pattern of the images in it, where it has no dataset.json")
     masks: str | None = option(None, "pattern of the masks in it; the same stars as in --images")
-    organs: tuple[str, ...] = option(
+    classes: tuple[str, ...] = option(
         (),
-        "organs as NAME=VALUE[,VALUE] of the labels, NAME as in dataset.json, or all; without it "
+        "classes as NAME=VALUE[,VALUE] of the labels, NAME as in dataset.json, or all; without it "
         "label 1 is the spleen",
     )
     channel: int | None = option(None, "which of a 4D image's channels, from 0", low=0)
@@ -168,8 +168,8 @@ def _matches(folder: Path, pattern: str, flag: str) -> dict[tuple[str, ...], Pat
     return found
 
 
-def named_organs(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The organs that the folder's dataset.json names, if it has one."""
+def named_classes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The classes that the folder's dataset.json names, if it has one."""
     index = folder / "dataset.json"
     return named_in(read_json(index)) if index.exists() else {}
 
@@ -194,8 +194,8 @@ def is_ct(folder: Path, channel: int | None = None) -> bool:
     return bool(CT.search(kind) or re.search("computed tomography", kind, re.IGNORECASE))
 
 
-def study_organs(volumes: Path, wanted: str | None) -> str | None:
-    """The organs that reproduce.py cuts out of volumes that name theirs: those `wanted`, else the
+def study_classes(volumes: Path, wanted: str | None) -> str | None:
+    """The classes that reproduce.py cuts out of volumes that name theirs: those `wanted`, else the
     spleen, else the only one; None where that is the usual label alone.
 
     UserError where there are several and none is the spleen, and of volumes that are no CT.
@@ -207,13 +207,13 @@ def study_organs(volumes: Path, wanted: str | None) -> str | None:
         )
     if wanted:
         return wanted
-    named = named_organs(volumes)
+    named = named_classes(volumes)
     if not named or {name.lower(): values for name, values in named.items()} == USUAL:
         return None
     spleen = next((name for name in named if name.lower() == "spleen"), None)
     if spleen is None and len(named) > 1:
         raise UserError(
-            f"{shown(volumes)} names {', '.join(named)}, no spleen: --organs all takes them "
+            f"{shown(volumes)} names {', '.join(named)}, no spleen: --classes all takes them "
             "all; of some make a data set with slice_nifti.py, and name it with --data."
         )
     return spleen or next(iter(named))

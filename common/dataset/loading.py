@@ -107,14 +107,14 @@ class SliceDataset(Dataset):
         name, size = self.slices[index].name, self.data.size
         path = self.data.folder / "masks" / f"{name}.png"
         image = read_image(self.data.folder / "images" / f"{name}.png")
-        mask = read_mask(path, self.data.classes)
+        mask = read_mask(path, self.data.num_classes)
         if image.shape != mask.shape:
             raise UserError(f"{shown(path)} is {mask.shape}, its image {image.shape} pixels.")
         if image.shape != (size, size):
             raise UserError(f"{name}.png is {image.shape} pixels; dataset.json says {size}.")
         if (count := np.count_nonzero(mask)) != (listed := self.slices[index].foreground):
             raise UserError(
-                f"{shown(path)} holds {count} organ pixels; manifest.csv says {listed}."
+                f"{shown(path)} holds {count} foreground pixels; manifest.csv says {listed}."
             )
         return torch.from_numpy(np.stack([image, mask]))
 
@@ -143,7 +143,7 @@ class WithUnlabelled(Dataset):
 
     The labelled samples are those that would come without it. The image is drawn by the sample's
     augmentation seed, each as likely as any other, and its mask goes nowhere: not even the share of
-    slices with the organ is known.
+    slices with foreground is known.
     """
 
     def __init__(self, labelled: SliceDataset, others: SliceDataset):
@@ -165,7 +165,7 @@ class WithUnlabelled(Dataset):
 class TrainSampler(Sampler):
     """Draws one epoch of training slices: `(index, augmentation seed)`, or plain indices.
 
-    At least a share `foreground` of the draws shows the organ (most CT slices do not). Within
+    At least a share `foreground` of the draws shows foreground (most CT slices do not). Within
     either group every slice is drawn once before any is drawn again. With several processes each
     takes every `world`-th draw of the same order, which is first filled up so that all take as many
     steps. The order is a function of seed and epoch alone.

@@ -1,4 +1,4 @@
-"""Masks of other 2D data sets: which pixels are organ, told by each file's own values."""
+"""Masks of other 2D data sets: which pixels are foreground, told by each file's own values."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.files import shown
 
 NOISE = 24  # how far lossy formats move the values of an even area
-DARK = 32  # an organ darker than this cannot be told from what a lossy format makes of black
+DARK = 32  # a foreground darker than this cannot be told from what a lossy format makes of black
 FEW = 9  # pixels of a third value that may be chance: those inside an area of 5 x 5
 BLUR = 3  # how far from an edge, in pixels, lossy formats mix the colours of both sides
 FAR = 96  # no blur moves a value by as much, except at edges
@@ -20,13 +20,13 @@ EVEN = 8  # what values may differ by from pixel to pixel inside an even area of
 
 
 class NotTwoValues(UserError):
-    """A mask of one organ holds something else than a background of 0 and one other value."""
+    """A mask of one class holds something else than a background of 0 and one other value."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """What is known of a file's mask: the share of its pixels that are organ, the colour (R, G, B)
-    that is organ in it (a palette's number, thrice; None: nothing is, or what is organ was said),
+    """What is known of a file's mask: the share of its pixels that are foreground, the colour (R, G, B)
+    that is foreground in it (a palette's number, thrice; None: nothing is, or what is foreground was said),
     and what may be odd."""
 
     path: Path
@@ -34,14 +34,14 @@ class Mask:
     colour: tuple[int, int, int] | None = None
     lossy: bool = False
     palette: bool = False
-    upside_down: bool = False  # in a palette's colours background is brighter than organ
+    upside_down: bool = False  # in a palette's colours background is brighter than foreground
     highest: int = 0
     lowest: int = 0
     turned: bool = False  # by its EXIF orientation
 
 
 def read_binary(path: Path, threshold: int | None) -> tuple[np.ndarray, Mask]:
-    """A mask of one organ as {0, 255}, uint8 `(H, W)`, and what is known of it.
+    """A mask of one class as {0, 255}, uint8 `(H, W)`, and what is known of it.
 
     A palette's numbers count, not its colours; of colours the brightest channel. NotTwoValues if it
     holds more than a background of 0 and one other value and there is no `threshold`; UserError as
@@ -73,7 +73,7 @@ def _binary(loaded: Loaded, path: Path, threshold: int | None) -> tuple[np.ndarr
 
 
 def read_numbers(path: Path) -> tuple[np.ndarray, Mask]:
-    """A mask of several organs as the numbers that its file holds, a palette's too, uint8 `(H, W)`,
+    """A mask of several classes as the numbers that its file holds, a palette's too, uint8 `(H, W)`,
     and what is known of it.
 
     UserError for colours, for formats that do not keep values, and as of `load`.
@@ -83,7 +83,7 @@ def read_numbers(path: Path) -> tuple[np.ndarray, Mask]:
         raise UserError(f"{shown(path)} is a {loaded.lossy}: it does not keep values exactly.")
     if loaded.image.mode not in ("L", "P", "PA", "1"):
         raise UserError(
-            f"{shown(path)} has mode {loaded.image.mode}; a mask of several organs holds an "
+            f"{shown(path)} has mode {loaded.image.mode}; a mask of several classes holds an "
             "index a pixel, grey or of a palette."
         )
     numbers = _numbers(loaded.image) // np.uint8(loaded.step)
@@ -97,17 +97,17 @@ def _numbers(image: Image.Image) -> np.ndarray:
 
 def _cut(values: np.ndarray, threshold: int, path: Path, **more) -> tuple[np.ndarray, Mask]:
     """What is at or above a threshold."""
-    organ = values >= threshold
+    foreground = values >= threshold
     span = {"lowest": int(values.min()), "highest": int(values.max())}
-    return _as_255(organ), Mask(path, float(organ.mean()), **span, **more)
+    return _as_255(foreground), Mask(path, float(foreground.mean()), **span, **more)
 
 
-def _as_255(organ: np.ndarray) -> np.ndarray:
-    return np.where(organ, 255, 0).astype(np.uint8)
+def _as_255(foreground: np.ndarray) -> np.ndarray:
+    return np.where(foreground, 255, 0).astype(np.uint8)
 
 
 def _of_palette(loaded: Loaded, path: Path, threshold: int | None) -> tuple[np.ndarray, Mask]:
-    """A palette's mask, by its numbers: 0 is background, one other the organ."""
+    """A palette's mask, by its numbers: 0 is background, one other the foreground."""
     values = _numbers(loaded.image)
     found = np.unique(values).tolist()
     listed = loaded.image.getpalette() or []  # R, G, B of each number in turn
@@ -118,19 +118,21 @@ def _of_palette(loaded: Loaded, path: Path, threshold: int | None) -> tuple[np.n
             raise UserError(
                 f"{shown(path)} holds {len(found)} numbers of a palette, in no order of "
                 "brightness that --threshold could cut: save it as grey, or name its numbers with "
-                "--organs NAME=VALUE[,VALUE]."
+                "--classes NAME=VALUE[,VALUE]."
             )
         return _cut(values, threshold, path, palette=True)
-    organ = _other_than_0(found, path, "palette numbers")
-    if organ == 255 and not ramp and shades[255] != (255, 255, 255):
+    foreground = _other_than_0(found, path, "palette numbers")
+    if foreground == 255 and not ramp and shades[255] != (255, 255, 255):
         raise NotTwoValues(
             f"{shown(path)} holds the palette numbers {', '.join(map(str, found))}; 255 often "
-            "marks what is to be left out. --organs NAME=1 takes it as background, NAME=255 as the "
-            "organ."
+            "marks what is to be left out. --classes NAME=1 takes it as background, NAME=255 as the "
+            "foreground."
         )
-    upside_down = organ is not None and 0 in shades and sum(shades[0]) > sum(shades[organ])
+    upside_down = (
+        foreground is not None and 0 in shades and sum(shades[0]) > sum(shades[foreground])
+    )
     about = {"palette": True, "upside_down": upside_down}
-    return _as_255(values > 0), _mask(values > 0, path, organ, **about)
+    return _as_255(values > 0), _mask(values > 0, path, foreground, **about)
 
 
 def _of_values(colours: np.ndarray, path: Path) -> tuple[np.ndarray, Mask]:
@@ -138,18 +140,20 @@ def _of_values(colours: np.ndarray, path: Path) -> tuple[np.ndarray, Mask]:
     if colours.shape[-1] == 3 and (colours == colours[..., :1]).all():
         colours = colours[..., :1]
     if colours.shape[-1] == 1:
-        organ = _other_than_0(np.unique(colours).tolist(), path, "values")
+        foreground = _other_than_0(np.unique(colours).tolist(), path, "values")
     else:
         codes = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
         triples = [(int(c) >> 16, int(c) >> 8 & 255, int(c) & 255) for c in np.unique(codes)]
-        organ = _other_than_0([t if any(t) else 0 for t in triples], path, "colours")
+        foreground = _other_than_0([t if any(t) else 0 for t in triples], path, "colours")
     mask = colours.any(axis=-1)
-    return _as_255(mask), _mask(mask, path, organ)
+    return _as_255(mask), _mask(mask, path, foreground)
 
 
-def _mask(mask: np.ndarray, path: Path, organ, **more) -> Mask:
-    """What is known of a mask whose organ is one value, one colour, or None."""
-    colour = organ if organ is None or isinstance(organ, tuple) else (organ,) * 3
+def _mask(mask: np.ndarray, path: Path, foreground, **more) -> Mask:
+    """What is known of a mask whose foreground is one value, one colour, or None."""
+    colour = (
+        foreground if foreground is None or isinstance(foreground, tuple) else (foreground,) * 3
+    )
     return Mask(path, float(mask.mean()), colour, **more)
 
 
@@ -167,7 +171,7 @@ def _other_than_0(found: list, path: Path, what: str):
 def _of_lossy(
     values: np.ndarray, colours: np.ndarray, path: Path, form: str
 ) -> tuple[np.ndarray, Mask]:
-    """A mask in a format that blurs values, cut half-way between its background and its organ.
+    """A mask in a format that blurs values, cut half-way between its background and its foreground.
 
     `values` `(H, W)` are the brightest of `colours` `(H, W, 1 or 3)`. NotTwoValues where these are
     not two even colours, one of them black.
@@ -189,22 +193,22 @@ def _of_lossy(
         cut = min(cut, (dark.max() + bright.max()) / 2)
     if not whole and (low == high or dark.max() > bright.max() / 4):
         raise NotTwoValues(f"{shown(path)} is a {form} that has no black background.")
-    organ = values >= cut
-    if _has_third(colours, organ, np.where(organ[..., None], bright, dark)):
+    foreground = values >= cut
+    if _has_third(colours, foreground, np.where(foreground[..., None], bright, dark)):
         raise NotTwoValues(f"{shown(path)} is a {form} of more than two values or colours.")
-    return _as_255(organ), Mask(path, float(organ.mean()), _triple(bright), lossy=True)
+    return _as_255(foreground), Mask(path, float(foreground.mean()), _triple(bright), lossy=True)
 
 
-def _has_third(colours: np.ndarray, organ: np.ndarray, expected: np.ndarray) -> bool:
+def _has_third(colours: np.ndarray, foreground: np.ndarray, expected: np.ndarray) -> bool:
     """Whether areas of a lossy picture, `colours` `(H, W, channels)`, have another colour than is
-    `expected` in organ and background: even areas, or any far from the edges that the format
+    `expected` in foreground and background: even areas, or any far from the edges that the format
     blurs."""
     apart = np.abs(colours - expected).max(axis=-1)
     bands = np.moveaxis(colours, -1, 0)
     spread = [ndimage.maximum_filter(b, 3) - ndimage.minimum_filter(b, 3) for b in bands]
     even = np.max(spread, axis=0) <= EVEN
-    inside = ndimage.binary_erosion(organ, iterations=BLUR, border_value=1)
-    inside |= ndimage.binary_erosion(~organ, iterations=BLUR, border_value=1)
+    inside = ndimage.binary_erosion(foreground, iterations=BLUR, border_value=1)
+    inside |= ndimage.binary_erosion(~foreground, iterations=BLUR, border_value=1)
     odd = (apart > NOISE) & even | (apart > FAR) & inside
     return np.count_nonzero(odd) > FEW
 

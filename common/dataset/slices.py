@@ -2,9 +2,9 @@
 
 images/<case>_<slice:03d>.png   8-bit grey
 masks/<case>_<slice:03d>.png    {0, 255} for one class, 8-bit grey; for several the class indices,
-                                with a palette of the organs' colours
+                                with a palette of the classes' colours
 manifest.csv                    case, slice, foreground (pixels), source (file it came from)
-dataset.json                    size; classes: the organs' names in the order of their mask values;
+dataset.json                    size; classes: the classes' names in the order of their mask values;
                                 perhaps colours (of each), patients (of each case, where one has
                                 several cases), cases (geometry of each), name, source, and how it
                                 was cut: window, labels, axis, channel
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.dataset.classes import check_organs
+from common.dataset.classes import check_classes
 from common.errors import UserError
 from common.files import read_csv, read_json, shown, write_csv, write_json
 
@@ -36,7 +36,7 @@ MAX_PIXELS = 8192 * 8192  # a picture that claims more is damaged or a bomb
 
 @dataclass(frozen=True)
 class Slice:
-    """One row of the manifest. `foreground` is its number of organ pixels."""
+    """One row of the manifest. `foreground` is its number of foreground pixels."""
 
     case: str
     index: int
@@ -58,13 +58,13 @@ class SliceSet:
     slices: list[Slice]
 
     @property
-    def classes(self) -> int:
-        """Number of logit channels: 1 for one organ (sigmoid), else organs + background."""
-        return 1 if len(self.organs) == 1 else len(self.organs) + 1
+    def num_classes(self) -> int:
+        """Number of logit channels: 1 for one class (sigmoid), else classes + background."""
+        return 1 if len(self.classes) == 1 else len(self.classes) + 1
 
     @property
-    def organs(self) -> list[str]:
-        """The names of the organs in the masks; of several, those of the values 1, 2, ..."""
+    def classes(self) -> list[str]:
+        """The names of the classes in the masks; of several, those of the values 1, 2, ..."""
         return self.info["classes"]
 
     @cached_property
@@ -75,7 +75,7 @@ class SliceSet:
 
     @property
     def colours(self) -> list[str] | None:
-        """The organs' colours as #rrggbb, if dataset.json names them."""
+        """The classes' colours as #rrggbb, if dataset.json names them."""
         return self.info.get("colours")
 
     @property
@@ -84,7 +84,7 @@ class SliceSet:
         return self.info["size"]
 
     def digest(self, cases: list[str]) -> int:
-        """A checksum of these cases' rows in the manifest: names, numbers, organ pixels."""
+        """A checksum of these cases' rows in the manifest: names, numbers, foreground pixels."""
         rows = [f"{s.name} {s.foreground}" for s in self.of(cases)]
         return zlib.crc32("\n".join(rows).encode())
 
@@ -103,11 +103,11 @@ class SliceSet:
 
     def truth(self, s: Slice) -> np.ndarray:
         """A slice's mask as class indices, uint8 `(H, W)`; errors as of `read_mask`."""
-        return read_mask(self.folder / "masks" / f"{s.name}.png", self.classes)
+        return read_mask(self.folder / "masks" / f"{s.name}.png", self.num_classes)
 
     def prediction(self, run: Path, s: Slice) -> np.ndarray:
         """What the run in that folder has predicted for a slice, as `truth`."""
-        return read_mask(run / "predictions" / f"{s.name}.png", self.classes)
+        return read_mask(run / "predictions" / f"{s.name}.png", self.num_classes)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -141,24 +141,24 @@ def _pixels(path: Path, modes: dict[str, str]) -> np.ndarray:
         raise UserError(f"{shown(path)} is damaged or not a picture ({error}).") from None
 
 
-def read_mask(path: Path, classes: int) -> np.ndarray:
+def read_mask(path: Path, num_classes: int) -> np.ndarray:
     """A mask PNG, grey or with a palette, as class indices, uint8 `(H, W)`. UserError for any other
     value."""
     mask = _pixels(path, {"L": "8-bit grey", "P": "a palette"})
-    allowed = np.array([0, 255]) if classes == 1 else np.arange(classes)
+    allowed = np.array([0, 255]) if num_classes == 1 else np.arange(num_classes)
     values = np.unique(mask)
     if not np.isin(values, allowed).all():
         raise UserError(
             f"{shown(path)} holds the values {values[:8].tolist()}; a mask of this data set "
-            f"holds {'0 and 255' if classes == 1 else f'0 to {classes - 1}'}."
+            f"holds {'0 and 255' if num_classes == 1 else f'0 to {num_classes - 1}'}."
         )
-    return (mask > 0).astype(np.uint8) if classes == 1 else mask
+    return (mask > 0).astype(np.uint8) if num_classes == 1 else mask
 
 
 def mask_picture(mask: np.ndarray, colours: dict[str, tuple] | None) -> Image.Image:
     """A mask, uint8 `(H, W)`, as the picture to save, of the same values.
 
-    The class indices of several organs get `colours` (see `figures.legend`) as their palette, black
+    The class indices of several classes get `colours` (see `figures.legend`) as their palette, black
     for the background: in grey a viewer would show nothing but black. Without `colours` it is grey.
     """
     picture = Image.fromarray(mask)
@@ -182,12 +182,12 @@ def write_set(folder: Path, info: dict, slices: list[Slice], splits: dict) -> No
 
 def in_short(slices: list[Slice], splits: dict, info: dict, folder: Path) -> str:
     """One line on a data set that was just written, with `info` as its dataset.json."""
-    organs, whose = info["classes"], info.get("patients", {})
-    organ = organs[0] if len(organs) == 1 else f"any of {len(organs)} organs"
+    classes, whose = info["classes"], info.get("patients", {})
+    class_name = classes[0] if len(classes) == 1 else f"any of {len(classes)} classes"
     sizes = {p: len({whose.get(c, c) for c in splits[p]}) for p in ("train", "val", "test")}
     parts = ", ".join(f"{size} {part}" for part, size in sizes.items())
     return (
-        f"{len(slices)} slices ({sum(s.foreground > 0 for s in slices)} with {organ}) of "
+        f"{len(slices)} slices ({sum(s.foreground > 0 for s in slices)} with {class_name}) of "
         f"{len({whose.get(s.case, s.case) for s in slices})} patients: {parts} -> {shown(folder)}"
     )
 
@@ -231,7 +231,7 @@ def check_info(info, path: Path) -> None:
     holds it in another form."""
     if not isinstance(info, dict) or not info.get("classes") or "size" not in info:
         raise UserError(f"{shown(path)} lacks size or classes. {MAKE_DATA}")
-    check_organs(info["classes"], info.get("colours"), path)
+    check_classes(info["classes"], info.get("colours"), path)
     size, whole = info["size"], int(MAX_PIXELS**0.5)
     if type(size) is not int or not 0 < size <= whole:
         raise UserError(
@@ -242,15 +242,15 @@ def check_info(info, path: Path) -> None:
             raise UserError(f'{shown(path)}: {name} must be an object, as in {{"CASE": ...}}.')
 
 
-def check_same_organs(trained: list[str] | None, data: SliceSet, path: Path) -> None:
-    """UserError if what was made for the organs `trained`, in `path`, meets masks of others.
+def check_same_classes(trained: list[str] | None, data: SliceSet, path: Path) -> None:
+    """UserError if what was made for the classes `trained`, in `path`, meets masks of others.
 
     None: it is older than the names.
     """
-    if trained and [n.lower() for n in trained] != [n.lower() for n in data.organs]:
+    if trained and [n.lower() for n in trained] != [n.lower() for n in data.classes]:
         raise UserError(
             f"{shown(path)} is of {', '.join(trained)}; the masks of {shown(data.folder)} hold "
-            f"{', '.join(data.organs)}."
+            f"{', '.join(data.classes)}."
         )
 
 

@@ -9,52 +9,56 @@ from pathlib import Path
 
 from common.evaluation import metrics
 from common.evaluation.intervals import Run, estimate, patient_means, wilcoxon
-from common.evaluation.metrics import mean_and_spread, over_organs, pool
+from common.evaluation.metrics import mean_and_spread, over_classes, pool
 from common.files import read_json, shown
 from common.settings import NOT_LEARNED, StudentConfig
 
 
 def by_patient(
-    results: list[dict], score: str = "dice", organ: str | None = None
+    results: list[dict], score: str = "dice", class_name: str | None = None
 ) -> dict[str, float | None]:
     """Each patient's mean score over the results that hold it; None where it is undefined.
 
-    The score is an organ's, or the mean over the organs.
+    The score is a class's, or the mean over the classes.
     """
     rows = (pair for result in results for pair in result["cases"].items())
-    return metrics.of_patients(rows, score, organ)
+    return metrics.of_patients(rows, score, class_name)
 
 
 def pooled(results: list[dict]) -> dict[str, float | None]:
     """Dice, IoU, recall, precision of all pixels of all results, as the thesis counts.
 
-    Means over the organs.
+    Means over the classes.
     """
     rows = (row for result in results for row in result["cases"].values())
-    return over_organs(pool(rows, results[0]["classes"]))
+    return over_classes(pool(rows, results[0]["classes"]))
 
 
 def is_summary(found: dict) -> bool:
-    """Whether a JSON is a summary.json, and of this version: each organ with its own metrics."""
-    return {"subset", "weights", "classes", "organs", "cases"} <= found.keys()
+    """Whether a JSON is a summary.json, and of this version: each class with its own metrics."""
+    return {"subset", "weights", "classes", "per_class", "cases"} <= found.keys()
 
 
-def gain(results: dict[Run, dict], base: dict[Run, dict], organ: str | None = None) -> dict | None:
+def gain(
+    results: dict[Run, dict], base: dict[Run, dict], class_name: str | None = None
+) -> dict | None:
     """Paired gain in Dice points (100 x Dice) over `base`, from results by (fold, seed).
 
     `mean`, `std`, `n` and `better` (how many gained) over patients, each averaged over its runs
     first; `low`, `high` and `p` of `intervals.estimate` (None with fewer than six patients); the
     `wilcoxon` p over patients. None unless both hold the same patients of the same subset and
-    organs, after the same epoch: the best or the last.
+    classes, after the same epoch: the best or the last.
     """
     every = [*results.values(), *base.values()]
     if len({_kind(result) for result in every}) > 1:
         return None
-    mine, theirs = (by_patient([*found.values()], "dice", organ) for found in (results, base))
+    mine, theirs = (by_patient([*found.values()], "dice", class_name) for found in (results, base))
     if mine.keys() != theirs.keys():
         return None
     pairs = {run: (results[run], base[run]) for run in results if run in base}
-    gains = {run: _paired(*(by_patient([r], "dice", organ) for r in p)) for run, p in pairs.items()}
+    gains = {
+        run: _paired(*(by_patient([r], "dice", class_name) for r in p)) for run, p in pairs.items()
+    }
     gains = {run: found for run, found in gains.items() if found}
     means = [*patient_means(gains).values()]
     if not means:
@@ -82,7 +86,7 @@ def dice_interval(results: dict[Run, dict]) -> tuple[float, float | None, float 
 
 
 def _kind(result: dict) -> tuple[str, ...]:
-    """What two results must have in common to be compared: subset, epoch, organs."""
+    """What two results must have in common to be compared: subset, epoch, classes."""
     return result["subset"], result["weights"], *result["classes"]
 
 
@@ -134,10 +138,10 @@ def compare(
     if found is None and patients[0] == patients[1] and _kind(other) == _kind(result):
         return f"{title}: no patient has a score in both, here and in {shown(path)}"
     if found is None:
-        other_organs = result["classes"] != other["classes"]
+        other_classes = result["classes"] != other["classes"]
         theirs, ours = (
             f"{len(by_patient([r]))} {r['subset']} patients, {r['weights']} epoch"
-            + (f", of {', '.join(r['classes'])}" if other_organs else "")
+            + (f", of {', '.join(r['classes'])}" if other_classes else "")
             for r in (other, result)
         )
         return f"{title}: not compared; {shown(path)} is of {theirs}, this run of {ours}"

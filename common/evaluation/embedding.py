@@ -1,4 +1,4 @@
-"""How a network's last features tell organ, border and background apart: drawn, and as a number."""
+"""How a network's last features tell foreground, border and background apart: drawn, and as a number."""
 
 import zlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from common.dataset.loading import seeded
 from common.files import atomic
 from common.losses.contrastive import features_at, pixel_classes, sample_pixels
 
-CLASSES = ("background", "organ", "border")
+CLASSES = ("background", "foreground", "border")
 
 
 class Embedding(NamedTuple):
@@ -23,7 +23,7 @@ class Embedding(NamedTuple):
 
 
 def draw(features: Tensor, batch: dict, pixels: int = 8) -> Embedding | None:
-    """Some pixels of each class from each slice of a batch that shows the organ; None if none does.
+    """Some pixels of each class from each slice of a batch that shows foreground; None if none does.
 
     `features` `(N, c, h, w)`. The draw depends on the slice's name alone: every network is looked
     at in the same places.
@@ -66,7 +66,7 @@ def load(path: Path) -> Embedding:
 
 def plane(drawn: Embedding) -> np.ndarray:
     """The two directions of largest spread (principal components) of standardised features,
-    `(M, 2)`; the organ lies on the right and the border above, so that planes can be compared."""
+    `(M, 2)`; foreground lies on the right and the border above, so that planes can be compared."""
     x = standard(drawn.features, drawn.features)
     _, directions = np.linalg.eigh(x.T @ x)  # by rising spread
     x = x @ directions[:, :-3:-1]

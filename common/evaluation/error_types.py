@@ -24,9 +24,9 @@ def untouched(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
 def error_maps(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     """Where each kind of error lies on one slice: two masks `(H, W)` -> bool maps `(H, W)`.
 
-    `false island`: predicted components that meet no organ. `beyond the border`: other false
-    pixels. `short of the border`: missed pixels of an organ that is found in part. `missed island`:
-    components of the organ of which nothing is found.
+    `false island`: predicted components that meet no class. `beyond the border`: other false
+    pixels. `short of the border`: missed pixels of a class that is found in part. `missed island`:
+    components of the class of which nothing is found.
     """
     predicted, truth = np.asarray(predicted) > 0, np.asarray(truth) > 0
     invented, missed = untouched(predicted, truth), untouched(truth, predicted)
@@ -52,18 +52,18 @@ def repaired_pixels(before: np.ndarray, after: np.ndarray, truth: np.ndarray) ->
     return {kind: int((where & right).sum()) for kind, where in error_maps(before, truth).items()}
 
 
-def of_each_organ(
-    count: Callable[..., dict[str, int]], organs: int, *masks: np.ndarray
+def of_each_class(
+    count: Callable[..., dict[str, int]], classes: int, *masks: np.ndarray
 ) -> dict[str, int]:
-    """The sum of `count(*masks)` over the organs' masks in class indices `(H, W)`."""
-    found = [count(*(mask == k for mask in masks)) for k in range(1, organs + 1)]
+    """The sum of `count(*masks)` over the classes' masks in class indices `(H, W)`."""
+    found = [count(*(mask == k for mask in masks)) for k in range(1, classes + 1)]
     return {kind: sum(errors[kind] for errors in found) for kind in KINDS}
 
 
 def error_shares(rows: list[tuple[str, int, dict[str, int]]]) -> dict[str, float]:
-    """Each kind of error in percent of the organ's pixels: a patient first, then their mean.
+    """Each kind of error in percent of the foreground pixels: a patient first, then their mean.
 
-    A row is a slice: patient, true pixels, `error_pixels`. Patients without the organ do not
+    A row is a slice: patient, true pixels, `error_pixels`. Patients without foreground do not
     count; the same slice may come from several runs.
     """
     truth: dict[str, int] = {}

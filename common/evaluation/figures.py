@@ -61,22 +61,22 @@ def curves(path: Path, log: list[dict], title: str) -> None:
     save_figure(path, figure)
 
 
-def legend(organs: list[str], given: list[str] | None = None) -> dict[str, RGB] | None:
-    """A colour for each of several organs: those `given` (#rrggbb), else of a palette.
+def legend(classes: list[str], given: list[str] | None = None) -> dict[str, RGB] | None:
+    """A colour for each of several classes: those `given` (#rrggbb), else of a palette.
 
-    None for one organ: its truth is green, what is predicted orange.
+    None for one class: its truth is green, what is predicted orange.
     """
-    if len(organs) == 1:
+    if len(classes) == 1:
         return None
     if given:
         colours = [tuple(bytes.fromhex(text[1:])) for text in given]
     else:  # tab20 holds pairs of a dark and a light tone: first the dark ones; no grey on a CT
-        many = colormaps["hsv"](np.linspace(0, 1, len(organs), endpoint=False))
+        many = colormaps["hsv"](np.linspace(0, 1, len(classes), endpoint=False))
         pairs = [c for c in colormaps["tab20"].colors if max(c) > min(c)]
         tones = [*pairs[::2], *pairs[1::2]]
-        tones = tones if len(organs) <= len(tones) else many
+        tones = tones if len(classes) <= len(tones) else many
         colours = [tuple(round(255 * float(part)) for part in tone[:3]) for tone in tones]
-    return dict(zip(organs, colours, strict=False))
+    return dict(zip(classes, colours, strict=False))
 
 
 def outlined(
@@ -87,10 +87,10 @@ def outlined(
     width: int = 1,
     lines: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A grey uint8 image `(H, W)` as RGB, `scale` times larger, with the organs' edges on it.
+    """A grey uint8 image `(H, W)` as RGB, `scale` times larger, with the classes' edges on it.
 
     One colour for all that is not 0, or one for each of the values 1, 2, ..., whose insides are
-    then tinted, too. An edge lies inside its organ and is `width` of the enlarged pixels wide. With
+    then tinted, too. An edge lies inside its class and is `width` of the enlarged pixels wide. With
     `lines` the edges are those of this other mask.
     """
     image, mask, lines = (
@@ -127,7 +127,7 @@ def panels(
 ) -> np.ndarray:
     """CT | truth (green outline), if known | prediction (orange outline), side by side, RGB uint8.
 
-    Of several organs (`legend`), each in its colour, with the names of those on the slice below.
+    Of several classes (`legend`), each in its colour, with the names of those on the slice below.
     """
     scale = max(1, 320 // max(image.shape))
     drawn = [(truth, TRUTH), (prediction, PREDICTION)]
@@ -160,7 +160,7 @@ def _names_below(names: dict[str, RGB], width: int, line: int = 22) -> np.ndarra
 
 
 def patches(colours: dict[str, RGB], masks: list[np.ndarray]) -> list[Patch]:
-    """What a matplotlib legend needs of the organs that are in any of the masks."""
+    """What a matplotlib legend needs of the classes that are in any of the masks."""
     present = set().union(*(np.unique(mask).tolist() for mask in masks))
     return [
         Patch(color=np.array(colour) / 255, label=drawable(name))
@@ -169,8 +169,8 @@ def patches(colours: dict[str, RGB], masks: list[np.ndarray]) -> list[Patch]:
     ]
 
 
-def organs_below(figure: Figure, shown: list[Patch], columns: int) -> None:
-    """A legend of the organs below a grid of so many columns; the figure grows by its height."""
+def classes_below(figure: Figure, shown: list[Patch], columns: int) -> None:
+    """A legend of the classes below a grid of so many columns; the figure grows by its height."""
     if not shown:
         return
     lines = -(-len(shown) // columns)
@@ -190,7 +190,7 @@ def sheet(
     """Slices of one volume, four a row, the mask's outline in orange and the truth's in green.
 
     A row is a title, a grey uint8 view `(H, W)`, its mask, its true mask or None; `aspect` is a
-    pixel's height over its width. Several organs (`legend`) have their own colours: the mask is
+    pixel's height over its width. Several classes (`legend`) have their own colours: the mask is
     tinted, the lines are the truth's if there is one.
     """
     columns = min(4, len(rows))
@@ -217,7 +217,7 @@ def sheet(
     if colours:
         words = "\ntinted: mask, lines: truth" if known else ""
         masks = [m for *_, mask, truth in rows for m in (mask, truth) if m is not None]
-        organs_below(figure, patches(colours, masks), columns)
+        classes_below(figure, patches(colours, masks), columns)
     figure.suptitle(f"{drawable(fill(title, 30 * columns))}{words}", fontsize=9)
     save_figure(path, figure, dpi=150)
 
@@ -245,7 +245,7 @@ def comparison(
     """One row a patient: CT, and of the part in its frame the truth and each model's mask.
 
     A row is a dict: `title`, `image` and `truth` `(H, W)`, `masks` and `dice` (on that slice alone)
-    by model. Several organs have their `colours` (`legend`). The letters are made for a page on
+    by model. Several classes have their `colours` (`legend`). The letters are made for a page on
     which eleven columns are 800 pixels wide.
     """
     columns = ["CT", "truth", *models]
@@ -275,5 +275,5 @@ def comparison(
         axis.set_title(drawable(fill(title, 13)), fontsize=11)
     if colours:
         masks = [m for row in rows for m in (row["truth"], *row["masks"].values())]
-        organs_below(figure, patches(colours, masks), len(columns))
+        classes_below(figure, patches(colours, masks), len(columns))
     save_figure(path, figure, dpi=200)

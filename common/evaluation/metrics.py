@@ -6,9 +6,9 @@ pool) with truth T and prediction P:
     Dice = 2 |P & T| / (|P| + |T|)      IoU       = |P & T| / |P | T|
     recall = |P & T| / |T|              precision = |P & T| / |P|
 
-A missed organ has Dice 0; so has one that is predicted where there is none. Where neither has a
+A missed class has Dice 0; so has one that is predicted where there is none. Where neither has a
 pixel, the scores are undefined (None): such cases are left out of the mean and counted. A patient's
-score is the mean over the organs where it is defined; each organ's own is kept beside it.
+score is the mean over the classes where it is defined; each class's own is kept beside it.
 """
 
 from collections.abc import Iterable
@@ -24,9 +24,9 @@ TITLES = {s: s.replace("dice", "Dice").replace("iou", "IoU") for s in SCORES} | 
 PIXELS = ("overlap_pixels", "predicted_pixels", "true_pixels")
 
 
-def count(prediction: Tensor, truth: Tensor, organs: int = 1) -> Tensor:
-    """Pixels of each organ in class indices `(N, H, W)`: int64 `(N, organs, 3)`, as in PIXELS."""
-    masks = [(prediction == k, truth == k) for k in range(1, organs + 1)]
+def count(prediction: Tensor, truth: Tensor, classes: int = 1) -> Tensor:
+    """Pixels of each class in class indices `(N, H, W)`: int64 `(N, classes, 3)`, as in PIXELS."""
+    masks = [(prediction == k, truth == k) for k in range(1, classes + 1)]
     found = [torch.stack([p & t, p, t], dim=1).sum((2, 3)) for p, t in masks]
     return torch.stack(found, dim=1)
 
@@ -34,7 +34,7 @@ def count(prediction: Tensor, truth: Tensor, organs: int = 1) -> Tensor:
 def overlap_scores(overlap: int, predicted: int, true: int) -> dict[str, float | None]:
     """Dice, IoU, recall and precision from three counts.
 
-    A missed organ is 0 in all four, precision included: left out, the misses would raise its
+    A missed class is 0 in all four, precision included: left out, the misses would raise its
     mean. Without truth recall is None; without truth and prediction all four are.
     """
     if not true and not predicted:
@@ -50,14 +50,14 @@ def overlap_scores(overlap: int, predicted: int, true: int) -> dict[str, float |
 def per_case(
     cases: Iterable[str],
     counts: np.ndarray,
-    organs: list[str],
+    classes: list[str],
     surfaces: dict | None = None,
     patients: dict[str, str] | None = None,
 ) -> dict[str, dict]:
-    """Counts and scores of each case, sorted, from its slices' counts `(slices, organs, 3)`.
+    """Counts and scores of each case, sorted, from its slices' counts `(slices, classes, 3)`.
 
-    `surfaces` may hold surface scores by case and organ, `patients` whose the case is, where a
-    patient has several. A row holds the means over the organs, and each one's own under `organs`.
+    `surfaces` may hold surface scores by case and class, `patients` whose the case is, where a
+    patient has several. A row holds the means over the classes, and each one's own under `per_class`.
     """
     cases, counts = np.asarray(list(cases)), np.asarray(counts, dtype=np.int64)
     several = any(patients[case] != case for case in cases) if patients else False
@@ -65,46 +65,46 @@ def per_case(
     for case in map(str, np.unique(cases)):
         mine = cases == case
         each = {
-            organ: {
+            class_name: {
                 **dict(zip(PIXELS, pixels, strict=True)),
                 **overlap_scores(*pixels),
-                **(surfaces or {}).get(case, {}).get(organ, {}),
+                **(surfaces or {}).get(case, {}).get(class_name, {}),
             }
-            for organ, pixels in zip(organs, counts[mine].sum(0).tolist(), strict=True)
+            for class_name, pixels in zip(classes, counts[mine].sum(0).tolist(), strict=True)
         }
-        rows[case] = {"slices": int(mine.sum()), **over_organs(each), "organs": each}
+        rows[case] = {"slices": int(mine.sum()), **over_classes(each), "per_class": each}
         if several:
             rows[case]["patient"] = patients[case]
     return rows
 
 
 def of_patients(
-    rows: Iterable[tuple[str, dict]], score: str, organ: str | None = None
+    rows: Iterable[tuple[str, dict]], score: str, class_name: str | None = None
 ) -> dict[str, float | None]:
     """Each patient's mean score over its rows (case, row); None where it is undefined in all.
 
-    The score is an organ's, or the mean over the organs.
+    The score is a class's, or the mean over the classes.
     """
     values: dict[str, list[float]] = {}
     for case, row in rows:
         known = values.setdefault(row.get("patient", case), [])
-        value = (row["organs"][organ] if organ else row)[score]
+        value = (row["per_class"][class_name] if class_name else row)[score]
         if value is not None:
             known.append(value)
     return {patient: float(np.mean(v)) if v else None for patient, v in sorted(values.items())}
 
 
-def over_organs(each: dict[str, dict]) -> dict[str, float | None]:
-    """The mean of each score over the organs whose rows these are."""
+def over_classes(each: dict[str, dict]) -> dict[str, float | None]:
+    """The mean of each score over the classes whose rows these are."""
     scores = [name for name in next(iter(each.values())) if name not in PIXELS]
     return {s: mean_and_spread(row[s] for row in each.values())["mean"] for s in scores}
 
 
-def pool(rows: Iterable[dict], organs: list[str]) -> dict[str, dict]:
-    """Each organ's overlap scores of the pixels of all rows together."""
-    each = [row["organs"] for row in rows]
-    counts = {o: [sum(row[o][name] for row in each) for name in PIXELS] for o in organs}
-    return {organ: overlap_scores(*found) for organ, found in counts.items()}
+def pool(rows: Iterable[dict], classes: list[str]) -> dict[str, dict]:
+    """Each class's overlap scores of the pixels of all rows together."""
+    each = [row["per_class"] for row in rows]
+    counts = {o: [sum(row[o][name] for row in each) for name in PIXELS] for o in classes}
+    return {class_name: overlap_scores(*found) for class_name, found in counts.items()}
 
 
 def mean_and_spread(values: Iterable[float | None]) -> dict:
@@ -120,33 +120,36 @@ def mean_and_spread(values: Iterable[float | None]) -> dict:
 
 
 def summary(
-    cases: list[str], counts: np.ndarray, organs: list[str], patients: dict | None = None
+    cases: list[str], counts: np.ndarray, classes: list[str], patients: dict | None = None
 ) -> dict:
     """Both views of a set of slices: `per_patient` (mean, std, n) and `pooled` for each score.
 
-    `counts` `(slices, organs, 3)`. Means over the organs; the same of each under `organs`.
+    `counts` `(slices, classes, 3)`. Means over the classes; the same of each under `per_class`.
     """
-    each = per_case(cases, counts, organs, patients=patients)
-    return {**per_patient_and_pooled(each, organs), "slices": len(cases)}
+    each = per_case(cases, counts, classes, patients=patients)
+    return {**per_patient_and_pooled(each, classes), "slices": len(cases)}
 
 
 def per_patient_and_pooled(
-    each: dict[str, dict], organs: list[str], scores: Iterable[str] = SCORES
+    each: dict[str, dict], classes: list[str], scores: Iterable[str] = SCORES
 ) -> dict:
-    """`per_patient` of these scores and `pooled` of rows by case, and each organ's own."""
+    """`per_patient` of these scores and `pooled` of rows by case, and each class's own."""
 
-    def means(organ: str | None = None) -> dict[str, dict]:
-        found = {s: of_patients(each.items(), s, organ).values() for s in scores}
+    def means(class_name: str | None = None) -> dict[str, dict]:
+        found = {s: of_patients(each.items(), s, class_name).values() for s in scores}
         return {s: mean_and_spread(values) for s, values in found.items()}
 
-    pools = pool(each.values(), organs)
-    own = {organ: {"per_patient": means(organ), "pooled": pools[organ]} for organ in organs}
-    return {"per_patient": means(), "pooled": over_organs(pools), "organs": own}
+    pools = pool(each.values(), classes)
+    own = {
+        class_name: {"per_patient": means(class_name), "pooled": pools[class_name]}
+        for class_name in classes
+    }
+    return {"per_patient": means(), "pooled": over_classes(pools), "per_class": own}
 
 
 def each_of_several(found: dict) -> dict[str, dict]:
-    """The organs of a case's row or of a summary; none where one organ's scores are the whole's."""
-    return found["organs"] if len(found["organs"]) > 1 else {}
+    """The classes of a case's row or of a summary; none where one class's scores are the whole's."""
+    return found["per_class"] if len(found["per_class"]) > 1 else {}
 
 
 def number(value: float | None) -> str:

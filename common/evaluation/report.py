@@ -44,9 +44,9 @@ def write_report(folder: Path, data: SliceSet, compared: tuple[str, ...] = (), w
     parts = [
         f"<h1>{_text(result['stage'])}: {_text(result['run'])}</h1>",
         f'<p class="about">{_text(_about(result, data))}</p>',
-        "<h2>Scores</h2>" + ("<p>Means over the organs.</p>" if each_of_several(result) else ""),
+        "<h2>Scores</h2>" + ("<p>Means over the classes.</p>" if each_of_several(result) else ""),
         _scores(result),
-        *_organs(result),
+        *_classes(result),
         "".join(f"<p>{_text(line)}</p>" for line in (caution(result), *compared) if line),
         "<h2>Patients</h2>",
         _picture(_dots(result), "Dice of each patient; the line is their mean."),
@@ -97,7 +97,9 @@ def _about(result: dict, data: SliceSet) -> str:
             (
                 f"{len(_dice_of_patients(result))} {result['subset']} patients",
                 f"{result['slices']} slices of {data.size}x{data.size} pixels",
-                ", ".join(data.organs) if len(data.organs) < 4 else f"{len(data.organs)} organs",
+                ", ".join(data.classes)
+                if len(data.classes) < 4
+                else f"{len(data.classes)} classes",
                 f"{result['weights']} epoch ({result['epoch']})",
                 f"{result['parameters']:,} parameters",
                 speed,
@@ -120,23 +122,23 @@ def _scores(result: dict) -> str:
     return _table(["", "per patient", "pooled over slices"], lines)
 
 
-def _organs(result: dict) -> list[str]:
-    """Of several organs a line each: mean and spread over patients, in how many, Dice pooled."""
+def _classes(result: dict) -> list[str]:
+    """Of several classes a line each: mean and spread over patients, in how many, Dice pooled."""
     several = each_of_several(result)
     if not several:
         return []
     known = [s for s in TITLES if s in result["per_patient"]]
     lines = [
         [
-            organ,
+            class_name,
             *(with_spread(row["per_patient"][s]) for s in known),
             row["per_patient"]["dice"]["n"],
             number(row["pooled"]["dice"]),
         ]
-        for organ, row in several.items()
+        for class_name, row in several.items()
     ]
     head = ["", *(TITLES[s] for s in known), "patients", "Dice, pooled"]
-    return ["<h2>Organs</h2>", _table(head, lines)]
+    return ["<h2>Classes</h2>", _table(head, lines)]
 
 
 def _order(result: dict) -> list[str]:
@@ -178,7 +180,7 @@ def _dots(result: dict) -> bytes:
 
 
 def _worst(folder: Path, data: SliceSet, result: dict, count: int) -> list[str]:
-    """The worst patients' slices with the largest organ and with the most wrong pixels."""
+    """The worst patients' slices with the largest class and with the most wrong pixels."""
     parts = []
     for case in _order(result)[:count]:
         rated = []
@@ -188,7 +190,7 @@ def _worst(folder: Path, data: SliceSet, result: dict, count: int) -> list[str]:
         largest = max(rated, key=lambda row: row[0].foreground)
         wrong = max(rated, key=lambda row: row[3])
         parts.append(f"<h3>{_text(case)}: Dice {number(result['cases'][case]['dice'])}</h3>")
-        parts.append(_slice(data, *largest[:3], f"{largest[0].name}: the largest organ"))
+        parts.append(_slice(data, *largest[:3], f"{largest[0].name}: the largest class"))
         if wrong[0] != largest[0]:
             words = f"{wrong[0].name}: the most wrong pixels ({wrong[3]})"
             parts.append(_slice(data, *wrong[:3], words))
@@ -198,7 +200,7 @@ def _worst(folder: Path, data: SliceSet, result: dict, count: int) -> list[str]:
 def _slice(data: SliceSet, s: Slice, truth: np.ndarray, mask: np.ndarray, words: str) -> str:
     """CT | truth | prediction of one slice."""
     stream = io.BytesIO()
-    colours = figures.legend(data.organs, data.colours)
+    colours = figures.legend(data.classes, data.colours)
     Image.fromarray(figures.panels(data.image(s), truth, mask, colours)).save(stream, "png")
     which = "truth, prediction" if colours else "truth (green), prediction (orange)"
     return _picture(stream.getvalue(), f"{words}. CT, {which}")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from common.dataset.preprocessing import stack
-from common.dataset.slices import Slice, SliceSet, check_same_organs, read_set
+from common.dataset.slices import Slice, SliceSet, check_same_classes, read_set
 from common.errors import UserError, bullets
 from common.evaluation.metrics import (
     SCORES,
@@ -37,14 +37,14 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     """Score a run's predictions/ against the data set's masks, paired by name.
 
     Writes metrics_per_case.csv and summary.json into the run folder and returns the summary:
-    `subset`, `weights` (best or last), `parameters`, `epoch`, `latency_ms`, `classes` (the organs'
-    names), `per_patient` and `pooled` (means over the organs), `organs` (each one's own), `cases`
-    (the scores of each, and of each of its organs the scores and pixels). Of volumes also the
-    distances of surfaces in mm (a missed organ: the diagonal of the stack of squares).
+    `subset`, `weights` (best or last), `parameters`, `epoch`, `latency_ms`, `classes` (the classes'
+    names), `per_patient` and `pooled` (means over the classes), `per_class` (each one's own), `cases`
+    (the scores of each, and of each of its classes the scores and pixels). Of volumes also the
+    distances of surfaces in mm (a missed class: the diagonal of the stack of squares).
     UserError if inference has not finished, or naming every slice whose partner is missing.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
-    check_same_organs(done.get("classes"), data, folder / "predictions")
+    check_same_classes(done.get("classes"), data, folder / "predictions")
     if Path(done.get("data", data.folder)).resolve() != data.folder.resolve():
         print(
             f"note: scored by {shown(data.folder)}; inference.py read {shown(Path(done['data']))}"
@@ -59,17 +59,17 @@ def score_run(folder: Path, data: SliceSet) -> dict:
         for s, *pair in zip(mine, prediction, truth, strict=True):
             if pair[0].shape != pair[1].shape:
                 raise UserError(f"{s.name}.png: prediction and truth differ in size; predict again")
-            counts.append(count(*(torch.from_numpy(m)[None] for m in pair), len(data.organs)))
+            counts.append(count(*(torch.from_numpy(m)[None] for m in pair), len(data.classes)))
         cases += [case] * len(mine)
         if spacing := spacing_of(case, mine, data):
             pair = np.stack(prediction), np.stack(truth)
             surfaces[case] = {
-                organ: surface_scores(*(mask == k for mask in pair), spacing)
-                for k, organ in enumerate(data.organs, start=1)
+                class_name: surface_scores(*(mask == k for mask in pair), spacing)
+                for k, class_name in enumerate(data.classes, start=1)
             }
-    nothing = dict.fromkeys(data.organs, dict.fromkeys(SURFACE_SCORES)) if surfaces else {}
+    nothing = dict.fromkeys(data.classes, dict.fromkeys(SURFACE_SCORES)) if surfaces else {}
     distances = {case: surfaces.get(case, nothing) for case in cases}
-    each = per_case(cases, torch.cat(counts).numpy(), data.organs, distances, data.patients)
+    each = per_case(cases, torch.cat(counts).numpy(), data.classes, distances, data.patients)
     # A mean of distances over some patients alone would not be one of all.
     measured = (*SCORES, *SURFACE_SCORES) if len(surfaces) == len(each) else SCORES
     result = {
@@ -80,8 +80,8 @@ def score_run(folder: Path, data: SliceSet) -> dict:
         "parameters": done["parameters"],
         "epoch": done["epoch"],
         "latency_ms": done["latency_ms"],
-        "classes": data.organs,
-        **per_patient_and_pooled(each, data.organs, measured),
+        "classes": data.classes,
+        **per_patient_and_pooled(each, data.classes, measured),
         "slices": len(slices),
         "cases": each,
     }
@@ -104,12 +104,12 @@ def check_partners(folder: Path, data: SliceSet, slices: list[Slice]) -> None:
 
 
 def flat(row: dict) -> dict:
-    """A case's row for a CSV: one organ's scores and pixels, or the means over several and each
-    one's in columns `score organ`."""
-    whole = {k: v for k, v in row.items() if k != "organs"}
+    """A case's row for a CSV: one class's scores and pixels, or the means over several and each
+    one's in columns `score class`."""
+    whole = {k: v for k, v in row.items() if k != "per_class"}
     if several := each_of_several(row):
         return whole | {f"{k} {name}": v for name, own in several.items() for k, v in own.items()}
-    (only,) = row["organs"].values()
+    (only,) = row["per_class"].values()
     return {"slices": row["slices"], **only, **whole}
 
 
@@ -154,12 +154,12 @@ def table(result: dict) -> str:
     for score, title in SURFACE_SCORES.items():
         if score in result["per_patient"]:
             lines.append(f"{title:<{room}} {with_spread(result['per_patient'][score]):>16}")
-    for organ, row in several.items():
+    for class_name, row in several.items():
         dice, pooled = row["per_patient"]["dice"], number(row["pooled"]["dice"])
-        cells = f"{organ:<{room}} {with_spread(dice):>16} {pooled:>8}"
+        cells = f"{class_name:<{room}} {with_spread(dice):>16} {pooled:>8}"
         lines.append(f"{cells}   Dice of {dice['n']} patients")
     if seen := caution(result):
         lines.append(seen)
     if missing := result["per_patient"]["dice"]["undefined"]:
-        lines.append(f"{missing} patients without organ and without prediction are left out")
+        lines.append(f"{missing} patients without ground truth and without prediction are left out")
     return "\n".join(lines)

@@ -31,7 +31,7 @@ def surface_scores(
 
     `spacing` is the voxels' size in mm, one number for each axis, or a matrix whose columns are the
     axes' steps in mm, which need not be at right angles. If one mask is empty, the distances are
-    the volume's diagonal and NSD is 0, so that a missed organ costs and never drops out of a mean;
+    the volume's diagonal and NSD is 0, so that a missed class costs and never drops out of a mean;
     if both are, all are None.
     """
     prediction, truth = np.asarray(prediction) > 0, np.asarray(truth) > 0
@@ -75,7 +75,7 @@ def _named(*values: float) -> dict[str, float]:
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """The surface voxels of a boolean mask; what lies outside the array is outside the organ.
+    """The surface voxels of a boolean mask; what lies outside the array is outside the class.
 
     Of a mask that was cut out of a larger one along its own box nothing changes by that.
     """

@@ -22,13 +22,13 @@ class Probabilities(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Images `(N, 3, H, W)` in 0..1 -> probabilities `(N, organs, H, W)`."""
+        """Images `(N, 3, H, W)` in 0..1 -> probabilities `(N, classes, H, W)`."""
         return probabilities(self.network(image, reconstruct=False).logits)
 
 
 def export(model: nn.Module, run: Trained, path: Path) -> None:
     """Write the model to `path` as ONNX: `image` float32 `(N, 3, size, size)` in 0..1 in,
-    `probability` `(N, organs, size, size)` out, any N.
+    `probability` `(N, classes, size, size)` out, any N.
 
     The file is run by onnxruntime and compared with PyTorch before it is kept. UserError if that
     differs by more than TOLERANCE, or naming the packages that are missing, or if `path` does not

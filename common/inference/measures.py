@@ -1,47 +1,47 @@
-"""What the mask of a whole CT says: the volume, length and scores of each organ, also in words."""
+"""What the mask of a whole CT says: the volume, length and scores of each class, also in words."""
 
 import numpy as np
 from scipy import ndimage
 
 from common.dataset.geometry import between_planes, voxel_ml
-from common.evaluation.metrics import TITLES, number, over_organs, overlap_scores
+from common.evaluation.metrics import TITLES, number, over_classes, overlap_scores
 from common.evaluation.surface_distances import surface_scores
 
 # Of volumes.csv; the scores are empty without a truth.
-COLUMNS = ("volume", "organ", "volume_ml", "length_mm", "slices_with_organ", *TITLES, "doubts")
+COLUMNS = ("volume", "class", "volume_ml", "length_mm", "slices_with_class", *TITLES, "doubts")
 
 
-def largest_components(mask: np.ndarray, organs: int) -> np.ndarray:
-    """Of each organ in a mask of class indices the largest part whose voxels touch, by a face, an
+def largest_components(mask: np.ndarray, classes: int) -> np.ndarray:
+    """Of each class in a mask of class indices the largest part whose voxels touch, by a face, an
     edge or a corner."""
     kept = np.zeros_like(mask)
-    for organ in range(1, organs + 1):
-        parts, count = ndimage.label(mask == organ, np.ones((3,) * mask.ndim))
+    for class_name in range(1, classes + 1):
+        parts, count = ndimage.label(mask == class_name, np.ones((3,) * mask.ndim))
         if count:
-            kept[parts == np.bincount(parts.flat)[1:].argmax() + 1] = organ
+            kept[parts == np.bincount(parts.flat)[1:].argmax() + 1] = class_name
     return kept
 
 
 def findings(
-    mask: np.ndarray, truth: np.ndarray | None, spacing, organs: list[str], affine=None
+    mask: np.ndarray, truth: np.ndarray | None, spacing, classes: list[str], affine=None
 ) -> dict:
-    """For a mask of class indices: its slices, each organ's measures (see `measures`) and, with a
-    truth, its scores and their means over the organs (else None)."""
+    """For a mask of class indices: its slices, each class's measures (see `measures`) and, with a
+    truth, its scores and their means over the classes (else None)."""
     each, steps = {}, spacing if affine is None else affine[:3, :3]
-    for value, organ in enumerate(organs, start=1):
+    for value, class_name in enumerate(classes, start=1):
         mine = mask == value
         scores = None if truth is None else volume_scores(mine, truth == value, steps)
-        each[organ] = {**measures(mine, spacing, affine), "scores": scores}
+        each[class_name] = {**measures(mine, spacing, affine), "scores": scores}
     means = None
     if truth is not None:
-        means = over_organs({organ: row["scores"] for organ, row in each.items()})
-    return {"slices": mask.shape[2], "organs": each, "scores": means}
+        means = over_classes({class_name: row["scores"] for class_name, row in each.items()})
+    return {"slices": mask.shape[2], "per_class": each, "scores": means}
 
 
 def measures(
     mask: np.ndarray, spacing: tuple[float, float, float], affine: np.ndarray | None = None
 ) -> dict:
-    """For a mask in canonical orientation, spacing in mm: the slices with the organ, its volume in
+    """For a mask in canonical orientation, spacing in mm: the slices with foreground, its volume in
     ml, and its craniocaudal length in mm, from its lowest slice to its highest.
 
     Where the axes are not at right angles `affine`, from the voxels to mm, gives both: |det| of it
@@ -51,7 +51,7 @@ def measures(
     present = np.flatnonzero(mask.any((0, 1)))
     between = float(between_planes(affine)[2])
     return {
-        "slices_with_organ": len(present),
+        "slices_with_class": len(present),
         "volume_ml": float(np.count_nonzero(mask) * voxel_ml(affine)),
         "length_mm": float((present[-1] - present[0] + 1) * between) if len(present) else 0.0,
     }
@@ -64,10 +64,10 @@ def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing) -> dict:
 
 
 def rows(about: dict) -> list[dict]:
-    """A table's row for each organ of a volume: its name, measures and scores, if there are any."""
+    """A table's row for each class of a volume: its name, measures and scores, if there are any."""
     named = {"volume": about["volume"], "doubts": "; ".join(about["doubts"])}
     found = [
-        named | {"organ": k} | row | (row["scores"] or {}) for k, row in about["organs"].items()
+        named | {"class": k} | row | (row["scores"] or {}) for k, row in about["per_class"].items()
     ]
     return [{column: row.get(column) for column in COLUMNS} for row in found]
 
@@ -75,19 +75,21 @@ def rows(about: dict) -> list[dict]:
 def in_words(about: dict) -> str:
     """`spleen_8: spleen 115.8 ml, 98 mm long, in 12 of 32 slices`, and the scores if there are.
 
-    Of several organs their volumes.
+    Of several classes their volumes.
     """
-    each = about["organs"]
-    volumes = {organ: f"{organ} {row['volume_ml']:.1f} ml" for organ, row in each.items()}
+    each = about["per_class"]
+    volumes = {
+        class_name: f"{class_name} {row['volume_ml']:.1f} ml" for class_name, row in each.items()
+    }
     if len(each) == 1:
-        (organ, row), mean = *each.items(), ""
+        (class_name, row), mean = *each.items(), ""
         found = (
-            f"{volumes[organ]}, {row['length_mm']:.0f} mm long, "
-            f"in {row['slices_with_organ']} of {about['slices']} slices"
+            f"{volumes[class_name]}, {row['length_mm']:.0f} mm long, "
+            f"in {row['slices_with_class']} of {about['slices']} slices"
         )
     else:
-        seen, mean = [o for o, row in each.items() if row["slices_with_organ"]], "mean "
-        found = ", ".join(volumes[organ] for organ in seen) or "no organ"
+        seen, mean = [o for o, row in each.items() if row["slices_with_class"]], "mean "
+        found = ", ".join(volumes[class_name] for class_name in seen) or "nothing"
     text = f"{about['volume']}: {found}"
     if scores := about["scores"]:
         text += f"; {mean}Dice {number(scores['dice'])}, HD95 {number(scores['hd95_mm'])} mm"

@@ -18,7 +18,7 @@ from common.settings import InferenceConfig
 
 TABLE = "pictures.csv"
 # Of that table; the scores are empty without a truth.
-COLUMNS = ("picture", "mask", "organ", "pixels", "share", *SCORES, "doubts")
+COLUMNS = ("picture", "mask", "class", "pixels", "share", *SCORES, "doubts")
 
 
 class PictureJob(NamedTuple):
@@ -42,7 +42,7 @@ class PictureJob(NamedTuple):
         return self.mask.parent / "overlays" / self.mask.name
 
     def maps(self, suffixes: list[str]) -> list[Path]:
-        """The organs' probability maps, with what each organ's name gets."""
+        """The classes' probability maps, with what each class's name gets."""
         folder = self.mask.parent / "probabilities"
         return [folder / f"{self.mask.stem}{suffix}.png" for suffix in suffixes]
 

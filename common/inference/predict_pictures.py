@@ -19,7 +19,7 @@ from common.evaluation import figures
 from common.evaluation.metrics import (
     mean_and_spread,
     number,
-    over_organs,
+    over_classes,
     overlap_scores,
     with_spread,
 )
@@ -127,13 +127,13 @@ def _read(job: PictureJob, read_truth) -> tuple[np.ndarray, np.ndarray | None]:
 def _write(run: Trained, config, job: PictureJob, image, truth, maps: Tensor) -> dict:
     """Write what belongs to one picture; returns what its JSON holds.
 
-    Its probability maps `(organs, size, size)` go back to its own pixels before they are decided.
+    Its probability maps `(classes, size, size)` go back to its own pixels before they are decided.
     """
-    organs, suffixes = run.organs, run.suffixes if config.probabilities else []
+    classes, suffixes = run.classes, run.suffixes if config.probabilities else []
     found = from_square(maps[None], image.shape, (1, 1))
     mask = decided(found)[0].cpu().numpy()
     if config.largest_component:
-        mask = largest_components(mask, len(organs))
+        mask = largest_components(mask, len(classes))
     about = {
         "picture": job.name,
         "stage": run.checkpoint["stage"],
@@ -144,12 +144,12 @@ def _write(run: Trained, config, job: PictureJob, image, truth, maps: Tensor) ->
         "width": image.shape[1],
         "largest_component": config.largest_component,
         "doubts": _seen_before(job, config, run),
-        **_findings(mask, truth, organs),
+        **_findings(mask, truth, classes),
     }
-    colours = figures.legend(organs, run.checkpoint.get("colours"))
+    colours = figures.legend(classes, run.checkpoint.get("colours"))
     begin(job, suffixes)
     with atomic(job.mask) as temporary:
-        shade = np.uint8(255 if len(organs) == 1 else 1)
+        shade = np.uint8(255 if len(classes) == 1 else 1)
         mask_picture(mask * shade, colours).save(temporary, compress_level=4)
     figures.save_picture(job.overlay, _overlay(image, truth, mask, colours))
     if suffixes:
@@ -160,21 +160,21 @@ def _write(run: Trained, config, job: PictureJob, image, truth, maps: Tensor) ->
     return about
 
 
-def _findings(mask: np.ndarray, truth: np.ndarray | None, organs: list[str]) -> dict:
-    """Each organ's pixels, share of the picture and, with a truth, its scores, and their means over
-    the organs (else None)."""
+def _findings(mask: np.ndarray, truth: np.ndarray | None, classes: list[str]) -> dict:
+    """Each foreground pixels, share of the picture and, with a truth, its scores, and their means over
+    the classes (else None)."""
     each = {}
-    for value, organ in enumerate(organs, start=1):
+    for value, class_name in enumerate(classes, start=1):
         mine, pixels = mask == value, int(np.count_nonzero(mask == value))
         scores = None
         if truth is not None:
             true = truth == value
             scores = overlap_scores(np.count_nonzero(mine & true), pixels, np.count_nonzero(true))
-        each[organ] = {"pixels": pixels, "share": pixels / mask.size, "scores": scores}
+        each[class_name] = {"pixels": pixels, "share": pixels / mask.size, "scores": scores}
     means = None
     if truth is not None:
-        means = over_organs({organ: row["scores"] for organ, row in each.items()})
-    return {"organs": each, "scores": means}
+        means = over_classes({class_name: row["scores"] for class_name, row in each.items()})
+    return {"per_class": each, "scores": means}
 
 
 def _overlay(image: np.ndarray, truth, mask: np.ndarray, colours) -> np.ndarray:
@@ -197,23 +197,23 @@ def _seen_before(job: PictureJob, config: InferenceConfig, run: Trained) -> list
 def _in_words(about: dict) -> str:
     """`a.png: polyp 512 pixels (3.1 %)`, and the scores if there are."""
     found = [
-        f"{organ} {row['pixels']} pixels ({row['share']:.1%})"
-        for organ, row in about["organs"].items()
-        if row["pixels"] or len(about["organs"]) == 1
+        f"{class_name} {row['pixels']} pixels ({row['share']:.1%})"
+        for class_name, row in about["per_class"].items()
+        if row["pixels"] or len(about["per_class"]) == 1
     ]
-    text = f"{about['picture']}: {', '.join(found) or 'no organ'}"
+    text = f"{about['picture']}: {', '.join(found) or 'nothing'}"
     if scores := about["scores"]:
-        mean = "mean " if len(about["organs"]) > 1 else ""
+        mean = "mean " if len(about["per_class"]) > 1 else ""
         text += f"; {mean}Dice {number(scores['dice'])}, IoU {number(scores['iou'])}"
     return "; ".join([text, *about["doubts"]])
 
 
 def _rows(about: dict, place: str) -> list[dict]:
-    """The table's row for each organ of a picture, whose mask is at `place`."""
+    """The table's row for each class of a picture, whose mask is at `place`."""
     named = {"picture": about["picture"], "mask": place, "doubts": "; ".join(about["doubts"])}
     found = [
-        named | {"organ": organ} | row | (row["scores"] or {})
-        for organ, row in about["organs"].items()
+        named | {"class": class_name} | row | (row["scores"] or {})
+        for class_name, row in about["per_class"].items()
     ]
     return [{column: row.get(column) for column in COLUMNS} for row in found]
 
@@ -238,9 +238,14 @@ def _write_table(table: Path, rows: dict[str, list[dict]]) -> None:
 def _sum_up(run: Trained, config: InferenceConfig, done: list[dict], table: Path | None) -> None:
     """Print the mean score, what is odd about the true masks, and where the table is."""
     if config.truth and done:
-        each = {organ: [about["organs"][organ]["scores"] for about in done] for organ in run.organs}
-        # Recall is defined where the truth shows the organ.
-        lost = [organ for organ, s in each.items() if all(row["recall"] is None for row in s)]
+        each = {
+            class_name: [about["per_class"][class_name]["scores"] for about in done]
+            for class_name in run.classes
+        }
+        # Recall is defined where the truth shows foreground.
+        lost = [
+            class_name for class_name, s in each.items() if all(row["recall"] is None for row in s)
+        ]
         if lost:
             print(
                 f"warning: no true mask shows {', '.join(lost)}: do they hold the same values as "

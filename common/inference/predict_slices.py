@@ -53,7 +53,7 @@ def predict(
         "data": str(run.data.folder),
         "subset": config.subset,
         "cases": run.cases,
-        "classes": run.data.organs,
+        "classes": run.data.classes,
         "weights": config.weights,
         "epoch": run.checkpoint["epoch"],
         "parameters": run.checkpoint["parameters"],
@@ -92,8 +92,8 @@ def milliseconds(model: nn.Module, run: Trained, config: InferenceConfig) -> flo
 def _write_masks(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     """Mask PNGs in predictions/, and probability maps if they are wanted."""
     (run.folder / "predictions").mkdir(parents=True)
-    shade = np.uint8(255 if run.classes == 1 else 1)
-    colours = figures.legend(run.data.organs, run.data.colours)
+    shade = np.uint8(255 if run.num_classes == 1 else 1)
+    colours = figures.legend(run.data.classes, run.data.colours)
     for batch, output in forward(model, run, run.slices, config):
         masks = predicted(output.logits).to(torch.uint8).cpu().numpy() * shade
         for name, mask in zip(batch["name"], masks, strict=True):
@@ -105,10 +105,10 @@ def _write_masks(model: nn.Module, run: Trained, config: InferenceConfig) -> Non
 
 
 def _write_features(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
-    """features.npz: the last features at some pixels of up to 200 slices with the organ."""
-    organ = [s for s in run.slices if s.foreground]
-    places = np.linspace(0, len(organ) - 1, min(len(organ), 200)).round().astype(int)
-    slices, drawn = [organ[i] for i in places], []
+    """features.npz: the last features at some pixels of up to 200 slices with foreground."""
+    foreground = [s for s in run.slices if s.foreground]
+    places = np.linspace(0, len(foreground) - 1, min(len(foreground), 200)).round().astype(int)
+    slices, drawn = [foreground[i] for i in places], []
     for batch, output in forward(model, run, slices, config):
         batch["patient"] = [run.data.patients[case] for case in batch["case"]]
         drawn.append(embedding.draw(output.features["decoder"], batch))
@@ -117,7 +117,7 @@ def _write_features(model: nn.Module, run: Trained, config: InferenceConfig) -> 
 
 
 def _write_probabilities(run: Trained, names: list[str], logits: Tensor) -> None:
-    """16-bit PNGs, 65535 = 1: one a slice, or one a slice and organ (`_<organ>`)."""
+    """16-bit PNGs, 65535 = 1: one a slice, or one a slice and class (`_<class>`)."""
     for name, maps in zip(names, in_16_bits(probabilities(logits)), strict=True):
         for level, suffix in zip(maps, run.suffixes, strict=True):
             figures.save_picture(run.folder / "probabilities" / f"{name}{suffix}.png", level)
@@ -126,7 +126,7 @@ def _write_probabilities(run: Trained, names: list[str], logits: Tensor) -> None
 def _write_overlays(run: Trained, count: int) -> None:
     """Overlays of `count` slices (-1: of all): what is found, and what is made up.
 
-    Three quarters of them are slices with the organ, evenly spaced over the patients; the rest are
+    Three quarters of them are slices with foreground, evenly spaced over the patients; the rest are
     those slices without it in which most is predicted.
     """
     false = {
@@ -138,10 +138,12 @@ def _write_overlays(run: Trained, count: int) -> None:
     slices = run.slices
     if count >= 0:
         worst = worst[: count // 4]
-        organ = [s for s in run.slices if s.foreground]
-        places = np.linspace(0, max(0, len(organ) - 1), min(len(organ), count - len(worst)))
-        slices = worst + [organ[i] for i in sorted({*places.round().astype(int).tolist()})]
-    colours = figures.legend(run.data.organs, run.data.colours)
+        foreground = [s for s in run.slices if s.foreground]
+        places = np.linspace(
+            0, max(0, len(foreground) - 1), min(len(foreground), count - len(worst))
+        )
+        slices = worst + [foreground[i] for i in sorted({*places.round().astype(int).tolist()})]
+    colours = figures.legend(run.data.classes, run.data.colours)
     for s in slices:
         truth, mask = run.data.truth(s), run.data.prediction(run.folder, s)
         pixels = figures.panels(run.data.image(s), truth, mask, colours)

@@ -46,7 +46,7 @@ from common.settings import InferenceConfig
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     """Segment `--volume`: masks as .nii.gz, and beside each a sheet (.png) and measures (.json).
 
-    Of a folder they are a table, too: volumes.csv, a row for each volume and organ; earlier rows
+    Of a folder they are a table, too: volumes.csv, a row for each volume and class; earlier rows
     stay in it as long as their masks do. A file that cannot be used does not stop the others:
     UserError names all of them at the end.
     """
@@ -94,18 +94,18 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> di
     if not np.isfinite(volume.voxels).all():
         raise UserError(f"{shown(job.volume)} holds NaN or infinite voxels.")
     bounds, hu = bounds_of(volume.voxels, window), not isinstance(window, dict)
-    organs, endings = run.organs, map_endings(run, config)
+    classes, endings = run.classes, map_endings(run, config)
     truth, odd = _read_truth(job.truth, volume, run) if job.truth else (None, [])
     mask = np.empty(volume.voxels.shape, np.uint8)
     maps = [np.empty(volume.voxels.shape, np.float32) for _ in endings]
-    for first, found in organ_maps(model, run, volume, config, bounds):
+    for first, found in class_maps(model, run, volume, config, bounds):
         part = slice(first, first + len(found))
         mask[..., part] = from_views(decided(found).cpu().numpy())
         for k, kept in enumerate(maps):
             kept[..., part] = from_views(found[:, k].cpu().numpy())
     if config.largest_component:
-        mask = largest_components(mask, len(organs))
-    left = on_the_left(organs) if hu else None
+        mask = largest_components(mask, len(classes))
+    left = on_the_left(classes) if hu else None
     about = {
         "volume": job.name,
         "stage": run.checkpoint["stage"],
@@ -121,13 +121,13 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> di
         + image_doubts(volume, hu)
         + odd
         + (side_doubts(volume, (mask if truth is None else truth) == left) if left else []),
-        **findings(mask, truth, volume.spacing, organs, volume.affine),
+        **findings(mask, truth, volume.spacing, classes, volume.affine),
     }
     begin(job, endings)
     write_volume(job.mask, mask, volume)
     for kept, ending in zip(maps, endings, strict=True):
         write_volume(job.beside(ending), kept, volume)
-    colours = figures.legend(organs, run.checkpoint.get("colours"))
+    colours = figures.legend(classes, run.checkpoint.get("colours"))
     drawn = rows_of_sheet(volume, mask, truth, bounds)
     aspect = volume.spacing[1] / volume.spacing[0]
     figures.sheet(job.beside(".png"), in_words(about), drawn, aspect, colours)
@@ -148,10 +148,10 @@ def seen_before(volume: Path, run: Trained) -> list[str]:
     return [f"a patient of this name is among the {whose} patients"] if part else []
 
 
-def organ_maps(
+def class_maps(
     model: nn.Module, run: Trained, volume: Volume, config: InferenceConfig, bounds: tuple
 ) -> Iterator[tuple[int, Tensor]]:
-    """Probabilities in batches of axial views: first slice, float32 `(n, organs, row, column)`.
+    """Probabilities in batches of axial views: first slice, float32 `(n, classes, row, column)`.
 
     Every slice goes the way of `data_prep/slice_nifti.py` into its square, and its map the way back
     to the CT's own pixels, before anything is thresholded.
@@ -172,10 +172,10 @@ def _read_truth(path: Path, volume: Volume, run: Trained) -> tuple[np.ndarray, l
     """A true mask as class indices, uint8, and what is odd about it. UserError if it is none or
     does not fit the volume.
 
-    Where the training's data were cut with `--organs`, its values are those of such labels.
+    Where the training's data were cut with `--classes`, its values are those of such labels.
     """
     truth, labels = read_label(path, volume), run.checkpoint.get("labels")
-    allowed = None if labels else range(len(run.organs) + 1)
+    allowed = None if labels else range(len(run.classes) + 1)
     if found := problems_of(volume, truth, allowed):
         raise UserError(f"{shown(path)}: {'; '.join(found)}.")
     odd = label_doubts(volume, truth)
@@ -186,7 +186,7 @@ def _read_truth(path: Path, volume: Volume, run: Trained) -> tuple[np.ndarray, l
 
 
 def rows_of_sheet(volume: Volume, mask, truth, bounds: tuple, panels: int = 12) -> list[tuple]:
-    """Evenly spaced slices from the organs' lowest to their highest, over all if there are none."""
+    """Evenly spaced slices from the classes' lowest to their highest, over all if there are none."""
     seen = mask > 0 if truth is None else (mask > 0) | (truth > 0)
     present = np.flatnonzero(seen.any((0, 1))) if seen.any() else np.arange(mask.shape[2])
     chosen = np.linspace(present[0], present[-1], min(panels, len(present))).round().astype(int)

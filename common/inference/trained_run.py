@@ -16,7 +16,7 @@ from common.dataset.formats import is_nifti_name
 from common.dataset.loading import SliceDataset, loader
 from common.dataset.picture_folders import ENDINGS
 from common.dataset.preprocessing import HU_WINDOW
-from common.dataset.slices import Slice, SliceSet, check_same_organs, check_same_views, read_set
+from common.dataset.slices import Slice, SliceSet, check_same_classes, check_same_views, read_set
 from common.dataset.splits import check_patients, read_splits
 from common.device import autocast, fuse, layout, pick_device, to_device
 from common.errors import UserError
@@ -47,19 +47,19 @@ class Trained:
         return self.dataset.slices
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """Number of logit channels the model was trained with."""
+        return self.checkpoint["num_classes"]
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of what it segments."""
         return self.checkpoint["classes"]
 
     @property
-    def organs(self) -> list[str]:
-        """The names of what it segments."""
-        return self.checkpoint.get("organs", ["organ"])
-
-    @property
     def suffixes(self) -> list[str]:
-        """What a file name gets of each of several organs; of one nothing."""
-        plain = [file_name(name, "organ") for name in self.organs]
+        """What a file name gets of each of several classes; of one nothing."""
+        plain = [file_name(name, "class") for name in self.classes]
         apart = len({*plain}) == len(plain)
         names = plain if apart else [f"{k}-{name}" for k, name in enumerate(plain, start=1)]
         return [""] if len(names) == 1 else [f"_{name}" for name in names]
@@ -88,13 +88,13 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
         return Trained(folder, path, content, device)
     place = config.data or Path(content["config"]["data"])
     data = read_set(place, _instead_of_data(place))
-    if data.classes != content["classes"] or data.size != content["size"]:
+    if data.num_classes != content["num_classes"] or data.size != content["size"]:
         raise UserError(
             f"{shown(path)} was trained on {_kind(content['size'], content['classes'])}; those of "
-            f"{shown(data.folder)} are {_kind(data.size, data.classes)}. Name another --data, or "
+            f"{shown(data.folder)} are {_kind(data.size, data.num_classes)}. Name another --data, or "
             "another run with --name."
         )
-    check_same_organs(content.get("organs"), data, path)
+    check_same_classes(content.get("classes"), data, path)
     if note := check_same_views(content, data, path):
         print(note)
     if config.subset == "all":
@@ -123,8 +123,8 @@ def _instead_of_data(place: Path) -> str:
 
 def _kind(size: int, channels: int) -> str:
     """What slices are, in short."""
-    organs = "one organ" if channels == 1 else f"{channels - 1} organs"
-    return f"{size}-pixel slices of {organs}"
+    classes = "one class" if channels == 1 else f"{channels - 1} classes"
+    return f"{size}-pixel slices of {classes}"
 
 
 def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:
@@ -180,7 +180,7 @@ def forward(
 
 @torch.inference_mode()
 def maps_of(model: nn.Module, run: Trained, squares: np.ndarray, config: InferenceConfig) -> Tensor:
-    """Probabilities, float32 `(N, organs, size, size)`, of grey uint8 squares `(N, size, size)`."""
+    """Probabilities, float32 `(N, classes, size, size)`, of grey uint8 squares `(N, size, size)`."""
     batch = {"image": torch.from_numpy(squares)[:, None].float() / 255}
     batch = to_device(batch, run.device, config.channels_last)
     with autocast(run.device, config.amp):

@@ -8,7 +8,7 @@ import numpy as np
 from common.dataset.classes import count_values, to_mask
 from common.dataset.mask_files import read_binary, read_numbers
 from common.dataset.picture_folders import name_of, pictures_in
-from common.dataset.slices import check_same_organs, read_mask, read_set
+from common.dataset.slices import check_same_classes, read_mask, read_set
 from common.errors import UserError
 from common.files import shown
 from common.inference.trained_run import Trained
@@ -46,24 +46,24 @@ def reader_of(run: Trained, truth: Path) -> Callable[[Path], np.ndarray]:
     """What reads the true masks as class indices, uint8 `(H, W)`.
 
     Masks of a data set of this repository hold its indices. Others are read as import_pairs.py
-    does: those of one organ by their two values, or as an index where the training's data were
-    made with `--organs NAME=VALUE`, whose values they then hold.
+    does: those of one class by their two values, or as an index where the training's data were
+    made with `--classes NAME=VALUE`, whose values they then hold.
     """
     home = truth.parent if truth.is_dir() else truth.parent.parent
     if (home / "dataset.json").exists() and (home / "manifest.csv").exists():
         data = read_set(home)
-        check_same_organs(run.organs, data, run.path)
-        return lambda path: read_mask(path, data.classes)
+        check_same_classes(run.classes, data, run.path)
+        return lambda path: read_mask(path, data.num_classes)
     labels = run.checkpoint.get("labels") or {}
-    if len(run.organs) == 1:
+    if len(run.classes) == 1:
         values = {value for named in labels.values() for value in named}
-        return lambda path: _one_organ(path, values)
-    labels = labels or {organ: (k,) for k, organ in enumerate(run.organs, start=1)}
+        return lambda path: _one_class(path, values)
+    labels = labels or {class_name: (k,) for k, class_name in enumerate(run.classes, start=1)}
     return lambda path: to_mask(read_numbers(path)[0], labels)
 
 
-def _one_organ(path: Path, values: set[int]) -> np.ndarray:
-    """A mask of one organ as {0, 1}, uint8 `(H, W)`; by these values, if it holds an index."""
+def _one_class(path: Path, values: set[int]) -> np.ndarray:
+    """A mask of one class as {0, 1}, uint8 `(H, W)`; by these values, if it holds an index."""
     if values:
         numbers = read_numbers(path)[0]
         if {*count_values(numbers)} != {255}:

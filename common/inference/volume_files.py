@@ -140,7 +140,7 @@ def untouched(job: Job) -> bool:
 
 
 def map_endings(run: Trained, config: InferenceConfig) -> list[str]:
-    """How the files of the organs' probability maps end; none if they are not wanted."""
+    """How the files of the classes' probability maps end; none if they are not wanted."""
     return [f"_probability{s}.nii.gz" for s in run.suffixes if config.probabilities]
 
 

@@ -65,16 +65,16 @@ def border_of(mask: Tensor, width: int = 2) -> Tensor:
     return (high != low).squeeze(1)
 
 
-def pixel_classes(mask: Tensor, classes: int) -> Tensor:
-    """Class indices `(N, H, W)` with the border as one more class, numbered `classes`.
+def pixel_classes(mask: Tensor, num_classes: int) -> Tensor:
+    """Class indices `(N, H, W)` with the border as one more class, numbered `num_classes`.
 
-    Of several organs only the background beside them is border: a small organ is nothing but
+    Of several classes only the background beside them is border: a small class is nothing but
     border (at 128 pixels an adrenal gland has no pixel that is not), and would lose its own class.
     """
     border = border_of(mask)
-    if classes > 2:
+    if num_classes > 2:
         border &= mask == 0
-    return torch.where(border, classes, mask)
+    return torch.where(border, num_classes, mask)
 
 
 def sample_pixels(labels: Tensor, kinds: int, count: int) -> Places:
@@ -122,7 +122,7 @@ def region_means(features: Tensor, labels: Tensor, kinds: int) -> tuple[Tensor, 
 
 
 class DenseContrast(nn.Module):
-    """Pixels of each organ, border and background, drawn evenly: same class attracts, others repel.
+    """Pixels of each foreground, border and background, drawn evenly: same class attracts, others repel.
 
     A student pixel's positives are the teacher's pixels of its class, in any image (supervised
     contrast). Each side has its own linear projection to 64 dimensions, applied to the drawn pixels
@@ -172,7 +172,7 @@ class DenseContrast(nn.Module):
 
 
 class RegionContrast(nn.Module):
-    """The mean feature of each image's organ, border and background; same class attracts.
+    """The mean feature of each image's foreground, border and background; same class attracts.
 
     Prototypes of regions where `DenseContrast` draws pixels (as region contrast in Liu et al.,
     ReCo, arXiv 2104.04465, without its mining): a few vectors an image, free of the pixels' noise.

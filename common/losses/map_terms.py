@@ -35,7 +35,7 @@ class PredictionMapLoss(nn.Module):
         """Logits `(N, C, H, W)` of both; over the pixels of the bool map `where` `(N, H, W)`, or
         all. A scalar, 0 where `where` holds no pixel.
 
-        With the organ's border as `where` it is the edge loss of Liu et al., BPKD (arXiv
+        With the class's border as `where` it is the edge loss of Liu et al., BPKD (arXiv
         2306.08075), without its weights.
         """
         with full_precision(student):
@@ -53,7 +53,7 @@ class ChannelwiseLoss(nn.Module):
 
         T^2 mean over shown channels of sum_x q_t(x) log(q_t(x) / q_s(x)),  q = softmax_x(z / T)
 
-    On a slice without the organ the teacher's map is noise, and its softmax would make that noise
+    On a slice without foreground the teacher's map is noise, and its softmax would make that noise
     the target: such channels are left out.
     """
 
@@ -74,9 +74,9 @@ class ChannelwiseLoss(nn.Module):
 def shown_channels(labels: Tensor, channels: int) -> Tensor:
     """Which channels' classes occur on each image: class indices `(N, H, W)` -> bool `(N, C)`.
 
-    The background's counts where an organ is: alone it fills the image, and its map is noise.
+    The background's counts where a class is: alone it fills the image, and its map is noise.
     """
-    if channels == 1:  # the organ's: class 1
+    if channels == 1:  # the class's: class 1
         return (labels.flatten(1) == 1).any(1, keepdim=True)
     classes = torch.arange(channels, device=labels.device)
     shown = (labels.flatten(1).unsqueeze(1) == classes.view(1, -1, 1)).any(2)

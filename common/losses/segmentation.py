@@ -17,7 +17,7 @@ def full_precision(tensor: Tensor):
 
 
 def one_hot(target: Tensor, channels: int) -> Tensor:
-    """Class indices `(N, H, W)` -> float `(N, C, H, W)`; one channel means "is the organ"."""
+    """Class indices `(N, H, W)` -> float `(N, C, H, W)`; one channel means "is the class"."""
     if channels == 1:
         return (target > 0).float().unsqueeze(1)
     return F.one_hot(target, channels).movedim(-1, 1).float()
@@ -30,11 +30,11 @@ class DiceBCELoss(nn.Module):
         BCE  = mean over pixels of the binary cross-entropy (C = 1) or cross-entropy (C > 1)
 
     Dice is counted per image: pooled over the batch, a large spleen would hide a missed small one.
-    Of one organ the smoothing s also gives an empty slice its gradient: predict nothing there.
+    Of one class the smoothing s also gives an empty slice its gradient: predict nothing there.
 
-    Of several organs (C > 1; the background is in the cross-entropy alone) an image's first term is
+    Of several classes (C > 1; the background is in the cross-entropy alone) an image's first term is
     the mean over those that it shows, 0 if it shows none. What is not there is left to the
-    cross-entropy: most organs are missing from most slices, and were their empty channels counted,
+    cross-entropy: most classes are missing from most slices, and were their empty channels counted,
     "predict nothing" would be most of the term. S1 then finds no kidney (RESULTS.md, section 7).
     """
 

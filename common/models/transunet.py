@@ -126,7 +126,7 @@ class TransUNet(nn.Module):
 
     multiple = 16
 
-    def __init__(self, width: int, depth: int, classes: int = 1, reconstruction: bool = False):
+    def __init__(self, width: int, depth: int, num_classes: int = 1, reconstruction: bool = False):
         super().__init__()
         if width % (3 * HEAD):
             raise UserError(f"T2's width is {width}; it must be a multiple of {3 * HEAD}.")
@@ -140,7 +140,7 @@ class TransUNet(nn.Module):
         self.pool = resnet.maxpool
         self.levels = nn.ModuleList([resnet.layer1, resnet.layer2, resnet.layer3])
         self.transformer = Transformer(1024, width, depth)
-        self.segmentation = Cascade(width, classes)
+        self.segmentation = Cascade(width, num_classes)
         self.reconstruction = Cascade(width, 3) if reconstruction else None
 
     def forward(self, images: Tensor, reconstruct: bool = True) -> Output:
@@ -165,17 +165,17 @@ class TransUNet(nn.Module):
 
 
 def teacher_t2(
-    width: int = 768, depth: int = 12, classes: int = 1, reconstruction: bool = True
+    width: int = 768, depth: int = 12, num_classes: int = 1, reconstruction: bool = True
 ) -> TransUNet:
     """T2 at the paper's size (ViT-B: 12 layers, width 768, 12 heads), with two decoders."""
-    return TransUNet(width, depth, classes, reconstruction)
+    return TransUNet(width, depth, num_classes, reconstruction)
 
 
 def teacher_t2_of(checkpoint: dict) -> TransUNet:
     """T2 as it was when `checkpoint` was written, its weights not yet loaded."""
     config = checkpoint["config"]
     reconstruction = config["reconstruction_weight"] > 0
-    return teacher_t2(config["width"], config["depth"], checkpoint["classes"], reconstruction)
+    return teacher_t2(config["width"], config["depth"], checkpoint["num_classes"], reconstruction)
 
 
 def load_imagenet(model: TransUNet, transformer: bool, folder: Path | None = None) -> None:

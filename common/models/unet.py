@@ -35,16 +35,16 @@ def predicted(logits: Tensor) -> Tensor:
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Logits `(N, C, H, W)` -> a float32 map in 0..1 for each organ, `(N, organs, H, W)`."""
+    """Logits `(N, C, H, W)` -> a float32 map in 0..1 for each class, `(N, classes, H, W)`."""
     logits = logits.float()
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]
 
 
 def decided(maps: Tensor) -> Tensor:
-    """Probabilities `(n, organs, H, W)` -> class indices, uint8 `(n, H, W)`: the likeliest organ,
-    where it is likelier than the background. Of one organ: above 0.5."""
-    best, organ = maps.max(1)
-    return ((organ + 1) * (best > 1 - maps.sum(1))).to(torch.uint8)
+    """Probabilities `(n, classes, H, W)` -> class indices, uint8 `(n, H, W)`: the likeliest class,
+    where it is likelier than the background. Of one class: above 0.5."""
+    best, class_name = maps.max(1)
+    return ((class_name + 1) * (best > 1 - maps.sum(1))).to(torch.uint8)
 
 
 def convolutions(inputs: int, outputs: int, count: int) -> nn.Sequential:
@@ -90,7 +90,7 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """A U-Net with one width a level; `count` convolutions a level; `classes` output channels.
+    """A U-Net with one width a level; `count` convolutions a level; `num_classes` output channels.
 
     With `reconstruction` a second decoder of the same shape restores the image from the shared
     encoder. Height and width must be multiples of `2 ** (len(widths) - 1)`.
@@ -100,7 +100,7 @@ class UNet(nn.Module):
         self,
         widths: tuple[int, ...],
         count: int = 2,
-        classes: int = 1,
+        num_classes: int = 1,
         reconstruction: bool = False,
     ):
         super().__init__()
@@ -109,7 +109,7 @@ class UNet(nn.Module):
             convolutions(i, o, count) for i, o in zip(ins, widths, strict=True)
         )
         self.pool = nn.MaxPool2d(2)
-        self.segmentation = Decoder(widths, count, classes)
+        self.segmentation = Decoder(widths, count, num_classes)
         self.reconstruction = Decoder(widths, count, CHANNELS) if reconstruction else None
         self.multiple = 2 ** (len(widths) - 1)
 
@@ -143,34 +143,36 @@ def check_size(images: Tensor, multiple: int) -> None:
         )
 
 
-def teacher_t1(width: int = 64, classes: int = 1, reconstruction: bool = True) -> UNet:
+def teacher_t1(width: int = 64, num_classes: int = 1, reconstruction: bool = True) -> UNet:
     """T1: five levels 64-128-256-512-1024, two decoders: 43,236,036 parameters (one class)."""
     widths = tuple(width * 2**level for level in range(5))
-    return UNet(widths, count=2, classes=classes, reconstruction=reconstruction)
+    return UNet(widths, count=2, num_classes=num_classes, reconstruction=reconstruction)
 
 
 def teacher_t1_of(checkpoint: dict) -> UNet:
     """T1 as it was when `checkpoint` was written, its weights not yet loaded."""
     config = checkpoint["config"]
-    return teacher_t1(config["width"], checkpoint["classes"], config["reconstruction_weight"] > 0)
+    return teacher_t1(
+        config["width"], checkpoint["num_classes"], config["reconstruction_weight"] > 0
+    )
 
 
-def student_s1(classes: int = 1, deep: bool = False) -> UNet:
+def student_s1(num_classes: int = 1, deep: bool = False) -> UNet:
     """S1: three levels 16-32-64, single convolutions: 57,297 parameters (one class).
 
     A logit depends on 26x26 input pixels: the student cannot know where in the body it is. `deep`
     is no model of the thesis but the test of that limit: five narrow levels 10-16-22-28-34, 57,187
     parameters, 110x110 pixels.
     """
-    return UNet((10, 16, 22, 28, 34) if deep else (16, 32, 64), count=1, classes=classes)
+    return UNet((10, 16, 22, 28, 34) if deep else (16, 32, 64), count=1, num_classes=num_classes)
 
 
-def student_s2(classes: int = 1, deep: bool = False) -> UNet:
+def student_s2(num_classes: int = 1, deep: bool = False) -> UNet:
     """S2: S1 twice as wide, 32-64-128: 227,233 parameters (one class); as far-sighted as S1.
 
     `deep`: five levels 20-32-44-56-68, 226,917 parameters.
     """
-    return UNet((20, 32, 44, 56, 68) if deep else (32, 64, 128), count=1, classes=classes)
+    return UNet((20, 32, 44, 56, 68) if deep else (32, 64, 128), count=1, num_classes=num_classes)
 
 
 def parameters(module: nn.Module) -> int:

@@ -134,18 +134,18 @@ def curves(path: Path, logs: dict[str, list[list[dict]]]) -> None:
 
 
 def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
-    """A bar a model: its kinds of errors (see `error_types`) in percent of the organ's pixels."""
+    """A bar a model: its kinds of errors (see `error_types`) in percent of the foreground pixels."""
     figure = Figure((8, 1.2 + 0.38 * len(shares)), layout="constrained")
     axis = figure.subplots()
     _stack(axis, [*shares.values()])
-    _name_bars(axis, [*shares], "wrong pixels in % of the organ's, mean over patients")
+    _name_bars(axis, [*shares], "wrong pixels in % of the class's, mean over patients")
     save_figure(path, figure)
 
 
 def repairs(path: Path, found: dict[str, tuple[str, dict, dict]]) -> None:
     """Two bars a model: errors of its base that it has right, and errors that it makes anew.
 
-    `found` maps a model to its base's name and two dicts kind -> % of the organ's pixels.
+    `found` maps a model to its base's name and two dicts kind -> % of the foreground pixels.
     """
     figure = Figure((8, 1.2 + 0.45 * len(found)), layout="constrained")
     axis = figure.subplots()
@@ -157,7 +157,7 @@ def repairs(path: Path, found: dict[str, tuple[str, dict, dict]]) -> None:
     axis.set_xlim(low - room, high + room)
     names = [f"{model} after {base}" for model, (base, *_) in found.items()]
     _name_bars(
-        axis, names, "newly wrong  |  repaired, in % of the organ's pixels, mean over patients"
+        axis, names, "newly wrong  |  repaired, in % of the foreground pixels, mean over patients"
     )
     save_figure(path, figure)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.dataset.classes import WHICH
-from common.dataset.layouts import study_organs
+from common.dataset.layouts import study_classes
 from common.dataset.splits import split_name
 from common.errors import UserError
 from common.files import ROOT, read_json, shown
@@ -30,16 +30,16 @@ def data_steps(config) -> tuple[Path, list[Step]]:
         return config.data, []
     data, steps = ROOT / "data" / f"slices_{config.name}", ()
     record = data.with_name(f"{data.name}.json")
-    organs = None if config.organs == WHICH[0] else config.organs
+    classes = None if config.classes == WHICH[0] else config.classes
     synthetic = config.quick or (config.patients, config.thickness) != (None, None)
     volumes = config.input or (TASK09 if TASK09.exists() and not synthetic else None)
     if volumes is None:
         volumes = ROOT / "data" / f"phantom_{config.name}"
         made = flags(output=volumes, patients=config.patients, thickness=config.thickness)
-        made += flags(organs=organs)
+        made += flags(classes=classes)
         steps += (Step(("data_prep/make_phantom.py", *made), volumes / "dataset.json", record),)
     else:
-        organs = study_organs(volumes, organs)
+        classes = study_classes(volumes, classes)
     index = (volumes / "dataset.json",)
     cut = read_json(data / "dataset.json") if (data / "dataset.json").exists() else {}
     theirs = record.exists() and cut.get("name") == volumes.name
@@ -53,7 +53,7 @@ def data_steps(config) -> tuple[Path, list[Step]]:
         raise UserError(f"--input {shown(config.input)} does not exist.")
     check = ("data_prep/check_volumes.py", *flags(input=volumes))
     steps += (Step(check, *index, record, index, steps),)
-    made = flags(input=volumes, output=data, size=config.size, organs=organs)
+    made = flags(input=volumes, output=data, size=config.size, classes=classes)
     slicing = ("data_prep/slice_nifti.py", *made)
     steps += (Step(slicing, data / "dataset.json", record, index, steps),)
     return data, list(steps)

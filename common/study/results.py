@@ -9,7 +9,7 @@ from common.dataset.slices import SliceSet
 from common.errors import UserError
 from common.evaluation import embedding, figures
 from common.evaluation.comparison import by_patient, dice_interval, is_summary
-from common.evaluation.error_types import error_pixels, error_shares, of_each_organ, repaired_pixels
+from common.evaluation.error_types import error_pixels, error_shares, of_each_class, repaired_pixels
 from common.evaluation.metrics import count, overlap_scores
 from common.files import read_csv, read_json, shown
 from common.study.results import charts
@@ -98,7 +98,7 @@ def _draw_errors(folder: Path, runs: dict[str, dict], bases: dict[str, str], dat
             found = [runs[model][key] for model in models]
             for s in data.of(read_json(found[0] / "inference.json")["cases"]):
                 truth, masks = data.truth(s), (data.prediction(run, s) for run in found)
-                errors = of_each_organ(count_errors, len(data.organs), truth, *masks)
+                errors = of_each_class(count_errors, len(data.classes), truth, *masks)
                 rows.append((data.patients[s.case], int((truth > 0).sum()), errors))
         return error_shares(rows)
 
@@ -143,10 +143,10 @@ def _cost(results: list[dict]) -> dict:
 
 def _compare_masks(path: Path, runs: dict[str, Path], dice: dict, data: SliceSet) -> None:
     """The patients with the highest, the median and the lowest of `dice` (mean of the distilled
-    students over all slices), each at the slice where the true organ is largest."""
+    students over all slices), each at the slice where the true class is largest."""
     order = sorted((c for c in dice if dice[c] is not None), key=dice.get, reverse=True)
     if not order:
-        print("no test patient shows the organ: no comparison figure")
+        print("no test patient shows foreground: no comparison figure")
         return
     seen = {case for run in runs.values() for case in read_json(run / "inference.json")["cases"]}
     places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"}
@@ -161,14 +161,14 @@ def _compare_masks(path: Path, runs: dict[str, Path], dice: dict, data: SliceSet
             "image": data.image(best),
             "truth": truth,
             "masks": masks,
-            "dice": {m: slice_dice(mask, truth, len(data.organs)) for m, mask in masks.items()},
+            "dice": {m: slice_dice(mask, truth, len(data.classes)) for m, mask in masks.items()},
         }
         rows.append(row)
-    figures.comparison(path, rows, list(runs), figures.legend(data.organs, data.colours))
+    figures.comparison(path, rows, list(runs), figures.legend(data.classes, data.colours))
 
 
-def slice_dice(mask: np.ndarray, truth: np.ndarray, organs: int = 1) -> float:
-    """Dice of one slice, mean over the organs that either mask shows; 1 if both are empty."""
-    counts = count(*(torch.from_numpy(m)[None] for m in (mask, truth)), organs)[0].tolist()
+def slice_dice(mask: np.ndarray, truth: np.ndarray, classes: int = 1) -> float:
+    """Dice of one slice, mean over the classes that either mask shows; 1 if both are empty."""
+    counts = count(*(torch.from_numpy(m)[None] for m in (mask, truth)), classes)[0].tolist()
     known = [d for row in counts if (d := overlap_scores(*row)["dice"]) is not None]
     return float(np.mean(known)) if known else 1.0

@@ -68,7 +68,7 @@ class Step:
 def _content(path: Path, changed: int) -> str:
     """Hash of a file; `changed` (its time stamp) keeps the cache honest.
 
-    The colours that a dataset.json may give the organs change no result.
+    The colours that a dataset.json may give the classes change no result.
     """
     content = path.read_bytes()
     if path.name == "dataset.json":

@@ -35,7 +35,7 @@ OTHERS = (
 
 SURFACES = (
     "Distances of the surfaces per patient, on the slices' own grid: a voxel is as large as a "
-    "slice's pixel, and as high as the slices are apart. A missed organ counts as the diagonal."
+    "slice's pixel, and as high as the slices are apart. A missed class counts as the diagonal."
 )
 
 ONE_TRAINING = (
@@ -45,10 +45,10 @@ ONE_TRAINING = (
 
 CHANCES = ("p (Holm)", "Wilcoxon p")
 
-EACH_ORGAN = (
-    "Dice of each organ, mean +- standard deviation over the patients where it is true or found; "
-    "gains in points over the patients where that holds for both models. An organ that the base "
-    "alone finds, where there is none, counts in the mean over organs only."
+EACH_CLASS = (
+    "Dice of each class, mean +- standard deviation over the patients where it is true or found; "
+    "gains in points over the patients where that holds for both models. A class that the base "
+    "alone finds, where there is none, counts in the mean over classes only."
 )
 
 
@@ -79,8 +79,8 @@ def write_study(
     corrected = holm({m: found["p"] for m, found in gains.items() if found["p"] is not None})
     gains = {model: {**found, "holm": corrected.get(model)} for model, found in gains.items()}
     # The thesis's figures are of the spleen.
-    organs = next(iter(results.values()))[0]["classes"]
-    beside = THESIS.keys() & runs.keys() and organs == ["spleen"]
+    classes = next(iter(results.values()))[0]["classes"]
+    beside = THESIS.keys() & runs.keys() and classes == ["spleen"]
     patients, slices, records = [], [], []
     for model, found in results.items():
         means = {s: mean_and_spread(by_patient(found, s).values()) for s in SCORES}
@@ -104,8 +104,8 @@ def write_study(
     write_csv(folder / "table.csv", records)
     note = POOLED + (OTHERS if beside else "")
     text = f"{_about(runs)}\n\n{markdown(patients)}\n{note}\n\n{markdown(slices)}"
-    if organs := _organs(runs, bases):
-        text += f"\n{EACH_ORGAN}\n\n{markdown(organs)}"
+    if classes := _classes(runs, bases):
+        text += f"\n{EACH_CLASS}\n\n{markdown(classes)}"
     if distances := _distances(results):
         text += f"\n{SURFACES}\n\n{markdown(distances)}"
     write_text(folder / "table.md", text)
@@ -149,16 +149,16 @@ def _distances(results: dict[str, list[dict]]) -> list[dict[str, str]]:
     ]
 
 
-def _organs(runs: dict[str, dict[tuple, dict]], bases: dict[str, str]) -> list[dict[str, str]]:
-    """A row per organ, if there are several: each model's Dice, the gains of those with a base."""
+def _classes(runs: dict[str, dict[tuple, dict]], bases: dict[str, str]) -> list[dict[str, str]]:
+    """A row per class, if there are several: each model's Dice, the gains of those with a base."""
     rows = []
-    for organ in each_of_several(next(iter(next(iter(runs.values())).values()))):
-        row = {"organ": organ}
+    for class_name in each_of_several(next(iter(next(iter(runs.values())).values()))):
+        row = {"class": class_name}
         for model, found in runs.items():
-            values = by_patient([*found.values()], organ=organ).values()
+            values = by_patient([*found.values()], class_name=class_name).values()
             row[model] = with_spread(mean_and_spread(values))
         for model, base in bases.items():
-            won = gain(runs[model], runs[base], organ=organ)
+            won = gain(runs[model], runs[base], class_name=class_name)
             cell = f"{in_words(won)}, {won['better']} of {won['n']}" if won else ""
             row[f"{model} over {base}"] = cell
         rows.append(row)

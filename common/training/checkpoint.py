@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.dataset.classes import as_words, check_organs, parse_organs
+from common.dataset.classes import as_words, check_classes, parse_classes
 from common.dataset.preprocessing import HU_WINDOW, PLANES, bounds_of
 from common.errors import UserError
 from common.files import atomic, shown
@@ -69,7 +69,7 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
 
 def check_content(content: dict, path: Path) -> None:
     """UserError if a loaded checkpoint lacks what a training writes into it."""
-    kinds = {"config": dict, "patients": dict, "classes": int, "size": int, "epoch": int}
+    kinds = {"config": dict, "patients": dict, "num_classes": int, "size": int, "epoch": int}
     if bad := [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]:
         raise UserError(f"{shown(path)} is no whole checkpoint: {', '.join(bad)} missing or odd.")
     parts = content["patients"]
@@ -78,8 +78,8 @@ def check_content(content: dict, path: Path) -> None:
     whose = content.get("patient_of", {})
     if not isinstance(whose, dict) or not all(isinstance(name, str) for name in whose.values()):
         raise UserError(f"{shown(path)}: whose its cases are cannot be read.")
-    if content.get("organs") is not None:
-        _check_organs(content, path)
+    if content.get("classes") is not None:
+        _check_classes(content, path)
     try:
         bounds_of(np.arange(2), content.get("window") or HU_WINDOW)
     except UserError as error:
@@ -90,18 +90,18 @@ def check_content(content: dict, path: Path) -> None:
         raise UserError(f"{shown(path)}: its channel is no number.")
 
 
-def _check_organs(content: dict, path: Path) -> None:
-    """UserError if the organs' names, colours or label values are none, or others than its own."""
-    organs, labels = content["organs"], content.get("labels")
-    check_organs(organs, content.get("colours"), path)
-    if content["classes"] != (1 if len(organs) == 1 else len(organs) + 1):
-        raise UserError(f"{shown(path)}: {len(organs)} organs, {content['classes']} channels.")
+def _check_classes(content: dict, path: Path) -> None:
+    """UserError if the classes' names, colours or label values are none, or others than its own."""
+    classes, labels = content["classes"], content.get("labels")
+    check_classes(classes, content.get("colours"), path)
+    if content["num_classes"] != (1 if len(classes) == 1 else len(classes) + 1):
+        raise UserError(f"{shown(path)}: {len(classes)} classes, {content['classes']} channels.")
     if labels is None:
         return
-    whole = isinstance(labels, dict) and [*labels] == organs
+    whole = isinstance(labels, dict) and [*labels] == classes
     if not whole or not all(isinstance(values, list) for values in labels.values()):
-        raise UserError(f"{shown(path)}: its labels are not those of its organs.")
-    parse_organs(as_words(labels), flag=shown(path))
+        raise UserError(f"{shown(path)}: its labels are not those of its classes.")
+    parse_classes(as_words(labels), flag=shown(path))
 
 
 def _check_archive(path: Path) -> None:

@@ -33,12 +33,12 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
     """`metrics.summary` of a model on a data set, at probability 0.5; processes share the work."""
     model.eval()
     mine = Subset(dataset, range(run.rank, len(dataset), run.world))
-    cases, counts = [], [torch.zeros(0, len(run.data.organs), 3, dtype=torch.long)]
+    cases, counts = [], [torch.zeros(0, len(run.data.classes), 3, dtype=torch.long)]
     for batch in loader(mine, config.batch_size):
         batch = to_device(batch, run.device, config.channels_last)
         with autocast(run.device, config.amp):
             logits = model(batch["image"], reconstruct=False).logits
-        counts.append(metrics.count(predicted(logits), batch["mask"], len(run.data.organs)).cpu())
+        counts.append(metrics.count(predicted(logits), batch["mask"], len(run.data.classes)).cpu())
         cases += batch["case"]
         run.interruption.check()
     table = torch.cat(counts).numpy()
@@ -47,7 +47,7 @@ def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainCon
         dist.all_gather_object(parts, (cases, table))
         cases = [case for part, _ in parts for case in part]
         table = np.concatenate([part for _, part in parts])
-    return metrics.summary(cases, table, run.data.organs, run.data.patients)
+    return metrics.summary(cases, table, run.data.classes, run.data.patients)
 
 
 def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -> dict[str, float]:
@@ -233,9 +233,9 @@ def say_the_best(run: Run) -> None:
     where = shown(run.folder / "best.pt")
     run.say(f"best epoch {epoch}: validation Dice {dice:.4f} per patient -> {where}")
     if not any(s.foreground for s in run.val.slices):
-        run.say("no validation slice shows an organ: this says nothing; choose other patients")
+        run.say("no validation slice shows a class: this says nothing; choose other patients")
     elif not dice:
-        run.say("no organ was found in any validation slice: train for more --epochs")
+        run.say("no class was found in any validation slice: train for more --epochs")
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:

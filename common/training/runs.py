@@ -62,9 +62,9 @@ class Run:
     interruption: Interruption = field(default_factory=Interruption)
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """Number of logit channels."""
-        return self.data.classes
+        return self.data.num_classes
 
     @property
     def size(self) -> int:
@@ -99,7 +99,7 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     train = SliceDataset(data, data.of(splits[share]), config.cache_mb)
     val = SliceDataset(data, data.of(splits["val"]), config.cache_mb)
     if not any(s.foreground for s in train.slices):
-        raise UserError(f"{shown(data.folder)}: no slice of {share} shows an organ to learn.")
+        raise UserError(f"{shown(data.folder)}: no slice of {share} shows a class to learn.")
     patients = {"train": splits[share], "val": splits["val"]}
     run = Run(folder, stage.name, device, data, splits, patients, train, val, rank, world, lock)
     run.scaler = grad_scaler(device, config.amp)
@@ -113,7 +113,7 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     if config.deterministic:
         # cuBLAS reads it when it starts; without it PyTorch refuses to promise anything.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Some operations have no such form on a GPU (of several organs the cross-entropy): PyTorch
+        # Some operations have no such form on a GPU (of several classes the cross-entropy): PyTorch
         # then warns and names them.
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config.seed)
@@ -170,7 +170,7 @@ def describe_run(objective: nn.Module, run: Run, config: TrainConfig) -> dict:
         "parameters": parameters(objective.model),
         "objective_parameters": extra,
         "size": run.size,
-        "classes": run.data.organs,
+        "classes": run.data.classes,
         "patients": run.cases,
         "environment": {
             "python": platform.python_version(),
@@ -205,8 +205,8 @@ def of_data(data: SliceSet) -> dict:
     """What a checkpoint remembers of its data set: inference needs it, a resumed run finds it."""
     kept = ("window", "axis", "channel", "labels")
     return {
+        "num_classes": data.num_classes,
         "classes": data.classes,
-        "organs": data.organs,
         "colours": data.colours,
         "size": data.size,
         **{name: data.info.get(name) for name in kept},

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from common.dataset.loading import SliceDataset, WithUnlabelled, loader
-from common.dataset.slices import check_same_organs, check_same_views
+from common.dataset.slices import check_same_classes, check_same_views
 from common.dataset.splits import check_patients
 from common.device import layout, to_device
 from common.errors import UserError
@@ -26,7 +26,7 @@ def load_teacher(
     """The teacher in `path`, on the run's device; its validation Dice is printed.
 
     `build(checkpoint)` makes the network. UserError if the checkpoint is missing, of another stage
-    than `stage`, of other organs or another plane, or of a training on patients that this run's
+    than `stage`, of other classes or another plane, or of a training on patients that this run's
     split keeps for validation or test.
     The cases that it was trained on and chosen by, and whose they are, go into `run.cases` and
     `run.patient_of`: what is learned from it is no more to be scored on them than itself.
@@ -39,14 +39,14 @@ def load_teacher(
         return None
     known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
     checkpoint.check_content(known, path)
-    check_same_organs(known.get("organs"), run.data, path)
+    check_same_classes(known.get("classes"), run.data, path)
     if note := check_same_views(known, run.data, path):
         run.say(note)
     check_patients(known, run.data, run.splits, ("val", "test"), path)
-    if known["classes"] != run.classes:
+    if known["num_classes"] != run.num_classes:
         raise UserError(
             f"{shown(path)} has {known['classes']} channels, the slices of "
-            f"{shown(run.data.folder)} ask for {run.classes}: name another --teacher or --data."
+            f"{shown(run.data.folder)} ask for {run.num_classes}: name another --teacher or --data."
         )
     if known["size"] != run.size:
         run.say(f"note: the teacher was trained on {known['size']}-pixel slices, not {run.size}")
