@@ -1,4 +1,5 @@
-"""What the stages share: seven packages over a ground of five modules, each importing downwards only.
+"""What the stages share: seven packages over a ground of five modules, each importing downwards
+only.
 
 study/        many runs compared: which are trained, in which order, their tables and charts
 inference/    a finished run applied to slices, whole volumes and new pictures; ONNX export

@@ -19,8 +19,8 @@ half-way between their two values. Others need --threshold. What they show is th
 --classes NAME.
 
 Masks of several classes hold an index a pixel, grey or as a palette's: --classes A B C names the
-values 1, 2, 3, --classes NAME=VALUE[,VALUE] selects and merges. The k-th class becomes mask value k;
-what is not named becomes background.
+values 1, 2, 3, --classes NAME=VALUE[,VALUE] selects and merges. The k-th class becomes mask value
+k; what is not named becomes background.
 
 Images of one patient must not fall on both sides of a split: say how the patient is found,
 with --patient (a regular expression on the name; its first group is the patient, a second one,

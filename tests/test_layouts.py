@@ -201,7 +201,7 @@ def test_amos_s_validation_list_counts_too(tmp_path):
 
 def test_a_study_of_all_classes_makes_and_cuts_them(tmp_path, monkeypatch):
     """reproduce.py passes --classes on; without it the commands are what they were."""
-    monkeypatch.setattr(common.plan, "ROOT", tmp_path)  # not the developer's own data
+    monkeypatch.setattr(common.study.plan, "ROOT", tmp_path)  # not the developer's own data
     reproduce = load_script(ROOT / "reproduce.py")
     _, steps = data_steps(reproduce.Config(quick=True, classes="all"))
     commands = [" ".join(step.command) for step in steps]

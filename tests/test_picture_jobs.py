@@ -7,6 +7,7 @@ from test_new_pictures import blob, go, put, values
 
 from common.errors import UserError
 from common.files import read_csv, read_json
+from common.inference import predict_pictures
 from common.settings import InferenceConfig
 
 trained = test_new_pictures.trained  # the fixture
@@ -96,7 +97,7 @@ def test_what_a_kill_leaves_is_not_taken_for_whole_and_does_not_stop_the_next(
     folder = go(trained, tmp_path / "in")
     whole = read_csv(folder / "pictures.csv")
     calls = iter(range(3))
-    real = getattr(__import__("common.inference.predict_pictures").new_pictures, stopped_at)
+    real = getattr(predict_pictures, stopped_at)
 
     def stop(*arguments):
         if next(calls) == 1:

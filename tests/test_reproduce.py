@@ -72,7 +72,7 @@ def test_help_among_the_flags_to_pass_on_is_no_crash(reproduce, capsys):
 
 
 def test_slices_whose_volumes_are_gone_are_not_called_outdated(reproduce, tmp_path, monkeypatch):
-    monkeypatch.setattr(common.plan, "ROOT", tmp_path)
+    monkeypatch.setattr(common.study.plan, "ROOT", tmp_path)
     data = tmp_path / "data" / "slices_n"
     write_json(tmp_path / "data" / "slices_n.json", {})
     for name, settings in (("gone", {"input": tmp_path / "gone"}), ("phantom_n", {"patients": 5})):

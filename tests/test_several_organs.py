@@ -281,7 +281,7 @@ def test_a_picture_of_several_classes_has_their_colours_and_names():
 
 
 def test_of_volumes_that_name_several_classes_the_spleen_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(common.plan, "ROOT", tmp_path / "repository")
+    monkeypatch.setattr(common.study.plan, "ROOT", tmp_path / "repository")
     reproduce = load_script(ROOT / "reproduce.py")
 
     def cut(names, **settings):

@@ -11,7 +11,7 @@ from conftest import ROOT
 from common.config import to_json
 from common.errors import UserError
 from common.files import read_json, write_json
-from common.study.results import steps
+from common.study import steps
 from common.study.steps import Step, check_flags, check_outdated, check_settings, key, run_steps
 
 

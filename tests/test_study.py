@@ -14,8 +14,8 @@ from common.evaluation.figures import save_picture
 from common.evaluation.metrics import overlap_scores
 from common.evaluation.surface_distances import SURFACE_SCORES
 from common.files import write_json
-from common.study import results
-from common.study.results import add_up, charts
+from common.study import charts, results
+from common.study.results import add_up
 from common.study.tables import markdown, write_study
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import damaged, run
+from conftest import ROOT, damaged, run
 from kill import kill_and_resume, rows
 
 from common.config import Config, launch, option
@@ -120,7 +120,7 @@ def test_one_process_a_run_folder(tmp_path):
     code += "lock = lock_folder(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path / "runs/a")]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=checkpoint.__file__[:-21]
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as other:
         assert other.stdout.readline().strip() == b"locked"
         with pytest.raises(UserError, match="runs/a is being written by another process"):

@@ -25,9 +25,9 @@ class NotTwoValues(UserError):
 
 @dataclass(frozen=True)
 class Mask:
-    """What is known of a file's mask: the share of its pixels that are foreground, the colour (R, G, B)
-    that is foreground in it (a palette's number, thrice; None: nothing is, or what is foreground was said),
-    and what may be odd."""
+    """What is known of a file's mask: the share of its pixels that are foreground, the colour (R,
+    G, B) that is foreground in it (a palette's number, thrice; None: nothing is, or what is
+    foreground was said), and what may be odd."""
 
     path: Path
     covered: float
@@ -73,8 +73,8 @@ def _binary(loaded: Loaded, path: Path, threshold: int | None) -> tuple[np.ndarr
 
 
 def read_numbers(path: Path) -> tuple[np.ndarray, Mask]:
-    """A mask of several classes as the numbers that its file holds, a palette's too, uint8 `(H, W)`,
-    and what is known of it.
+    """A mask of several classes as the numbers that its file holds, a palette's too, uint8 `(H,
+    W)`, and what is known of it.
 
     UserError for colours, for formats that do not keep values, and as of `load`.
     """
@@ -125,7 +125,7 @@ def _of_palette(loaded: Loaded, path: Path, threshold: int | None) -> tuple[np.n
     if foreground == 255 and not ramp and shades[255] != (255, 255, 255):
         raise NotTwoValues(
             f"{shown(path)} holds the palette numbers {', '.join(map(str, found))}; 255 often "
-            "marks what is to be left out. --classes NAME=1 takes it as background, NAME=255 as the "
+            "marks what is to be left out. --classes NAME=1 takes it as background, NAME=255 as "
             "foreground."
         )
     upside_down = (

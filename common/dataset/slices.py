@@ -158,8 +158,9 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
 def mask_picture(mask: np.ndarray, colours: dict[str, tuple] | None) -> Image.Image:
     """A mask, uint8 `(H, W)`, as the picture to save, of the same values.
 
-    The class indices of several classes get `colours` (see `figures.legend`) as their palette, black
-    for the background: in grey a viewer would show nothing but black. Without `colours` it is grey.
+    The class indices of several classes get `colours` (see `figures.legend`) as their palette,
+    black for the background: in grey a viewer would show nothing but black. Without `colours` it is
+    grey.
     """
     picture = Image.fromarray(mask)
     if colours:

@@ -1,4 +1,5 @@
-"""How a network's last features tell foreground, border and background apart: drawn, and as a number."""
+"""How a network's last features tell foreground, border and background apart: drawn, and as a
+number."""
 
 import zlib
 from pathlib import Path
@@ -23,7 +24,8 @@ class Embedding(NamedTuple):
 
 
 def draw(features: Tensor, batch: dict, pixels: int = 8) -> Embedding | None:
-    """Some pixels of each class from each slice of a batch that shows foreground; None if none does.
+    """Some pixels of each class from each slice of a batch that shows foreground; None if none
+    does.
 
     `features` `(N, c, h, w)`. The draw depends on the slice's name alone: every network is looked
     at in the same places.

@@ -57,7 +57,8 @@ def per_case(
     """Counts and scores of each case, sorted, from its slices' counts `(slices, classes, 3)`.
 
     `surfaces` may hold surface scores by case and class, `patients` whose the case is, where a
-    patient has several. A row holds the means over the classes, and each one's own under `per_class`.
+    patient has several. A row holds the means over the classes, and each one's own under
+    `per_class`.
     """
     cases, counts = np.asarray(list(cases)), np.asarray(counts, dtype=np.int64)
     several = any(patients[case] != case for case in cases) if patients else False
@@ -148,7 +149,8 @@ def per_patient_and_pooled(
 
 
 def each_of_several(found: dict) -> dict[str, dict]:
-    """The classes of a case's row or of a summary; none where one class's scores are the whole's."""
+    """The classes of a case's row or of a summary; none where one class's scores are the
+    whole's."""
     return found["per_class"] if len(found["per_class"]) > 1 else {}
 
 

@@ -38,9 +38,9 @@ def score_run(folder: Path, data: SliceSet) -> dict:
 
     Writes metrics_per_case.csv and summary.json into the run folder and returns the summary:
     `subset`, `weights` (best or last), `parameters`, `epoch`, `latency_ms`, `classes` (the classes'
-    names), `per_patient` and `pooled` (means over the classes), `per_class` (each one's own), `cases`
-    (the scores of each, and of each of its classes the scores and pixels). Of volumes also the
-    distances of surfaces in mm (a missed class: the diagonal of the stack of squares).
+    names), `per_patient` and `pooled` (means over the classes), `per_class` (each one's own),
+    `cases` (the scores of each, and of each of its classes the scores and pixels). Of volumes also
+    the distances of surfaces in mm (a missed class: the diagonal of the stack of squares).
     UserError if inference has not finished, or naming every slice whose partner is missing.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")

@@ -161,8 +161,8 @@ def _write(run: Trained, config, job: PictureJob, image, truth, maps: Tensor) ->
 
 
 def _findings(mask: np.ndarray, truth: np.ndarray | None, classes: list[str]) -> dict:
-    """Each foreground pixels, share of the picture and, with a truth, its scores, and their means over
-    the classes (else None)."""
+    """Each foreground pixels, share of the picture and, with a truth, its scores, and their means
+    over the classes (else None)."""
     each = {}
     for value, class_name in enumerate(classes, start=1):
         mine, pixels = mask == value, int(np.count_nonzero(mask == value))

@@ -186,7 +186,8 @@ def _read_truth(path: Path, volume: Volume, run: Trained) -> tuple[np.ndarray, l
 
 
 def rows_of_sheet(volume: Volume, mask, truth, bounds: tuple, panels: int = 12) -> list[tuple]:
-    """Evenly spaced slices from the classes' lowest to their highest, over all if there are none."""
+    """Evenly spaced slices from the classes' lowest to their highest, over all if there are
+    none."""
     seen = mask > 0 if truth is None else (mask > 0) | (truth > 0)
     present = np.flatnonzero(seen.any((0, 1))) if seen.any() else np.arange(mask.shape[2])
     chosen = np.linspace(present[0], present[-1], min(panels, len(present))).round().astype(int)

@@ -90,9 +90,9 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     data = read_set(place, _instead_of_data(place))
     if data.num_classes != content["num_classes"] or data.size != content["size"]:
         raise UserError(
-            f"{shown(path)} was trained on {_kind(content['size'], content['classes'])}; those of "
-            f"{shown(data.folder)} are {_kind(data.size, data.num_classes)}. Name another --data, or "
-            "another run with --name."
+            f"{shown(path)} was trained on {_kind(content['size'], content['num_classes'])}; those of "
+            f"{shown(data.folder)} are {_kind(data.size, data.num_classes)}. Name another "
+            "--data, or another run with --name."
         )
     check_same_classes(content.get("classes"), data, path)
     if note := check_same_views(content, data, path):
@@ -180,7 +180,8 @@ def forward(
 
 @torch.inference_mode()
 def maps_of(model: nn.Module, run: Trained, squares: np.ndarray, config: InferenceConfig) -> Tensor:
-    """Probabilities, float32 `(N, classes, size, size)`, of grey uint8 squares `(N, size, size)`."""
+    """Probabilities, float32 `(N, classes, size, size)`, of grey uint8 squares `(N, size,
+    size)`."""
     batch = {"image": torch.from_numpy(squares)[:, None].float() / 255}
     batch = to_device(batch, run.device, config.channels_last)
     with autocast(run.device, config.amp):

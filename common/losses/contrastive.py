@@ -122,7 +122,8 @@ def region_means(features: Tensor, labels: Tensor, kinds: int) -> tuple[Tensor, 
 
 
 class DenseContrast(nn.Module):
-    """Pixels of each foreground, border and background, drawn evenly: same class attracts, others repel.
+    """Pixels of each foreground, border and background, drawn evenly: same class attracts, others
+    repel.
 
     A student pixel's positives are the teacher's pixels of its class, in any image (supervised
     contrast). Each side has its own linear projection to 64 dimensions, applied to the drawn pixels

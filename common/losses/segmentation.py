@@ -32,8 +32,8 @@ class DiceBCELoss(nn.Module):
     Dice is counted per image: pooled over the batch, a large spleen would hide a missed small one.
     Of one class the smoothing s also gives an empty slice its gradient: predict nothing there.
 
-    Of several classes (C > 1; the background is in the cross-entropy alone) an image's first term is
-    the mean over those that it shows, 0 if it shows none. What is not there is left to the
+    Of several classes (C > 1; the background is in the cross-entropy alone) an image's first term
+    is the mean over those that it shows, 0 if it shows none. What is not there is left to the
     cross-entropy: most classes are missing from most slices, and were their empty channels counted,
     "predict nothing" would be most of the term. S1 then finds no kidney (RESULTS.md, section 7).
     """

@@ -134,7 +134,8 @@ def curves(path: Path, logs: dict[str, list[list[dict]]]) -> None:
 
 
 def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
-    """A bar a model: its kinds of errors (see `error_types`) in percent of the foreground pixels."""
+    """A bar a model: its kinds of errors (see `error_types`) in percent of the foreground
+    pixels."""
     figure = Figure((8, 1.2 + 0.38 * len(shares)), layout="constrained")
     axis = figure.subplots()
     _stack(axis, [*shares.values()])

@@ -12,7 +12,7 @@ from common.evaluation.comparison import by_patient, dice_interval, is_summary
 from common.evaluation.error_types import error_pixels, error_shares, of_each_class, repaired_pixels
 from common.evaluation.metrics import count, overlap_scores
 from common.files import read_csv, read_json, shown
-from common.study.results import charts
+from common.study import charts
 from common.study.tables import write_study
 
 PICTURES = (

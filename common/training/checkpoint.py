@@ -95,7 +95,9 @@ def _check_classes(content: dict, path: Path) -> None:
     classes, labels = content["classes"], content.get("labels")
     check_classes(classes, content.get("colours"), path)
     if content["num_classes"] != (1 if len(classes) == 1 else len(classes) + 1):
-        raise UserError(f"{shown(path)}: {len(classes)} classes, {content['classes']} channels.")
+        raise UserError(
+            f"{shown(path)}: {len(classes)} classes, {content['num_classes']} channels."
+        )
     if labels is None:
         return
     whole = isinstance(labels, dict) and [*labels] == classes

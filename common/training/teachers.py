@@ -45,7 +45,7 @@ def load_teacher(
     check_patients(known, run.data, run.splits, ("val", "test"), path)
     if known["num_classes"] != run.num_classes:
         raise UserError(
-            f"{shown(path)} has {known['classes']} channels, the slices of "
+            f"{shown(path)} has {known['num_classes']} channels, the slices of "
             f"{shown(run.data.folder)} ask for {run.num_classes}: name another --teacher or --data."
         )
     if known["size"] != run.size:
