@@ -74,7 +74,7 @@ class Config(base.Config):
     )
     seeds: tuple[int, ...] = option((0,), "seeds of the trainings", low=0, least=1)
     folds: tuple[int, ...] = option((), "folds to test on; none: the data set's own split")
-    of: int = option(5, "how many folds the patients are dealt into", low=2)
+    num_folds: int = option(5, "how many folds the patients are dealt into", low=2)
     subset: str = option(
         "test", "patients to score on; val: to choose by, test: to report", choices=("test", "val")
     )
@@ -125,9 +125,10 @@ class Config(base.Config):
         """UserError for what cannot be meant."""
         if self.input and self.data:
             raise UserError("--input (volumes) and --data (slices) exclude each other.")
-        if bad := [k for k in self.folds if not 0 <= k < self.of]:
+        if bad := [k for k in self.folds if not 0 <= k < self.num_folds]:
             raise UserError(
-                f"--folds {bad[0]}: with --of {self.of} they run from 0 to {self.of - 1}."
+                f"--folds {bad[0]}: with --num-folds {self.num_folds} they run from 0 to "
+                f"{self.num_folds - 1}."
             )
         ablation, few = self.study != "grid", self.study == "labels"
         volumes = self.data or self.input
@@ -135,7 +136,7 @@ class Config(base.Config):
             ("models", ablation and self.models != STAGES, "with --study"),
             ("pair", not ablation and self.pair != Config.pair, "without --study"),
             ("labelled", not few and self.labelled != SHARES, "without --study labels"),
-            ("of", not self.folds and self.of != Config.of, "without --folds"),
+            ("num_folds", not self.folds and self.num_folds != Config.num_folds, "without --folds"),
             ("size", self.data and self.size, "with --data"),
             ("classes", self.data and self.classes != Config.classes, "with --data"),
             ("patients", volumes and self.patients, "with --data or --input"),
@@ -144,7 +145,7 @@ class Config(base.Config):
             if useless:
                 raise UserError(f"--{name} has no effect {where}; leave it out.")
         taken = OWN.union(*(arm.own() for arm in self.arms()))
-        taken |= {"--share"} if any(arm.labels for arm in self.arms()) else set()
+        taken |= {"--train-on"} if any(arm.labels for arm in self.arms()) else set()
         for group in ("t1", "t2", "students"):
             check_words(f"--{group}", getattr(self, group), taken)
         # What both arms share is a student's: given to one of them it would end the comparison.
@@ -183,7 +184,7 @@ def main(config: Config) -> None:
     check_flags(steps)
     check_outdated(first, config.overwrite, steps)
     run_steps(first, results / "log.txt", config.overwrite)
-    write_splits(data, config.folds, config.of, {arm.labels for arm in arms if arm.labels})
+    write_splits(data, config.folds, config.num_folds, {arm.labels for arm in arms if arm.labels})
     check_settings(steps, config.overwrite)
     run_steps(steps, results / "log.txt", config.overwrite)
     folder = results / config.part()

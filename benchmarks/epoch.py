@@ -117,7 +117,11 @@ def measure(stage: str, data: Path, config: Config) -> dict:
     """One stage's seconds and memory. In a process of its own."""
     kind = TeacherConfig if stage.startswith("teacher") else StudentConfig
     settings = kind(
-        data=data, device=config.device, batch_size=config.batch_size, foreground=0.5, share="train"
+        data=data,
+        device=config.device,
+        batch_size=config.batch_size,
+        foreground_fraction=0.5,
+        train_on="train",
     )
     run = start(settings, str(data.parent / stage / "train.py"), "train")
     order = layout(settings.channels_last)

@@ -10,7 +10,7 @@ from common.files import ROOT
 
 DATA = ROOT / "data" / "spleen2d"
 SCALES = ("encoder", "bottleneck", "decoder")
-TERMS = ("prediction", "channelwise", "border", "relation")  # of whole maps, beside the contrast
+TERMS = ("prediction", "channelwise", "border", "affinity")  # of whole maps, beside the contrast
 WEIGHTS = ("best", "last")
 # Flags that change nothing of what is learned from the same patients.
 NOT_LEARNED = {
@@ -32,7 +32,6 @@ RECIPES = {
         "encoder": 0.1,
         "bottleneck": 0.2,
         "decoder": 0.1,
-        "queue": 0,
         "temperature": 4.0,
         "contrast_temperature": 0.4,
     },
@@ -46,7 +45,7 @@ class SliceSetConfig(Config):
     output: Path = option(DATA, "data set folder to write")
     size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
     seed: int = option(0, "seed of the splits", low=0)
-    of: int = option(0, "how many cross-validation folds; 0: one 70/10/20 split", low=0)
+    num_folds: int = option(0, "how many cross-validation folds; 0: one 70/10/20 split", low=0)
     fold: int = option(0, "the fold to test on, from 0", low=0)
     overwrite: bool = option(False, "replace the data set in the output folder, made anew")
 
@@ -76,8 +75,11 @@ class TrainConfig(Config):
         0.05, "share of all steps with a linearly rising learning rate", low=0.0, high=1.0
     )
     clip: float = option(1.0, "largest gradient norm; 0 turns clipping off", low=0.0)
-    foreground: float = option(
-        0.5, "least share of drawn slices that show foreground; 0: as they come", low=0.0, high=1.0
+    foreground_fraction: float = option(
+        0.5,
+        "least fraction of drawn slices that show foreground; 0: as they come",
+        low=0.0,
+        high=1.0,
     )
     augment: bool = option(True, "random rotation, scale, shift, brightness, contrast and noise")
     seed: int = option(0, "seed of the weights, the sampling and the augmentation", low=0)
@@ -105,9 +107,9 @@ class TeacherConfig(TrainConfig):
     reconstruction_weight: float = option(
         0.2, "weight of the reconstruction loss (0.2 is the thesis's; 0: no such decoder)", low=0.0
     )
-    share: str = option("train", "patients to train on", choices=("student", "train"))
-    hidden: float = option(
-        0.25, "share of patches hidden from half of each batch", low=0.0, high=1.0
+    train_on: str = option("train", "patients to train on", choices=("student", "train"))
+    mask_ratio: float = option(
+        0.25, "fraction of patches masked in half of each batch", low=0.0, high=1.0
     )
 
 
@@ -124,7 +126,7 @@ class StudentConfig(TrainConfig):
     # S1's validation Dice rose from 0.71 to 0.84 on real CT (40 epochs, 3 patients, one run each),
     # and 1e-2 gave 0.71 again.
     lr: float = option(3e-3, "AdamW learning rate after warm-up; then a cosine to 0", low=0.0)
-    share: str = option("student", "patients to train on", choices=("student", "train"))
+    train_on: str = option("student", "patients to train on", choices=("student", "train"))
     deep: bool = option(False, "five narrow levels of as many parameters, which see farther")
 
 
@@ -155,8 +157,8 @@ class DistillationConfig(StudentConfig):
     scales: tuple[str, ...] = option(SCALES, "feature maps with a contrastive term", choices=SCALES)
     contrast: str = option(
         "dense",
-        "contrast of pixels, regions or images, or plain regression in its place",
-        choices=("dense", "region", "image", "mse"),
+        "contrast of pixels or of images, or plain regression instead",
+        choices=("dense", "image", "mse"),
     )
     prediction: float = option(0.5, "weight of the prediction-map distillation", low=0.0)
     encoder: float = option(0.25, "weight of the contrastive term at the encoder", low=0.0)
@@ -169,12 +171,11 @@ class DistillationConfig(StudentConfig):
     decoder: float = option(0.25, "weight of the contrastive term at the decoder", low=0.0)
     channelwise: float = option(0.0, "weight of the channel-wise distillation (CWD)", low=0.0)
     border: float = option(0.0, "weight of the prediction map at the class's border", low=0.0)
-    relation: float = option(0.0, "weight of the pairwise affinities of places", low=0.0)
+    affinity: float = option(0.0, "weight of the pairwise affinities of positions", low=0.0)
     temperature: float = option(2.0, "temperature of the prediction maps", low=0.01)
     channel_temperature: float = option(4.0, "temperature of the channel-wise maps", low=0.01)
     contrast_temperature: float = option(0.1, "temperature of the contrast", low=0.01)
     pixels: int = option(128, "pixels a class and step in the dense contrast", low=1)
-    queue: int = option(0, "the teacher's pixels kept from earlier steps, dense contrast", low=0)
     unlabelled: bool = option(
         False, "the teacher's terms also see the training patients without labels for the student"
     )
@@ -188,8 +189,8 @@ class DistillationConfig(StudentConfig):
     def __post_init__(self):
         """UserError for flags that exclude each other."""
         super().__post_init__()
-        if self.unlabelled and self.share == "train":
-            raise UserError("--unlabelled: --share train leaves no patient without labels.")
+        if self.unlabelled and self.train_on == "train":
+            raise UserError("--unlabelled: --train-on train leaves no patient without labels.")
         if self.unlabelled and not self.augment:
             raise UserError("--unlabelled draws by the augmentation's seed: not with --no-augment.")
         if self.resume:
@@ -197,12 +198,6 @@ class DistillationConfig(StudentConfig):
         scales = [scale for scale in self.scales if getattr(self, scale)]
         if self.unlabelled and not (scales or any(getattr(self, term) for term in TERMS)):
             raise UserError("--unlabelled has no effect without a term of the teacher's.")
-        if self.queue and not scales:
-            raise UserError("--queue has no effect without a scale whose weight is above 0.")
-        if self.queue and self.contrast != "dense":
-            raise UserError(
-                f"--queue has no effect with --contrast {self.contrast}: it is for dense."
-            )
 
 
 @dataclass
@@ -236,7 +231,7 @@ class InferenceConfig(Config):
         "the mask of one volume or picture, or the folder of masks (without it: runs/NAME/volumes "
         "or runs/NAME/pictures)",
     )
-    truth: Path | None = option(
+    ground_truth: Path | None = option(
         None, "the true mask of the volume or picture, or a folder of equal names: scores"
     )
     largest_component: bool = option(
@@ -257,7 +252,9 @@ class InferenceConfig(Config):
         ways = [f"--{name}" for name in ("volume", "images", "export") if getattr(self, name)]
         if len(ways) > 1:
             raise UserError(f"{ways[0]} and {ways[1]} exclude each other.")
-        for_files = dict.fromkeys(("output", "truth", "largest_component"), "--volume or --images")
+        for_files = dict.fromkeys(
+            ("output", "ground_truth", "largest_component"), "--volume or --images"
+        )
         for_volumes = dict.fromkeys(("hu_low", "hu_high"), "--volume")
         for_slices = dict.fromkeys(("data", "splits", "subset", "overlays", "reconstructions"), "")
         useless = {} if self.of_slices else for_slices

@@ -212,7 +212,7 @@ def main(config: Config) -> None:
     """Pair, check, convert into a folder beside the output, and move it there when it is whole."""
     classes, labels = classes_of(config)
     pairs = find_pairs(config)
-    splits = make_splits([pair.case for pair in pairs], config.seed, config.of, config.fold)
+    splits = make_splits([pair.case for pair in pairs], config.seed, config.num_folds, config.fold)
     check_output(config.output, config.overwrite)
     for source in {config.images.resolve(), (config.masks or config.images).resolve()}:
         if source.is_relative_to(config.output.resolve()):

@@ -2,16 +2,16 @@
 
     python slice_nifti.py                                       data/Task09_Spleen -> data/spleen2d
     python slice_nifti.py --input ../data/phantom --size 128
-    python slice_nifti.py --fold 2 --of 5                       another split, same slices
+    python slice_nifti.py --fold 2 --num-folds 5                       another split, same slices
     python slice_nifti.py --input amos --classes spleen kidneys=2,3 liver=6
     python slice_nifti.py --input BTCV --classes spleen=1 kidneys=2,3 \\
         --images "img/img*.nii.gz" --masks "label/label*.nii.gz"
 
 Every axial slice of every labelled volume becomes an 8-bit PNG: HU window -160..240, resized to
 --size, seen as a radiologist sees it (the patient's right on the left). Patients, not slices, are
-split 70/10/20 into train, val and test; `student` is half of train. Over all --fold of --of every
-patient is tested once. Where a patient has several volumes, say how their names give it: --patient
-"^(patient[0-9]+)".
+split 70/10/20 into train, val and test; `student` is half of train. Over all --fold of --num-folds
+every patient is tested once. Where a patient has several volumes, say how their names give it:
+--patient "^(patient[0-9]+)".
 
 Labels hold 0 and 1, and 1 is the spleen. Of others --classes names, selects and merges: the k-th
 class named becomes mask value k, what is not named background. A name alone is looked up in the
@@ -263,7 +263,7 @@ def main(config: Config) -> None:
     config = check_config(config)
     cases = list_all(config)
     patients = patient_of([case.name for case in cases], config.patient)
-    splits = split_patients(patients, config.seed, config.of, config.fold)
+    splits = split_patients(patients, config.seed, config.num_folds, config.fold)
     with lock_folder(config.output):
         prepare(config, cases)
         about = describe_set(config) | known_colours(config)

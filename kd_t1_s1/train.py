@@ -37,7 +37,7 @@ class Config(DistillationConfig):
 
 def main(config: Config) -> None:
     """Data, student, teacher and its score, objective, training."""
-    run = start(config, __file__, config.share)
+    run = start(config, __file__, config.train_on)
     # The student first: with the same seed both arms begin with the same weights.
     student = student_s1(run.num_classes, config.deep)
     teacher = load_teacher(config.teacher, "teacher_t1_unet", teacher_t1_of, run, config)

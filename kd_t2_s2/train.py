@@ -38,7 +38,7 @@ class Config(DistillationConfig):
 
 def main(config: Config) -> None:
     """Data, student, teacher and its score, objective, training."""
-    run = start(config, __file__, config.share)
+    run = start(config, __file__, config.train_on)
     # The student first: with the same seed both arms begin with the same weights.
     student = student_s2(run.num_classes, config.deep)
     teacher = load_teacher(config.teacher, "teacher_t2_transunet", teacher_t2_of, run, config)

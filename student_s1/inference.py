@@ -9,7 +9,8 @@ Writes predictions/ (mask PNGs), overlays/ (CT | truth | prediction) and inferen
 runs/NAME. Then `python metrics.py`.
 
 A CT's mask (with `--largest-component` its largest part alone) has the geometry of its file; beside
-it lie a sheet of slices (.png) and the class's volume and length (.json; with `--truth` scores).
+it lie a sheet of slices (.png) and the class's volume and length (.json; with `--ground-truth`
+scores).
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     python train.py                                  the data set in data/spleen2d
     python train.py --epochs 2 --name check          a quick check that everything works
-    python train.py --share train --name all         on all training patients, not on half
+    python train.py --train-on train --name all         on all training patients, not on half
     python train.py --resume                         go on after an interruption
     torchrun --nproc-per-node 4 train.py             several GPUs (--batch-size is for each)
 
@@ -32,7 +32,7 @@ class Config(StudentConfig):
 
 def main(config: Config) -> None:
     """Data, model, objective, training."""
-    run = start(config, __file__, config.share)
+    run = start(config, __file__, config.train_on)
     fit(SegmentationObjective(student_s1(run.num_classes, config.deep)), run, config)
 
 

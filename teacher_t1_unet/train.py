@@ -33,9 +33,9 @@ class Config(TeacherConfig):
 
 def main(config: Config) -> None:
     """Data, model, objective, training."""
-    run = start(config, __file__, config.share)
+    run = start(config, __file__, config.train_on)
     model = teacher_t1(config.width, run.num_classes, config.reconstruction_weight > 0)
-    objective = MultiTaskObjective(model, config.reconstruction_weight, config.hidden)
+    objective = MultiTaskObjective(model, config.reconstruction_weight, config.mask_ratio)
     fit(objective, run, config)
 
 

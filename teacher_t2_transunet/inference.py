@@ -10,7 +10,8 @@ reconstructions/ (what T2 restores from images with a quarter of their patches h
 inference.json. Then `python metrics.py`.
 
 A CT's mask (with `--largest-component` its largest part alone) has the geometry of its file; beside
-it lie a sheet of slices (.png) and the class's volume and length (.json; with `--truth` scores).
+it lie a sheet of slices (.png) and the class's volume and length (.json; with `--ground-truth`
+scores).
 """
 
 import sys

@@ -46,13 +46,13 @@ class Config(TeacherConfig):
 
 def main(config: Config) -> None:
     """Data, model, objective, training."""
-    run = start(config, __file__, config.share)
+    run = start(config, __file__, config.train_on)
     model = teacher_t2(
         config.width, config.depth, run.num_classes, config.reconstruction_weight > 0
     )
     if config.encoder_weights != "none" and not run.resumes:
         load_imagenet(model, config.encoder_weights == "imagenet", config.weights_folder)
-    fit(MultiTaskObjective(model, config.reconstruction_weight, config.hidden), run, config)
+    fit(MultiTaskObjective(model, config.reconstruction_weight, config.mask_ratio), run, config)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,10 @@ from common.losses.contrastive import (
     FeatureHint,
     ImageContrast,
     PairwiseAffinity,
-    Places,
-    RegionContrast,
     border_of,
     features_at,
     info_nce,
     pixel_classes,
-    region_means,
     sample_pixels,
     supervised_contrast,
 )
@@ -76,7 +73,7 @@ def test_nothing_valid_gives_zero_and_a_finite_gradient():
     assert loss.item() == 0 and queries.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("form", [DenseContrast, RegionContrast, ImageContrast])
+@pytest.mark.parametrize("form", [DenseContrast, ImageContrast])
 def test_contrast_falls_well_below_chance_when_its_projections_learn(form):
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (16, 8, 8))
@@ -92,7 +89,7 @@ def test_contrast_falls_well_below_chance_when_its_projections_learn(form):
         value.backward()
         optimizer.step()
         values.append(value.item())
-    chance = math.log({DenseContrast: 120, RegionContrast: 48, ImageContrast: 16}[form])
+    chance = math.log({DenseContrast: 120, ImageContrast: 16}[form])
     assert values[-1] < chance - 0.8
 
 
@@ -153,48 +150,6 @@ def test_features_at_reads_the_cell_that_holds_the_pixel():
     large = F.interpolate(features, (16, 16), mode="nearest").movedim(1, -1).reshape(-1, 7)
     positions = torch.randint(0, 3 * 256, (50,))
     assert torch.equal(features_at(features, positions, (16, 16)), large[positions])
-
-
-def test_region_means_equal_a_loop_and_say_where_a_class_is_missing():
-    features = torch.randn(2, 5, 8, 8)
-    labels = torch.randint(0, 3, (2, 8, 8))
-    labels[1][labels[1] == 2] = 0
-    means, classes = region_means(features, labels, 3)
-    assert classes.tolist() == [0, 1, 2, 0, 1, -1]
-    for row, (n, c) in enumerate((n, c) for n in range(2) for c in range(3)):
-        if classes[row] >= 0:
-            assert torch.allclose(means[row], features[n][:, labels[n] == c].mean(1), atol=1e-5)
-    assert not means[5].any()
-
-
-def test_a_queue_keeps_the_newest_keys_and_they_take_part():
-    torch.manual_seed(0)
-    loss, plain = DenseContrast(4, 6, 0.1, queue=10), DenseContrast(4, 6, 0.1)
-    plain.load_state_dict({k: v for k, v in loss.state_dict().items() if "queue" not in k}, False)
-    student, teacher = torch.randn(1, 4, 4, 4), torch.randn(1, 6, 4, 4)
-    labels = torch.arange(16).view(1, 4, 4) % 3
-    first = Places(torch.arange(6), labels.flatten()[:6], labels, 3)
-    second = Places(torch.arange(6, 14), labels.flatten()[6:14], labels, 3)
-    # An empty queue adds nothing; then its keys are more negatives and more positives.
-    assert torch.allclose(loss(student, teacher, first), plain(student, teacher, first))
-    value = loss(student, teacher, second)
-    value.backward()
-    assert loss.student.weight.grad.any() and loss.teacher.weight.grad.any()
-    assert not torch.allclose(value, plain(student, teacher, second))
-    drawn = features_at(teacher, torch.arange(14), (4, 4))
-    held = [int((drawn == key).all(1).nonzero()) for key in loss.queue]
-    assert sorted(held[:8]) == [*range(6, 14)]  # all of the second draw, in any order
-    assert set(held[8:]) < set(range(6)) and held[8] != held[9]  # and two of the first
-    assert loss.queue_classes.tolist() == labels.flatten()[held].tolist()
-    before = loss.queue.clone()
-    loss.eval()(student, teacher, first)
-    assert torch.equal(loss.queue, before)  # evaluation leaves no trace
-
-
-def test_a_queue_shorter_than_a_draw_holds_every_class():
-    loss = DenseContrast(2, 2, 0.1, queue=64)
-    loss.remember(torch.randn(384, 2), torch.arange(3).repeat_interleave(128))
-    assert torch.bincount(loss.queue_classes).min() > 8  # 21 of each are expected
 
 
 def test_affinities_agree_where_features_are_rotated_and_have_a_gradient_elsewhere():

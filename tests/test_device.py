@@ -103,7 +103,7 @@ def test_a_step_that_overflows_is_left_out_and_one_that_never_fits_is_an_error(
     float16, slices, stage
 ):
     config = Config(data=slices, epochs=1, batch_size=8, device="cpu")
-    run = start(config, str(stage), config.share)
+    run = start(config, str(stage), config.train_on)
     objective, calls = build("student", run), []
     honest = objective.forward
 
@@ -121,6 +121,6 @@ def test_a_step_that_overflows_is_left_out_and_one_that_never_fits_is_an_error(
         "segmentation": Infinite.apply(honest(batch)["segmentation"])
     }
     config = Config(data=slices, epochs=9, batch_size=2, device="cpu", name="never")
-    run = start(config, str(stage), config.share)
+    run = start(config, str(stage), config.train_on)
     with pytest.raises(UserError, match="the gradient is not finite.*train with --no-amp"):
         fit(objective, run, config)

@@ -27,8 +27,8 @@ def distiller(**changes):
 # The distiller
 
 
-FORMS = ("dense", "region", "image", "mse")
-MAPS = ("prediction", "channelwise", "border", "relation")
+FORMS = ("dense", "image", "mse")
+MAPS = ("prediction", "channelwise", "border", "affinity")
 
 
 @pytest.mark.parametrize("contrast", FORMS)
@@ -94,7 +94,6 @@ def test_projections_are_in_the_optimizer_and_move_and_the_teacher_does_not():
     teacher = objective.teacher
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     projections = {k: v.clone() for k, v in objective.scales.state_dict().items()}
-    projections = {k: v for k, v in projections.items() if "queue" not in k}
     assert len(projections) == 3 * 2 * 2
     ours = {id(p) for p in objective.parameters()}
     assert not ours & {id(p) for p in teacher.parameters()}
@@ -200,9 +199,8 @@ def test_the_segmentation_loss_is_weighted():
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"unlabelled": True, "share": "train"}, "leaves no patient without labels"),
+        ({"unlabelled": True, "train_on": "train"}, "leaves no patient without labels"),
         ({"unlabelled": True, "augment": False}, "not with --no-augment"),
-        ({"queue": 8, "contrast": "image"}, "--queue has no effect with --contrast image"),
     ],
 )
 def test_flags_that_exclude_each_other(flags, words):
@@ -221,7 +219,7 @@ def test_unlabelled_images_reach_the_teacher_s_terms_and_not_the_segmentation():
     more = {**batch, "unlabelled": torch.rand(2, 3, 32, 32)}
     without, with_them = objective(batch), objective(more)
     assert torch.allclose(without["segmentation"], with_them["segmentation"])
-    for name in ("prediction", "relation"):
+    for name in ("prediction", "affinity"):
         assert not torch.allclose(without[name], with_them[name]), name
     shown = []
     objective.model.register_forward_hook(lambda _, __, output: shown.append(output.logits))

@@ -32,14 +32,14 @@ def build(kind, run):
     if kind == "student":
         return SegmentationObjective(student)
     torch.manual_seed(1)
-    config = DistillationConfig(queue=24) if kind == "unlabelled" else DistillationConfig()
+    config = DistillationConfig()
     return Distiller(student, teacher_t1(width=4), run.size, config)
 
 
 def train(stage, slices, kind="student", **changes):
     settings = {"epochs": 4, "batch_size": 8, "device": "cpu"}
     config = Config(data=slices, **{**settings, **changes})
-    run = start(config, str(stage), config.share)
+    run = start(config, str(stage), config.train_on)
     add_unlabelled(run, config)
     objective = build(kind, run)
     fit(objective, run, config)
@@ -130,7 +130,9 @@ def test_the_schedule_warms_up_and_ends_near_zero(stage, slices):
 
 
 def test_training_learns_and_evaluate_counts_by_patient(stage, slices):
-    run, objective = train(stage, slices, share="train", epochs=25, lr=5e-3, foreground=0.6)
+    run, objective = train(
+        stage, slices, train_on="train", epochs=25, lr=5e-3, foreground_fraction=0.6
+    )
     log = read_csv(run.folder / "log.csv")
     assert float(log[-1]["segmentation"]) < 0.85 * float(log[0]["segmentation"])
     result = evaluate(objective.model, run.val, run, Config(device="cpu"))

@@ -138,7 +138,8 @@ def test_wrong_flags_exit_with_2(wrong, capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--lr", "-1"], ["--seed", "-1"], ["--cache-mb", "-1"], ["--foreground", "1.5"]]
+    "wrong",
+    [["--lr", "-1"], ["--seed", "-1"], ["--cache-mb", "-1"], ["--foreground-fraction", "1.5"]],
 )
 def test_values_outside_their_limits_are_named(wrong):
     with pytest.raises(UserError, match=f"{wrong[0]} is {wrong[1]}"):

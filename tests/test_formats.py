@@ -90,7 +90,7 @@ def test_trailing_axes_of_length_1_are_dropped_and_the_mask_is_3d(trained, tmp_p
     label = save(tmp_path / "l.nii.gz", (ct() > 60).astype(np.uint8).reshape(*ct().shape, *more))
     image, truth = read_case(Case("a", path, label))
     assert image.voxels.shape == truth.voxels.shape == ct().shape
-    go(trained, path, truth=label)
+    go(trained, path, ground_truth=label)
     mask = nib.load(trained.folder / "volumes/ct.nii.gz")
     assert mask.shape == ct().shape and np.array_equal(mask.affine, nib.load(path).affine)
 
@@ -149,7 +149,7 @@ def test_endings_in_capitals_are_endings(trained, tmp_path):
     for ending in ("nii.gz", "NII.GZ"):
         config = VolumesConfig(input=tmp_path, images=f"i/*.{ending}", masks=f"l/*.{ending}")
         assert [case.name for case in list_all(config)] == ["CT0", "CT1"]
-    folder = go(trained, tmp_path / "i", truth=tmp_path / "l")
+    folder = go(trained, tmp_path / "i", ground_truth=tmp_path / "l")
     assert {p.name for p in folder.glob("*.nii.gz")} == {"CT0.nii.gz", "CT1.nii.gz"}
     assert [row["dice"] for row in read_csv(folder / "volumes.csv")] == ["1.0", "1.0"]
     go(trained, tmp_path / "i/CT0.NII.GZ", output=tmp_path / "SEG.NII.GZ")

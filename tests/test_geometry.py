@@ -87,7 +87,7 @@ def test_other_units_become_mm_and_the_mask_keeps_the_file_s(trained, tmp_path, 
     assert volume.spacing == pytest.approx(usual.spacing)
     assert np.allclose(volume.geometry()["affine"], usual.geometry()["affine"], atol=1e-4)
     assert np.allclose(volume.geometry()["spacing"], [0.8, 0.8, 2.5])
-    about = read_json(go(trained, path, truth=truth) / "ct.json")
+    about = read_json(go(trained, path, ground_truth=truth) / "ct.json")
     assert about["spacing_mm"] == pytest.approx([0.8, 0.8, 2.5])
     class_name = about["per_class"]["spleen"]
     assert class_name["volume_ml"] == pytest.approx(702 * 0.0016)

@@ -17,8 +17,8 @@ def test_nothing_that_was_given_is_replaced(trained, tmp_path):
     for settings in (
         {"output": path},
         {"output": path.parent},
-        {"output": tmp_path / "in/../in", "truth": path},
-        {"output": tmp_path / "t.nii.gz", "truth": save(tmp_path / "t.nii.gz", ct())},
+        {"output": tmp_path / "in/../in", "ground_truth": path},
+        {"output": tmp_path / "t.nii.gz", "ground_truth": save(tmp_path / "t.nii.gz", ct())},
     ):
         with pytest.raises(UserError, match="would be replaced"):
             go(trained, path, **settings)

@@ -117,7 +117,7 @@ def test_names_that_are_the_same_in_every_folder_give_way_to_the_folder_s(tmp_pa
 def test_both_frames_of_an_acdc_patient_are_on_one_side_of_every_split(acdc, capsys):
     tested = []
     for fold in range(3):
-        data = cut(acdc, **ACDC, of=3, fold=fold)
+        data = cut(acdc, **ACDC, num_folds=3, fold=fold)
         splits = read_json(data.folder / "splits.json")
         tested += whole_patients(splits)
     assert sorted(tested) == sorted(data.info["cases"]) and len(tested) == 12

@@ -84,7 +84,7 @@ def test_a_picture_of_the_data_set_gets_the_mask_of_its_slice_and_its_score(fini
     through_slices = test_predict.masks_of(stage, data=slices)
     for name in through_slices:
         put(tmp_path / f"new/{name}.png", Image.open(slices / f"images/{name}.png"))
-    settings = {"truth": slices / "masks", "output": tmp_path / "out"}
+    settings = {"ground_truth": slices / "masks", "output": tmp_path / "out"}
     config = InferenceConfig(images=tmp_path / "new", device="cpu", **settings)
     run = open_run(config, str(stage))
     predict(ready(student_s1(), run, config), run, config)
@@ -102,7 +102,9 @@ def test_a_picture_of_the_data_set_gets_the_mask_of_its_slice_and_its_score(fini
 @pytest.mark.parametrize("shape", [(80, 60), (32, 33), (9, 300), (400, 30), (1, 1), (3, 500)])
 def test_masks_have_the_picture_s_own_size(trained, tmp_path, shape):
     path = put(tmp_path / "p.bmp", blob(shape))
-    folder = go(trained, path, truth=put(tmp_path / "t.png", (blob(shape) > 128) * np.uint8(255)))
+    folder = go(
+        trained, path, ground_truth=put(tmp_path / "t.png", (blob(shape) > 128) * np.uint8(255))
+    )
     mask = values(folder / "p.png")
     assert mask.shape == shape and mask.dtype == np.uint8 and {*np.unique(mask)} <= {0, 255}
     about = read_json(folder / "p.json")
@@ -126,14 +128,14 @@ def test_scores_are_those_of_the_pixels_and_only_parts_that_touch_the_largest_ar
     put(tmp_path / "in/b.png", np.full((SIZE, SIZE), 20, np.uint8))
     put(tmp_path / "truth/a.gif", truth)
     put(tmp_path / "truth/b.png", np.zeros((SIZE, SIZE), np.uint8))
-    folder = go(trained, tmp_path / "in", truth=tmp_path / "truth")
+    folder = go(trained, tmp_path / "in", ground_truth=tmp_path / "truth")
     assert read_json(folder / "a.json")["scores"] == {
         "dice": 2 * 32 / (65 + 64),
         "iou": 32 / (65 + 64 - 32),
         "recall": 32 / 64,
         "precision": 32 / 65,
     }
-    go(trained, tmp_path / "in", truth=tmp_path / "truth", largest_component=True)
+    go(trained, tmp_path / "in", ground_truth=tmp_path / "truth", largest_component=True)
     one, other = read_csv(folder / "pictures.csv")
     assert (one["picture"], one["class"], one["pixels"]) == ("a.png", "polyp", "64")
     assert float(one["dice"]) == 0.5 and float(one["iou"]) == pytest.approx(1 / 3)
@@ -148,7 +150,7 @@ def test_several_classes_are_indices_that_are_seen_as_colours(tmp_path):
     labels = {"left lung": [3], "heart": [7, 9]}
     trained.checkpoint["labels"] = labels
     truth = np.select([pixels == 164, pixels == 255], [3, 9], 5).astype(np.uint8)
-    settings = {"probabilities": True, "truth": put(tmp_path / "t.png", truth)}
+    settings = {"probabilities": True, "ground_truth": put(tmp_path / "t.png", truth)}
     folder = go(trained, put(tmp_path / "p.png", pixels), **settings)
     with Image.open(folder / "p.png") as mask:
         seen = np.asarray(mask.convert("RGB"))
@@ -215,7 +217,7 @@ def test_bad_pictures_do_not_stop_the_others_and_are_all_named(trained, tmp_path
     (tmp_path / "in/c.png").unlink()
     put(tmp_path / "truth/d.png", np.zeros((5, 6), np.uint8))
     with pytest.raises(UserError) as error:
-        go(trained, tmp_path / "in", truth=tmp_path / "truth")
+        go(trained, tmp_path / "in", ground_truth=tmp_path / "truth")
     for part in ("3 of 4 pictures", "b.png is damaged", "c.tif has", "d.png is 6x5 pixels"):
         assert part in str(error.value)
     folder = trained.folder / "pictures"
@@ -224,7 +226,7 @@ def test_bad_pictures_do_not_stop_the_others_and_are_all_named(trained, tmp_path
     with pytest.raises(
         UserError, match=r"no true mask of the same name for 1 pictures:\s+.*a\.png"
     ):
-        go(trained, tmp_path / "in", truth=tmp_path / "truth")
+        go(trained, tmp_path / "in", ground_truth=tmp_path / "truth")
 
 
 def test_a_run_of_volumes_says_that_pictures_may_be_strange_to_it(trained, tmp_path, capsys):
@@ -251,6 +253,6 @@ def test_true_masks_of_other_values_are_not_scored_in_silence(tmp_path, capsys):
     path = put(tmp_path / "p.png", blob())
     for value, said in ((6, False), (255, False), (3, True)):
         truth = put(tmp_path / "t.png", (blob() > 128) * np.uint8(value))
-        folder = go(trained, path, truth=truth)
+        folder = go(trained, path, ground_truth=truth)
         assert ("warning: no true mask shows polyp" in capsys.readouterr().out) is said
         assert read_json(folder / "p.json")["scores"]["dice"] == (0 if said else 1)

@@ -29,13 +29,13 @@ def test_nothing_that_was_given_is_replaced(trained, tmp_path):
         (path, {"output": path}, "a.png would be replaced"),
         (path, {"output": other}, "b.png would be replaced"),
         (path, {"output": tmp_path / "in/../in"}, "a.png would be replaced"),
-        (path, {"output": other, "truth": other}, "b.png would be replaced"),
+        (path, {"output": other, "ground_truth": other}, "b.png would be replaced"),
         (path.parent, {"output": path.parent}, "the pictures' own folder"),
         (path.parent, {"output": tmp_path / "x.png"}, "one file; --images is a folder"),
         (path, {"output": tmp_path / "x.jpg"}, "name a folder or a .png"),
-        (path.parent, {"truth": path.parent}, "the pictures' own folder"),
-        (path.parent, {"truth": path}, "--truth must be a folder"),
-        (path, {"truth": tmp_path / "none"}, "--truth .*none does not exist"),
+        (path.parent, {"ground_truth": path.parent}, "the pictures' own folder"),
+        (path.parent, {"ground_truth": path}, "--ground-truth must be a folder"),
+        (path, {"ground_truth": tmp_path / "none"}, "--ground-truth .*none does not exist"),
     ):
         with pytest.raises(UserError, match=said):
             go(trained, images, **settings)
@@ -123,7 +123,7 @@ def test_what_a_kill_leaves_is_not_taken_for_whole_and_does_not_stop_the_next(
 def test_masks_in_the_folder_are_not_predicted(trained, tmp_path, capsys):
     for name in ("x.png", "sub/y.png", "sub/masks/y.png", "truth/x.png", "truth/sub/y.png"):
         put(tmp_path / "in" / name, blob() // 180)
-    settings = {"truth": tmp_path / "in/truth", "output": tmp_path / "in/out"}
+    settings = {"ground_truth": tmp_path / "in/truth", "output": tmp_path / "in/out"}
     for more in ({}, {"output": tmp_path / "in/out2"}, {}):
         folder = go(trained, tmp_path / "in", **(settings | more))
         assert [r["picture"] for r in read_csv(folder / "pictures.csv")] == ["sub/y.png", "x.png"]
@@ -132,7 +132,12 @@ def test_masks_in_the_folder_are_not_predicted(trained, tmp_path, capsys):
     assert len(read_csv(go(trained, tmp_path / "in/sub/masks") / "pictures.csv")) == 1
     put(tmp_path / "set/images/z.png", blob())
     put(tmp_path / "set/masks/z.png", blob() // 180)
-    go(trained, tmp_path / "set/images", truth=tmp_path / "set/masks", output=tmp_path / "set")
+    go(
+        trained,
+        tmp_path / "set/images",
+        ground_truth=tmp_path / "set/masks",
+        output=tmp_path / "set",
+    )
     assert read_json(tmp_path / "set/z.json")["scores"]["dice"] == 1
 
 

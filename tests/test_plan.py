@@ -105,7 +105,7 @@ def test_a_share_of_labels_has_its_split_and_as_many_steps(reproduce):
     # Half of the labels is the grid's own runs.
     assert "splits_fold1of5.json" in text[ROOT / "student_s1/runs/n-f1of5-s0"]
     few = text[ROOT / "teacher_t1_unet/runs/n-f1of5-s0-l25"]
-    assert "--share student" in few and few.endswith("--epochs 24")
+    assert "--train-on student" in few and few.endswith("--epochs 24")
     half = text[ROOT / "teacher_t1_unet/runs/n-f1of5-s0-l50"]
     assert "_labels50.json" in half and half.endswith("--epochs 12")  # of all labels: 6
     # Five arms and a small T1 a share; at 100 % nobody is without labels.
@@ -172,8 +172,8 @@ def test_a_study_s_own_terms_are_controlled_with_the_flags_given(reproduce):
 
 
 def test_an_arm_trains_what_its_label_says_whatever_else_is_given(reproduce):
-    given = "--border 0.5 --channelwise 1 --relation 3 --segmentation 0.4"
-    terms = ("prediction", "channelwise", "border", "relation")
+    given = "--border 0.5 --channelwise 1 --affinity 3 --segmentation 0.4"
+    terms = ("prediction", "channelwise", "border", "affinity")
     expected = {
         ("controls", "weights 0"): set(),
         ("scales", "encoder"): {"encoder"},

@@ -50,9 +50,9 @@ def test_a_network_without_the_map_is_named():
 def test_the_thesis_s_recipe_names_every_term():
     """A new term with a weight of its own must not slip into it."""
     config = parse(DistillationConfig, ["--recipe", "thesis"])
-    terms = {"segmentation", *MAPS, *SCALES, "queue"}
+    terms = {"segmentation", *MAPS, *SCALES}
     assert terms <= RECIPES["thesis"].keys()
-    assert not any(getattr(config, name) for name in {*MAPS, "queue"} - {"prediction"})
+    assert not any(getattr(config, name) for name in {*MAPS} - {"prediction"})
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -19,14 +19,14 @@ from common.study.steps import check_flags
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"folds": (5,)}, "--folds 5: with --of 5 they run from 0 to 4"),
+        ({"folds": (5,)}, "--folds 5: with --num-folds 5 they run from 0 to 4"),
         ({"seeds": ()}, "at least one"),
         ({"size": 64}, "--size has no effect with --data"),
         ({"pair": "kd_t2_s1"}, "--pair has no effect without --study"),
         ({"labelled": (10,)}, "--labelled has no effect without --study labels"),
         ({"study": "labels", "labelled": (0,)}, "--labelled is"),
         ({"study": "labels", "labelled": ()}, "--labelled needs at least one value"),
-        ({"of": 4}, "--of has no effect without --folds"),
+        ({"num_folds": 4}, "--num-folds has no effect without --folds"),
         ({"thickness": 5.0, "data": None, "input": Path("v")}, "--thickness has no effect with"),
         ({"distilled": "--control other-image"}, "makes another model of it: see --study"),
         ({"study": "terms", "distilled": "--temperature 1"}, "--temperature is set by the study"),

@@ -83,7 +83,7 @@ def test_a_run_that_is_older_than_a_flag_is_resumed(stage, slices):
 def test_a_resume_on_other_patients_or_with_another_teacher_is_refused(stage, own_slices):
     train(stage, own_slices, "distilled", epochs=1)
     config = Config(data=own_slices, epochs=2, batch_size=8, device="cpu", resume=True)
-    run = start(config, str(stage), config.share)
+    run = start(config, str(stage), config.train_on)
     other = Distiller(student_s1(), teacher_t1(width=4), run.size, config)
     with pytest.raises(UserError, match="another teacher"):
         fit(other, run, config)

@@ -90,7 +90,7 @@ def test_each_stage_leaves_its_files(trained, slices):
 
 def test_whole_volumes_are_segmented_in_their_own_geometry(trained, phantom):
     repo, _ = trained
-    flags = ("--volume", phantom / "imagesTr", "--truth", phantom / "labelsTr")
+    flags = ("--volume", phantom / "imagesTr", "--ground-truth", phantom / "labelsTr")
     for stage in ("teacher_t1_unet", "kd_t1_s1"):
         text = run(repo, "inference.py", *flags, "--largest-component", cwd=repo / stage)
         assert "HU -160 to 240, on" in text and text.count("spleen") >= 8
@@ -185,7 +185,7 @@ def test_the_phantom_and_the_slices_are_the_same_bytes_again(repo, phantom, slic
     run(repo, "data_prep/slice_nifti.py", *again)
     assert files_of(slices) == files_of(tmp_path / "slices")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "slices" / "images").iterdir()}
-    run(repo, "data_prep/slice_nifti.py", *again, "--fold", 1, "--of", 4)
+    run(repo, "data_prep/slice_nifti.py", *again, "--fold", 1, "--num-folds", 4)
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "slices/images").iterdir()}
     assert json.loads((tmp_path / "slices/splits.json").read_text())["folds"] == 4
 

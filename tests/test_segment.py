@@ -105,7 +105,7 @@ def test_the_largest_part_alone_and_its_scores(trained, tmp_path, capsys):
     truth = np.zeros((SIZE, SIZE, 9), np.uint8)
     truth[4:14, 6:20, 2:7] = 1
     save(tmp_path / "truth/ct.nii.gz", truth)
-    settings = {"truth": tmp_path / "truth", "largest_component": True}
+    settings = {"ground_truth": tmp_path / "truth", "largest_component": True}
     go(trained, path.parent, output=tmp_path / "out", **settings)
     whole = read_json(tmp_path / "out/ct.json")
     about = whole["per_class"]["spleen"]
@@ -201,11 +201,11 @@ def test_what_is_no_volume_gets_one_clear_line(trained, tmp_path):
     moved = save(tmp_path / "moved.nii.gz", (ct() > 60).astype(np.uint8), affine=oblique(1))
     (tmp_path / "file").write_text("")
     for volume, settings, words in (
-        (path, {"truth": small}, "label's shape is .32, 32, 10."),
-        (path, {"truth": path}, "values -100, 100"),
-        (path, {"truth": moved}, "affine differs"),
-        (path, {"truth": tmp_path / "empty"}, "1 true masks are missing"),
-        (path.parent, {"truth": small}, "must be a folder"),
+        (path, {"ground_truth": small}, "label's shape is .32, 32, 10."),
+        (path, {"ground_truth": path}, "values -100, 100"),
+        (path, {"ground_truth": moved}, "affine differs"),
+        (path, {"ground_truth": tmp_path / "empty"}, "1 true masks are missing"),
+        (path.parent, {"ground_truth": small}, "must be a folder"),
         (path, {"hu_low": 300.0}, "must be below"),
         (path, {"output": tmp_path / "file"}, "name a folder"),
         (path, {"output": tmp_path / "seg.nrrd"}, "name a folder"),
@@ -256,7 +256,7 @@ def test_what_looks_wrong_is_said(trained, tmp_path, capsys):
 
 
 def test_flags_of_volumes_and_of_slices_exclude_each_other(tmp_path):
-    for settings in ({"largest_component": True}, {"truth": tmp_path}, {"hu_low": 0.0}):
+    for settings in ({"largest_component": True}, {"ground_truth": tmp_path}, {"hu_low": 0.0}):
         with pytest.raises(UserError, match="without --volume"):
             InferenceConfig(**settings)
     with pytest.raises(UserError, match="--subset has no effect with --volume"):

@@ -51,7 +51,7 @@ def trained(repo, classes):
         own = {"width": 4} if stage == "teacher_t1_unet" else {}
         if stage == "kd_t1_s1":
             own = {"teacher": repo / "teacher_t1_unet/runs/classes/best.pt", "border": 0.5}
-            own |= {"channelwise": 0.1, "relation": 1.0, "queue": 64, "unlabelled": True}
+            own |= {"channelwise": 0.1, "affinity": 1.0, "unlabelled": True}
         train.main(train.Config(**common, **own))
         for name, usual, flags in (
             ("inference", InferenceConfig, {"device": "cpu", "probabilities": True}),
@@ -111,7 +111,7 @@ def test_a_volume_gets_a_label_for_each_class(repo, trained, classes, tmp_path, 
     image = sorted((volumes / "imagesTr").glob("*.nii.gz"))[0]
     truth = volumes / "labelsTr" / image.name
     inference = load_script(repo / "kd_t1_s1" / "inference.py")
-    flags = {"name": "classes", "device": "cpu", "volume": image, "truth": truth}
+    flags = {"name": "classes", "device": "cpu", "volume": image, "ground_truth": truth}
     out = tmp_path / "seg.nii.gz"
     inference.main(InferenceConfig(**flags, output=out, probabilities=True, largest_component=True))
     mask, source = nib.load(out), nib.load(image)
@@ -204,7 +204,12 @@ def test_a_truth_in_the_labels_own_values_is_scored_class_by_class(
     about |= {"classes": [*labels], "labels": labels}
     held = Trained(tmp_path, tmp_path / "best.pt", about, torch.device("cpu"))
     truth = classes[0] / "labelsTr" / image.name
-    config = {"volume": tmp_path / "ct.nii.gz", "truth": truth, "device": "cpu", "amp": False}
+    config = {
+        "volume": tmp_path / "ct.nii.gz",
+        "ground_truth": truth,
+        "device": "cpu",
+        "amp": False,
+    }
     segment(Brightness(), held, InferenceConfig(**config, output=tmp_path / "seg.nii.gz"))
     found = read_json(tmp_path / "seg.json")["per_class"]
     assert [row["scores"]["dice"] > 0.9 for row in found.values()] == [True] * 3

@@ -35,17 +35,17 @@ def test_a_single_value_for_batchnorm_is_refused_before_the_first_epoch(
     repo, tiny, capsys, stage, more
 ):
     with pytest.raises(UserError, match="--batch-size 1 is one slice.*--size 32 or more"):
-        train(repo, stage, tiny, capsys, name="one", batch_size=1, share="train", **more)
+        train(repo, stage, tiny, capsys, name="one", batch_size=1, train_on="train", **more)
     assert not (repo / stage / "runs" / "one").exists()
     count = int(re.search(r"(\d+) training slices", capsys.readouterr().out)[1])
     with pytest.raises(UserError, match=f"--batch-size {count - 1} leaves one of {count} slices"):
-        train(repo, stage, tiny, capsys, name="one", batch_size=count - 1, share="train", **more)
+        train(repo, stage, tiny, capsys, name="one", batch_size=count - 1, train_on="train", **more)
 
 
 def test_what_has_two_values_trains(repo, tiny, capsys):
     train(repo, "student_s1", tiny, capsys, name="one", batch_size=1)  # a map of several pixels
     count = train(repo, "teacher_t1_unet", tiny, capsys, name="even", batch_size=8, width=4)
     # A random teacher's statistics are taken without the last batch, which is one slice.
-    settings = {"control": "random-teacher", "share": "train", "batch_size": count - 1}
+    settings = {"control": "random-teacher", "train_on": "train", "batch_size": count - 1}
     teacher = repo / "teacher_t1_unet" / "runs" / "even" / "best.pt"
     train(repo, "kd_t1_s1", tiny, capsys, name="even", teacher=teacher, **settings)

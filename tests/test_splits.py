@@ -79,7 +79,7 @@ def test_few_labels_are_drawn_anew_in_each_fold_and_nested_within_it():
 
 def test_impossible_folds_are_refused():
     for folds, fold in ((1, 0), (5, 5), (9, 0)):
-        with pytest.raises(UserError, match="--of"):
+        with pytest.raises(UserError, match="--num-folds"):
             make_splits(["a", "b", "c", "d"], 0, folds, fold)
 
 

@@ -46,7 +46,7 @@ def test_unlabelled_images_come_from_the_other_training_patients_without_their_m
 def test_a_teacher_is_loaded_scored_and_refused_if_it_has_seen_the_test_patients(
     stage, own_slices, capsys
 ):
-    run, trained = train(stage, own_slices, "teacher", epochs=1, share="train")
+    run, trained = train(stage, own_slices, "teacher", epochs=1, train_on="train")
     path, config = (
         run.folder / "best.pt",
         DistillationConfig(data=own_slices, name="new", device="cpu"),

@@ -30,10 +30,10 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
         parts = {"train": [], "val": [], "test": cases, "student": []}
         return {"seed": seed, "folds": 0, "fold": 0, **parts}
     if not folds and fold:
-        raise UserError(f"--fold {fold} needs --of, the number of folds.")
+        raise UserError(f"--fold {fold} needs --num-folds, the number of folds.")
     if folds and not (2 <= folds <= len(cases) and 0 <= fold < folds):
         raise UserError(
-            f"--fold {fold} --of {folds}: there are from 2 folds to as many as patients "
+            f"--fold {fold} --num-folds {folds}: there are from 2 folds to as many as patients "
             f"({len(cases)}), and the first is 0."
         )
     order = np.random.default_rng(seed).permutation(cases).tolist()

@@ -65,16 +65,16 @@ def list_pictures(run: Trained, config: InferenceConfig) -> tuple[list[PictureJo
         raise UserError(f"--output {shown(output)}: name a folder or a .png.")
     if named and not single:
         raise UserError(f"--output {shown(output)} is one file; --images is a folder.")
-    files = picture_files(config.images, output, config.truth)
+    files = picture_files(config.images, output, config.ground_truth)
     folder = config.images.parent if single else config.images
     truths = [None] * len(files)
-    if config.truth:
-        if not single and config.truth.is_file():
-            raise UserError("--truth must be a folder where --images is one.")
-        truths = truths_of(files, folder, config.truth)
+    if config.ground_truth:
+        if not single and config.ground_truth.is_file():
+            raise UserError("--ground-truth must be a folder where --images is one.")
+        truths = truths_of(files, folder, config.ground_truth)
         if lost := [shown(file) for file, truth in zip(files, truths, strict=True) if not truth]:
             raise UserError(
-                f"{shown(config.truth)} holds no true mask of the same name for {len(lost)} "
+                f"{shown(config.ground_truth)} holds no true mask of the same name for {len(lost)} "
                 f"pictures:{bullets(lost)}"
             )
     masks = [output] if named else _masks_of(files, folder, output, run.suffixes)
@@ -101,7 +101,7 @@ def picture_files(path: Path, output: Path, truth: Path | None) -> list[Path]:
         _check_ending(path)
         return [path]
     home = path.resolve()
-    for flag, other in (("--output", output), ("--truth", truth)):
+    for flag, other in (("--output", output), ("--ground-truth", truth)):
         if other and other.resolve() == home:
             raise UserError(f"{flag} {shown(other)} is the pictures' own folder; name another one.")
     inside = sorted(path.glob("*")) + sorted(path.glob("*/*"))

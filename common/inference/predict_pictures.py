@@ -44,7 +44,7 @@ def predict_pictures(model: nn.Module, run: Trained, config: InferenceConfig) ->
     stop the others: UserError names all of them at the end.
     """
     jobs, table = list_pictures(run, config)
-    read_truth = reader_of(run, config.truth) if config.truth else None
+    read_truth = reader_of(run, config.ground_truth) if config.ground_truth else None
     known = _earlier(table)
     if window := run.checkpoint.get("window"):
         print(
@@ -237,7 +237,7 @@ def _write_table(table: Path, rows: dict[str, list[dict]]) -> None:
 
 def _sum_up(run: Trained, config: InferenceConfig, done: list[dict], table: Path | None) -> None:
     """Print the mean score, what is odd about the true masks, and where the table is."""
-    if config.truth and done:
+    if config.ground_truth and done:
         each = {
             class_name: [about["per_class"][class_name]["scores"] for about in done]
             for class_name in run.classes

@@ -57,7 +57,7 @@ def predict(
         "weights": config.weights,
         "epoch": run.checkpoint["epoch"],
         "parameters": run.checkpoint["parameters"],
-        "hidden": run.setting("hidden") if reconstructions else None,
+        "mask_ratio": run.setting("mask_ratio") if reconstructions else None,
         "latency_ms": milliseconds(model, run, config),
         "seconds_per_slice": seconds / len(run.slices),
     }

@@ -68,7 +68,7 @@ def write_reconstructions(model: nn.Module, run: Trained, config: InferenceConfi
     Of the whole image the reconstruction would be near perfect and say nothing: the skips pass
     it through.
     """
-    folder, share = run.folder / "reconstructions", run.setting("hidden")
+    folder, share = run.folder / "reconstructions", run.setting("mask_ratio")
 
     def change(batch: dict) -> Tensor:
         hidden = hidden_input(batch["image"], batch["name"], share)
@@ -89,7 +89,7 @@ def score_reconstructions(folder: Path, data: SliceSet) -> str:
     reconstruction is missing; a line that says so if there are none.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
-    if done["hidden"] is None:
+    if done["mask_ratio"] is None:
         return "no reconstructions: they were switched off, or this teacher learned none"
     rows = {"reconstruction": [], "hidden input": []}
     for name in (s.name for s in data.of(done["cases"])):
@@ -97,7 +97,7 @@ def score_reconstructions(folder: Path, data: SliceSet) -> str:
             torch.from_numpy(read_image(parent / f"{name}.png"))[None, None] / 255
             for parent in (data.folder / "images", folder / "reconstructions")
         )
-        given = hidden_input(image, [name], done["hidden"])
+        given = hidden_input(image, [name], done["mask_ratio"])
         for kind, other in zip(rows, (restored, given), strict=True):
             rows[kind].append([float(f(other, image)) for f in (mse, psnr, ssim)])
     means = {kind: np.mean(values, axis=0).tolist() for kind, values in rows.items()}

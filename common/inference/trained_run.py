@@ -90,8 +90,8 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     data = read_set(place, _instead_of_data(place))
     if data.num_classes != content["num_classes"] or data.size != content["size"]:
         raise UserError(
-            f"{shown(path)} was trained on {_kind(content['size'], content['num_classes'])}; those of "
-            f"{shown(data.folder)} are {_kind(data.size, data.num_classes)}. Name another "
+            f"{shown(path)} was trained on {_kind(content['size'], content['num_classes'])}; those "
+            f"of {shown(data.folder)} are {_kind(data.size, data.num_classes)}. Name another "
             "--data, or another run with --name."
         )
     check_same_classes(content.get("classes"), data, path)

@@ -22,7 +22,7 @@ def truths_of(pictures: list[Path], folder: Path, truth: Path) -> list[Path | No
     fit one picture.
     """
     if not truth.exists():
-        raise UserError(f"--truth {shown(truth)} does not exist.")
+        raise UserError(f"--ground-truth {shown(truth)} does not exist.")
     if not truth.is_dir():
         return [truth for _ in pictures]
     found: dict[str, list[Path]] = {}
@@ -35,8 +35,8 @@ def truths_of(pictures: list[Path], folder: Path, truth: Path) -> list[Path | No
             fitting = [p for p in fitting if p.name == picture.name] or fitting
         if len(fitting) > 1:
             raise UserError(
-                f"--truth: {shown(fitting[0])} and {shown(fitting[1])} are both of the name of "
-                f"{shown(picture)}; keep one."
+                f"--ground-truth: {shown(fitting[0])} and {shown(fitting[1])} both have the name "
+                f"of {shown(picture)}; keep one."
             )
         chosen.append(fitting[0] if fitting else None)
     return chosen

@@ -63,10 +63,10 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
         raise UserError(f"--output {shown(output)} is one file; --volume is a folder.")
     masks = [output] if named else [output / f"{stem(v)}.nii.gz" for v in volumes]
     truths = [None] * len(volumes)
-    if config.truth:
-        if not single and not config.truth.is_dir():
-            raise UserError("--truth must be a folder where --volume is one.")
-        truths = [truth_of(v, config.truth) for v in volumes]
+    if config.ground_truth:
+        if not single and not config.ground_truth.is_dir():
+            raise UserError("--ground-truth must be a folder where --volume is one.")
+        truths = [truth_of(v, config.ground_truth) for v in volumes]
     if lost := [shown(path) for path in truths if path and not path.is_file()]:
         raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
     jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]

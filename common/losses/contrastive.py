@@ -1,10 +1,10 @@
 """Contrast between the features of student and teacher at one scale, with learned projections.
 
-Four forms with one signature: `DenseContrast` (pixels, by class), `RegionContrast` (the regions of
-each image, by class), `ImageContrast` (whole images, as in arXiv 2406.03173) and `FeatureHint`,
-which is no contrast but the plain regression of the teacher's features, for comparison. Each owns
-its projections: layers of the loss, trained with the student and not needed afterwards.
-`PairwiseAffinity` needs none: it compares how the places of an image resemble each other.
+Three forms with one signature: `DenseContrast` (pixels, by class), `ImageContrast` (whole images,
+as in arXiv 2406.03173) and `FeatureHint`, which is not a contrast but plain regression of the
+teacher's features, for comparison. Each owns its projections: layers of the loss, trained with the
+student and not needed afterwards. `PairwiseAffinity` needs none: it compares how similar the
+positions of an image are to each other.
 """
 
 from typing import NamedTuple
@@ -107,76 +107,12 @@ def features_at(features: Tensor, positions: Tensor, size: tuple[int, int]) -> T
     return features[image, :, row, column]
 
 
-def region_means(features: Tensor, labels: Tensor, kinds: int) -> tuple[Tensor, Tensor]:
-    """The mean of a map `(N, c, h, w)` over each class of `labels` `(N, H, W)` in each image.
-
-    Returns `(N * kinds, c)` and the classes `(N * kinds,)`, -1 where an image lacks the class. A
-    coarse cell counts for a class by the share of its pixels that are of it.
-    """
-    shares = F.one_hot(labels, kinds).movedim(-1, 1).float()
-    shares = F.adaptive_avg_pool2d(shares, features.shape[-2:])
-    weight = shares.sum((2, 3))
-    means = torch.einsum("nchw,nkhw->nkc", features, shares) / weight.clamp(min=1e-6).unsqueeze(2)
-    classes = torch.arange(kinds, device=labels.device).expand(len(labels), -1)
-    return means.flatten(0, 1), torch.where(weight > 0, classes, -1).flatten()
-
-
 class DenseContrast(nn.Module):
-    """Pixels of each foreground, border and background, drawn evenly: same class attracts, others
-    repel.
+    """As many pixels of each class and of the border: same class attracts, others repel.
 
     A student pixel's positives are the teacher's pixels of its class, in any image (supervised
     contrast). Each side has its own linear projection to 64 dimensions, applied to the drawn pixels
-    alone: what a 1x1 convolution would give there, at a fraction of the cost. With `queue` the
-    keys of that many earlier draws are kept as more keys (as in MoCo, He et al., arXiv 1911.05722);
-    the queue holds the frozen teacher's features, before the projection, so that none goes stale.
-    """
-
-    def __init__(
-        self,
-        student: int,
-        teacher: int,
-        temperature: float,
-        queue: int = 0,
-    ):
-        super().__init__()
-        self.temperature = temperature
-        self.student = nn.Linear(student, DIMENSION)
-        self.teacher = nn.Linear(teacher, DIMENSION)
-        self.register_buffer("queue", torch.zeros(queue, teacher))
-        self.register_buffer("queue_classes", torch.full((queue,), -1))
-
-    def forward(self, student: Tensor, teacher: Tensor, places: Places) -> Tensor:
-        """Feature maps `(N, c, h, w)` of both, each with its own c, h and w; a scalar."""
-        size = places.labels.shape[-2:]
-        with full_precision(student):
-            queries = self.student(features_at(student, places.positions, size).float())
-            drawn = features_at(teacher, places.positions, size).float()
-            keys = self.teacher(torch.cat([drawn, self.queue]))
-            key_classes = torch.cat([places.classes, self.queue_classes])
-            self.remember(drawn, places.classes)
-            queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
-            return supervised_contrast(queries, keys, places.classes, key_classes, self.temperature)
-
-    @torch.no_grad()
-    def remember(self, drawn: Tensor, classes: Tensor) -> None:
-        """Put the newest keys first in the queue; the oldest fall out of it.
-
-        In random order: drawn class by class, the part that still fits would be of some classes.
-        """
-        kept = len(self.queue)
-        if kept and self.training:
-            order = torch.randperm(len(drawn), device=drawn.device)
-            # New tensors: the old ones are still needed by the backward pass.
-            self.queue = torch.cat([drawn[order], self.queue])[:kept]
-            self.queue_classes = torch.cat([classes[order], self.queue_classes])[:kept]
-
-
-class RegionContrast(nn.Module):
-    """The mean feature of each image's foreground, border and background; same class attracts.
-
-    Prototypes of regions where `DenseContrast` draws pixels (as region contrast in Liu et al.,
-    ReCo, arXiv 2104.04465, without its mining): a few vectors an image, free of the pixels' noise.
+    alone: what a 1x1 convolution would give there, at a fraction of the cost.
     """
 
     def __init__(self, student: int, teacher: int, temperature: float):
@@ -186,12 +122,14 @@ class RegionContrast(nn.Module):
         self.teacher = nn.Linear(teacher, DIMENSION)
 
     def forward(self, student: Tensor, teacher: Tensor, places: Places) -> Tensor:
-        """Feature maps `(N, c, h, w)` of both, a scalar; of `places` the labels are used."""
+        """Feature maps `(N, c, h, w)` of both, each with its own c, h and w; a scalar."""
+        size = places.labels.shape[-2:]
         with full_precision(student):
-            s, classes = region_means(student.float(), places.labels, places.kinds)
-            t, _ = region_means(teacher.float(), places.labels, places.kinds)
-            s, t = F.normalize(self.student(s), dim=1), F.normalize(self.teacher(t), dim=1)
-            return supervised_contrast(s, t, classes, classes, self.temperature)
+            queries = self.student(features_at(student, places.positions, size).float())
+            keys = self.teacher(features_at(teacher, places.positions, size).float())
+            queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
+            classes = places.classes
+            return supervised_contrast(queries, keys, classes, classes, self.temperature)
 
 
 class ImageContrast(nn.Module):

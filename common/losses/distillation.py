@@ -17,7 +17,6 @@ from common.losses.contrastive import (
     FeatureHint,
     ImageContrast,
     PairwiseAffinity,
-    RegionContrast,
     border_of,
     pixel_classes,
     sample_pixels,
@@ -86,9 +85,8 @@ class Distiller(nn.Module):
             return FeatureHint(student, teacher)
         temperature = self.config.contrast_temperature
         if self.config.contrast == "dense":
-            return DenseContrast(student, teacher, temperature, queue=self.config.queue)
-        form = RegionContrast if self.config.contrast == "region" else ImageContrast
-        return form(student, teacher, temperature)
+            return DenseContrast(student, teacher, temperature)
+        return ImageContrast(student, teacher, temperature)
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -126,7 +124,7 @@ class Distiller(nn.Module):
 
     def _with_border(self, labels: Tensor, channels: int) -> Tensor | None:
         """Class indices with the border as the last class, if a term asks for it."""
-        by_class = self.weights and self.config.contrast in ("dense", "region")
+        by_class = self.weights and self.config.contrast == "dense"
         return pixel_classes(labels, max(2, channels)) if by_class else None
 
     def map_terms(self, student: Output, teacher: Output, labels: Tensor) -> dict[str, Tensor]:
@@ -140,9 +138,9 @@ class Distiller(nn.Module):
             losses["channelwise"] = weight * self.channelwise(mine, theirs, shown)
         if weight := config.border:
             losses["border"] = weight * self.prediction(mine, theirs, border_of(labels))
-        if weight := config.relation:
+        if weight := config.affinity:
             maps = student.features["decoder"], teacher.features["decoder"]
-            losses["relation"] = weight * self.affinity(*maps)
+            losses["affinity"] = weight * self.affinity(*maps)
         return losses
 
     def scale_terms(

@@ -90,14 +90,14 @@ class SegmentationObjective(nn.Module):
         return {"segmentation": self.loss(self.model(batch["image"]).logits, batch["mask"])}
 
 
-def hide_patches(images: Tensor, share: float, grid: int = 16) -> Tensor:
-    """Images `(N, c, H, W)` with a share `share` of the cells of a `grid` x `grid` raster set to 0,
+def hide_patches(images: Tensor, ratio: float, grid: int = 16) -> Tensor:
+    """Images `(N, c, H, W)` with a ratio `ratio` of the cells of a `grid` x `grid` raster set to 0,
     at random, each image's own.
 
     Random numbers come from torch's generator of the images' device.
     """
     n, _, height, width = images.shape
-    kept = (torch.rand(n, 1, grid, grid, device=images.device) >= share).to(images.dtype)
+    kept = (torch.rand(n, 1, grid, grid, device=images.device) >= ratio).to(images.dtype)
     return images * F.interpolate(kept, (height, width), mode="nearest")
 
 
@@ -105,16 +105,16 @@ class MultiTaskObjective(nn.Module):
     """A teacher: DiceBCE of its segmentation + `weight` x MSE of its reconstruction.
 
     Full-resolution skips would let the second decoder copy its input and learn nothing, so it
-    restores what it was not shown: in a random half of each batch a share `hidden` of the patches
-    is hidden (as in masked auto-encoders, He et al., arXiv 2111.06377), and the reconstruction is
-    compared with the whole image on that half. The other half stays whole, for it is whole
-    images that the segmentation meets at test time. One forward pass gives both outputs.
+    restores what it was not shown: in a random half of each batch a fraction `mask_ratio` of the
+    patches is masked (as in masked auto-encoders, He et al., arXiv 2111.06377), and the
+    reconstruction is compared with the whole image on that half. The other half stays whole, for it
+    is whole images that the segmentation meets at test time. One forward pass gives both outputs.
     With weight 0 patches are hidden all the same: the segmentation's input does not depend on it.
     """
 
-    def __init__(self, model: nn.Module, weight: float = 0.2, hidden: float = 0.25):
+    def __init__(self, model: nn.Module, weight: float = 0.2, mask_ratio: float = 0.25):
         super().__init__()
-        self.model, self.weight, self.hidden = model, weight, hidden
+        self.model, self.weight, self.mask_ratio = model, weight, mask_ratio
         self.loss = DiceBCELoss()
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ class MultiTaskObjective(nn.Module):
         images, target = batch["image"], batch["mask"]
         # Batches are drawn in random order: the first half is a random half (one image: itself).
         half = -(-len(images) // 2)
-        shown = torch.cat([hide_patches(images[:half], self.hidden), images[half:]])
+        shown = torch.cat([hide_patches(images[:half], self.mask_ratio), images[half:]])
         if images.is_contiguous(memory_format=torch.channels_last):
             shown = shown.contiguous(memory_format=torch.channels_last)
         output = self.model(shown)

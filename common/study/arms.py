@@ -83,9 +83,7 @@ def contrast(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
     none = whole.variant("no contrast", "none", "--scales")
     forms = (
         ("images", "image", "--contrast", "image"),
-        ("regions", "region", "--contrast", "region"),
-        ("MSE in its place", "mse", "--contrast", "mse"),
-        ("pixels, with a queue", "queue", "--queue", "1536"),
+        ("MSE instead", "mse", "--contrast", "mse"),
     )
     others = [whole.variant(*form, base=none.label) for form in forms]
     return [teacher, plain, none, *others, whole._replace(label="pixels by class", base=none.label)]
@@ -99,7 +97,7 @@ def terms(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
             ("prediction map", "map", "prediction", MAP),
             ("channel-wise", "channel", "channelwise", "0.2"),
             ("border", "border", "border", "0.5"),
-            ("pairwise affinity", "relation", "relation", "2"),
+            ("pairwise affinity", "affinity", "affinity", "2"),
         )
     ]
     three = whole.variant("contrast at three scales", "scales", *NO_TERMS, "--scales", *SCALES)
@@ -185,7 +183,7 @@ def labels(teacher: Arm, plain: Arm, whole: Arm, shares: tuple[int, ...] = SHARE
         if percent < 100:
             label = f"{teacher.label} {percent} %"
             point = {"curve": teacher.label, "percent": percent, "labels": percent}
-            few = teacher.variant(label, f"l{percent}", "--share", "student", **point)
+            few = teacher.variant(label, f"l{percent}", "--train-on", "student", **point)
             arms.append(few)
     return arms
 

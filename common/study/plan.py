@@ -89,7 +89,7 @@ def training_of(arm: Arm, fold: int | None, seed: int, config) -> Training:
 def folder_of(training: Training, config) -> Path:
     """Its run folder, named after study, fold, seed and variant."""
     arm, fold, seed = training
-    part = "" if fold is None else f"f{fold}of{config.of}"
+    part = "" if fold is None else f"f{fold}of{config.num_folds}"
     name = "-".join(filter(None, (config.name, part, f"s{seed}", arm.name)))
     return ROOT / arm.stage / "runs" / name
 
@@ -99,7 +99,7 @@ def steps_of(training: Training, config, data: Path) -> list[Step]:
     arm, fold, seed = training
     folder = folder_of(training, config)
     record, aside = folder.parent / f"{folder.name}.json", flags(device=config.device)
-    splits = split_name(fold, config.of, arm.labels)
+    splits = split_name(fold, config.num_folds, arm.labels)
     inputs = tuple(data / name for name in ("dataset.json", "manifest.csv", splits))
     common = flags(data=data, name=folder.name)
     group = TEACHERS.get(arm.stage, "students").lower()

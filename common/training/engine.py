@@ -137,7 +137,12 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     """
     objective.to(run.device, memory_format=layout(config.channels_last))
     sampler = TrainSampler(
-        run.train.slices, config.foreground, config.augment, config.seed, run.rank, run.world
+        run.train.slices,
+        config.foreground_fraction,
+        config.augment,
+        config.seed,
+        run.rank,
+        run.world,
     )
     workers = loader_workers(config.workers, run.device)
     pin = run.device.type == "cuda"

@@ -77,7 +77,7 @@ def add_unlabelled(run: Run, config: DistillationConfig) -> None:
     """
     if not config.unlabelled:
         return
-    others = [case for case in run.splits["train"] if case not in run.splits[config.share]]
+    others = [case for case in run.splits["train"] if case not in run.splits[config.train_on]]
     slices = run.data.of(others)
     if not slices:
         raise UserError("--unlabelled: every training patient's labels are the student's already.")
