@@ -136,7 +136,7 @@ class DistillationConfig(StudentConfig):
 
     The default weights stand to each other, and to the segmentation loss, as in the thesis (0.4
     segmentation, 0.2 prediction map and bottleneck, 0.1 encoder and decoder): of what was tried on
-    validation patients nothing was better (RESULTS.md, appendix).
+    validation patients nothing was better (docs/LOG.md, appendix).
     """
 
     recipes = RECIPES

@@ -31,7 +31,7 @@ class Config(TeacherConfig):
 
     lr: float = option(
         3e-4,
-        "AdamW learning rate; not tuned at the full size, RESULTS.md has 1e-3 at width 192",
+        "AdamW learning rate; not tuned at the full size, docs/LOG.md has 1e-3 at width 192",
         low=0.0,
     )
     width: int = option(768, "channels of a token; decoders shrink with it", low=192)

@@ -15,7 +15,9 @@ from common.models.unet import parameters, student_s1, student_s2, teacher_t1
 
 PAGES = {path: path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))}
 README = PAGES[ROOT / "README.md"]
-BLOCKS = re.findall(r"```bash\n(.*?)```", "".join(PAGES.values()), re.S)
+# The log's commands are those of their commits.
+TEXTS = [text for path, text in PAGES.items() if path.name != "LOG.md"]
+BLOCKS = re.findall(r"```bash\n(.*?)```", "".join(TEXTS), re.S)
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -96,7 +98,7 @@ def test_modules_and_tests_that_it_names_exist():
         path.name
         for path in (*ROOT.glob("common/*/*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*.py"))
     }
-    named = re.findall(r"`(?:\w+/)*(\w+\.py)`", "".join(PAGES.values()))
+    named = re.findall(r"`(?:\w+/)*(\w+\.py)`", "".join(TEXTS))
     assert named and {*named} <= files
 
 
@@ -114,3 +116,24 @@ def test_the_map_of_the_code_names_every_module_once():
         modules = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
         assert sorted(re.findall(r"`(\w+)`", text)) == modules
     assert len(rooms) == 8
+
+
+def rows_of(lines: list[str]) -> list[list[str]]:
+    """The cells of a Markdown table, without the line below its header."""
+    rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines]
+    return rows[:1] + rows[2:]
+
+
+def test_tables_with_a_source_are_those_of_the_result_file():
+    sources = 0
+    for text in TEXTS:
+        for number, file, columns, table in re.findall(
+            r"<!-- table (\d) of (\S+?\.md)(?:: (.+))? -->\n((?:\|.*\n)+)", text
+        ):
+            tables = re.findall(r"(?:^\|.*\n)+", (ROOT / file).read_text(), re.M)
+            published = rows_of(tables[int(number) - 1].splitlines())
+            wanted = columns.split(", ") if columns else published[0]
+            places = [published[0].index(name) for name in wanted]
+            assert rows_of(table.splitlines()) == [[row[i] for i in places] for row in published]
+            sources += 1
+    assert sources >= 3

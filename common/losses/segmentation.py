@@ -35,7 +35,7 @@ class DiceBCELoss(nn.Module):
     Of several classes (C > 1; the background is in the cross-entropy alone) an image's first term
     is the mean over those that it shows, 0 if it shows none. What is not there is left to the
     cross-entropy: most classes are missing from most slices, and were their empty channels counted,
-    "predict nothing" would be most of the term. S1 then finds no kidney (RESULTS.md, section 7).
+    "predict nothing" would be most of the term. S1 then finds no kidney (docs/LOG.md, section 7).
     """
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
