@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import Infinite
-from test_engine import Config, Stopped, build, stop_after, train
+from small_trainings import Config, Stopped, build, stop_after, train
 from torch.cuda._utils import _get_device_index
 
 from common import device as hardware

@@ -1,3 +1,5 @@
+"""Files and the command line."""
+
 import os
 import subprocess
 import sys

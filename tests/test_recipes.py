@@ -1,7 +1,7 @@
 """`--recipe thesis` is what the thesis and its released code train with."""
 
 import pytest
-from test_distillation import MAPS, batch_of
+from small_trainings import MAPS, batch_of
 
 from common.config import parse
 from common.errors import UserError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import load_script, run
 from PIL import Image
-from test_plan import plan
+from small_studies import plan
 
 import common.study.plan
 from common.errors import UserError

@@ -1,3 +1,5 @@
+"""check_volumes.py: what is wrong with volumes, and what may be intended."""
+
 import gzip
 import json
 import shutil
@@ -7,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT, load_script, run
+from small_volumes import body, spleen
 
 from common.dataset.cases import problems_of
 from common.dataset.checks import doubts
@@ -14,21 +17,6 @@ from common.dataset.nifti import read_volume
 from common.errors import UserError
 
 script = load_script(ROOT / "data_prep/check_volumes.py")
-
-
-def ct(seed=0, shape=(16, 16, 6)):
-    """A body of 40 HU in air, with noise that makes each patient's image its own."""
-    voxels = np.full(shape, -1000.0)
-    voxels[2:-2, 2:-2] = 40
-    voxels += np.random.default_rng(seed).normal(0, 5, shape)
-    return voxels.astype(np.int16)
-
-
-def class_name(shape=(16, 16, 6), left=True):
-    """A spleen on the patient's left: canonical x grows to the right."""
-    mask = np.zeros(shape, np.uint8)
-    mask[slice(3, 6) if left else slice(10, 13), 4:8, 2:4] = 1
-    return mask
 
 
 @pytest.fixture
@@ -48,7 +36,7 @@ def folder(tmp_path):
         return tmp_path / "imagesTr" / f"{name}.nii.gz"
 
     for seed in range(3):
-        put(f"p{seed}", ct(seed), class_name())
+        put(f"p{seed}", body(seed), spleen())
     return tmp_path, put
 
 
@@ -70,28 +58,28 @@ def test_sound_cases_pass(folder, capsys):
 
 def test_every_error_is_in_the_table_and_slice_nifti_refuses_it(folder, capsys):
     home, put = folder
-    put("flat", np.zeros((16, 16), np.int16), class_name())
-    put("four", np.zeros((16, 16, 6, 2), np.int16), class_name())
-    put("nan", np.where(ct() > 0, np.nan, ct()).astype(np.float32), class_name())
-    put("shape", ct(7), class_name((16, 16, 5)))
-    put("values", ct(8), class_name() * 3)
-    put("twin", ct(1), class_name())
-    moved = put("moved", ct(9))
-    nib.save(nib.Nifti1Image(class_name(), np.diag([1, 1, 3.5, 1])), home / "labelsTr/moved.nii.gz")
-    cut = put("cut", ct(10), class_name())
+    put("flat", np.zeros((16, 16), np.int16), spleen())
+    put("four", np.zeros((16, 16, 6, 2), np.int16), spleen())
+    put("nan", np.where(body() > 0, np.nan, body()).astype(np.float32), spleen())
+    put("shape", body(7), spleen((16, 16, 5)))
+    put("values", body(8), spleen() * 3)
+    put("twin", body(1), spleen())
+    moved = put("moved", body(9))
+    nib.save(nib.Nifti1Image(spleen(), np.diag([1, 1, 3.5, 1])), home / "labelsTr/moved.nii.gz")
+    cut = put("cut", body(10), spleen())
     cut.write_bytes(cut.read_bytes()[:-30])
-    flipped = put("flipped", ct(11), class_name())
+    flipped = put("flipped", body(11), spleen())
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 4
     flipped.write_bytes(content)
-    claim = put("claim", ct(12), class_name())
+    claim = put("claim", body(12), spleen())
     plain = bytearray(gzip.decompress(claim.read_bytes()))
     plain[46:48] = (600).to_bytes(2, "little")  # dim[3]
     claim.write_bytes(gzip.compress(bytes(plain)))
-    both = put("both", ct(14), class_name())
+    both = put("both", body(14), spleen())
     for path in (both, home / "labelsTr/both.nii.gz"):
         path.write_bytes(path.read_bytes()[:60])
-    put("lost", ct(13), class_name())
+    put("lost", body(13), spleen())
     (home / "labelsTr/lost.nii.gz").unlink()
     found = findings(home, capsys)
     words = {
@@ -145,17 +133,17 @@ def test_folders_that_are_links_to_another_disk_are_fine(folder, tmp_path_factor
 
 def test_every_doubt_is_a_warning(folder, capsys):
     home, put = folder
-    put("empty", ct(4), class_name() * 0)
-    put("constant", np.full((16, 16, 6), 7, np.int16), class_name())
-    put("hot", np.where(ct(5) > 0, 9000, ct(5)).astype(np.int16), class_name())
-    put("thick", ct(6), class_name(), np.diag([1, 1, 15, 1.0]))
-    put("mirrored", ct(7), class_name(left=False))
-    put("shifted", ct(9) + 1024, class_name())
-    turned = nib.Nifti1Image(ct(10), np.diag([1, 1, 3, 1.0]))
-    put("turned", ct(10), class_name())
+    put("empty", body(4), spleen() * 0)
+    put("constant", np.full((16, 16, 6), 7, np.int16), spleen())
+    put("hot", np.where(body(5) > 0, 9000, body(5)).astype(np.int16), spleen())
+    put("thick", body(6), spleen(), np.diag([1, 1, 15, 1.0]))
+    put("mirrored", body(7), spleen(left=False))
+    put("shifted", body(9) + 1024, spleen())
+    turned = nib.Nifti1Image(body(10), np.diag([1, 1, 3, 1.0]))
+    put("turned", body(10), spleen())
     turned.set_qform(np.diag([-1, 1, 3, 1.0]), 1)
     nib.save(turned, home / "imagesTr/turned.nii.gz")
-    put("lost", ct(12), class_name(left=False))
+    put("lost", body(12), spleen(left=False))
     for kind in ("images", "labels"):
         volume = nib.load(home / f"{kind}Tr/lost.nii.gz")
         volume = nib.Nifti1Image(np.asarray(volume.dataobj), None, volume.header)
@@ -163,7 +151,7 @@ def test_every_doubt_is_a_warning(folder, capsys):
         nib.save(volume, home / f"{kind}Tr/lost.nii.gz")
     shutil.copy(home / "imagesTr/p0.nii.gz", home / "imagesTr/._p0.nii.gz")
     listed = (home / "dataset.json").read_text()
-    put("extra", ct(8), class_name())
+    put("extra", body(8), spleen())
     (home / "dataset.json").write_text(listed)
     found = findings(home, capsys, code=0)
     words = {
@@ -187,7 +175,7 @@ def test_left_and_right_are_the_patient_s_whatever_the_file_s_axes(tmp_path):
     for codes in ("LPS", "RAS", "SAR"):
         for left in (True, False):
             volumes = []
-            for kind, voxels in (("i", ct()), ("l", class_name(left=left))):
+            for kind, voxels in (("i", body()), ("l", spleen(left=left))):
                 image = nib.Nifti1Image(voxels, np.diag([1, 1, 3, 1.0]))
                 start, end = (nib.orientations.axcodes2ornt(c) for c in ("RAS", codes))
                 image = image.as_reoriented(nib.orientations.ornt_transform(start, end))

@@ -1,3 +1,5 @@
+"""download_task09.py against a local server: cut off, damaged, resumed."""
+
 import hashlib
 import shutil
 

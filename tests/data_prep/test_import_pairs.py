@@ -1,3 +1,5 @@
+"""import_pairs.py: folders of 2D images and masks, paired by name."""
+
 import os
 import subprocess
 import sys
@@ -5,37 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_script
+from conftest import ROOT
 from PIL import Image
+from small_pairs import make, mask, picture, script, some
 
 from common.dataset.loading import SliceDataset
 from common.dataset.slices import read_mask, read_set
 from common.dataset.splits import read_splits
 from common.errors import UserError
 from common.files import read_json
-
-script = load_script(ROOT / "data_prep/import_pairs.py")
-
-
-def picture(path, mode="L", size=(40, 30), value=120):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.full((size[1], size[0]), value, np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
-
-
-def mask(path, high=255, size=(40, 30)):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.zeros((size[1], size[0]), np.uint8)
-    pixels[5:20, 8:30] = high
-    Image.fromarray(pixels).save(path)
-
-
-def make(tmp_path, **settings):
-    config = script.Config(images=tmp_path / "images", output=tmp_path / "out", size=32, **settings)
-    if config.masks is None and (tmp_path / "masks").exists():
-        config.masks = tmp_path / "masks"
-    script.main(config)
-    return read_set(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -71,12 +51,6 @@ def test_one_folder_for_both(tmp_path):
         picture(tmp_path / "images" / f"x{i}.png")
         mask(tmp_path / "images" / f"x{i}_mask.png")
     assert len(make(tmp_path, mask_suffix="_mask").slices) == 3
-
-
-def some(tmp_path, names):
-    for name in names:
-        picture(tmp_path / "images" / f"{name}.png")
-        mask(tmp_path / "masks" / f"{name}.png")
 
 
 def test_patients_from_a_regular_expression_stay_together(tmp_path):

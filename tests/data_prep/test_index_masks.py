@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_import_pairs import make, picture, some
+from small_pairs import make, picture, some
 
 from common.dataset.loading import SliceDataset
 from common.errors import UserError

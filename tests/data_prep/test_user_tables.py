@@ -1,7 +1,7 @@
 """Tables of patients as Excel and others save them."""
 
 import pytest
-from test_import_pairs import make, some
+from small_pairs import make, some
 
 from common.errors import UserError
 from data_prep.patients import COLUMNS

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, load_script, run
 from PIL import Image
-from test_check_volumes import ct
+from small_volumes import body
 
 from common.dataset.cases import problems_of
 from common.dataset.classes import named_in, parse_classes
@@ -92,7 +92,7 @@ def folder(tmp_path):
         label = classes()
         if number == 3:
             label[label == 6] = 0
-        for kind, voxels in (("images", ct(number)), ("labels", label)):
+        for kind, voxels in (("images", body(number)), ("labels", label)):
             path = tmp_path / f"task/{kind}Tr/p{number}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             nib.save(nib.Nifti1Image(voxels, np.diag([-1, 1, 3, 1.0])), path)

@@ -6,8 +6,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import test_segment
-from test_segment import ct, go, save
+import small_volumes
+from small_volumes import ct, go, save
 
 from common.dataset.cases import Case, problems_of, read_case, read_label
 from common.dataset.formats import foreign_files, is_nifti_name, plain, stem, without_channel
@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.files import read_csv
 from common.inference.volume_files import channels_in, truth_of, volume_files
 
-trained = test_segment.trained  # the fixture
+trained = small_volumes.trained  # the fixture
 ITK = "SimpleITK.WriteImage(SimpleITK.ReadImage('{}')"
 
 

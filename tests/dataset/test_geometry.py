@@ -3,8 +3,8 @@
 import nibabel as nib
 import numpy as np
 import pytest
-import test_segment
-from test_segment import SIZE, ct, go
+import small_volumes
+from small_volumes import SIZE, ct, go
 
 from common.dataset.cases import Case, problems_of, read_case, read_label
 from common.dataset.checks import doubts, image_doubts, label_doubts
@@ -13,7 +13,7 @@ from common.dataset.nifti import read_volume
 from common.errors import UserError
 from common.files import read_json
 
-trained = test_segment.trained  # the fixture
+trained = small_volumes.trained  # the fixture
 LPS = np.diag([-0.8, -0.8, 2.5, 1])
 LPS[:3, 3] = 50, 60, -400
 

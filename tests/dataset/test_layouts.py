@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, load_script, run
 from PIL import Image
-from test_check_volumes import class_name, ct
+from small_volumes import body, spleen
 
 import common.study.plan
 from common.dataset.layouts import looks_grouped
@@ -36,8 +36,8 @@ def put(path: Path, voxels):
 
 
 def pair(image: Path, label: Path, seed: int):
-    put(image, ct(seed))
-    put(label, class_name())
+    put(image, body(seed))
+    put(label, spleen())
 
 
 def cut(folder, **settings):
@@ -76,8 +76,8 @@ def test_synapse(synapse, capsys):
 
 
 def test_every_file_without_partner_is_named(synapse, capsys):
-    put(synapse / "img/img0009.nii.gz", ct(9))
-    put(synapse / "label/label0008.nii.gz", class_name())
+    put(synapse / "img/img0009.nii.gz", body(9))
+    put(synapse / "label/label0008.nii.gz", spleen())
     with pytest.raises(UserError) as error:
         cut(synapse, **SYNAPSE)
     assert "img0009.nii.gz has no mask" in str(error.value)
@@ -184,8 +184,8 @@ def test_amos_s_validation_list_counts_too(tmp_path):
     for n in range(5):
         part, key = ("Tr", "training") if n < 3 else ("Va", "validation")
         names = {k: f"./{k}s{part}/amos_{n:04d}.nii.gz" for k in ("image", "label")}
-        put(home / names["image"], ct(n))
-        put(home / names["label"], class_name() * (1 + n % 2))
+        put(home / names["image"], body(n))
+        put(home / names["label"], spleen() * (1 + n % 2))
         lists[key].append(names)
     lists["validation"].append({"image": "./imagesVa/amos_0009.nii.gz"})  # its label is kept back
     labels = {"0": "background", "1": "spleen", "2": "right kidney"}
@@ -226,7 +226,7 @@ def brats(tmp_path):
         image = np.stack([head * (c + 1) for c in range(4)], axis=-1).astype(np.int16)
         names = {k: f"./{k}sTr/BRATS_{n:03d}.nii.gz" for k in ("image", "label")}
         put(home / names["image"], image)
-        put(home / names["label"], class_name() * 2)
+        put(home / names["label"], spleen() * 2)
         listed.append(names)
     about = {
         "training": listed,
@@ -286,7 +286,7 @@ def test_slices_of_another_plane_lie_where_their_geometry_says(synapse):
     assert about["axis"] == "coronal" and about["cases"]["img0001"]["axis"] == "coronal"
     assert len(data.of(["img0001"])) == 16  # one for each of the 16 voxels from back to front
     shown = [s.index for s in data.of(["img0001"]) if s.foreground]
-    assert shown == [4, 5, 6, 7]  # where tests/test_check_volumes.py puts the class
+    assert shown == [4, 5, 6, 7]  # where small_volumes.spleen puts the spleen
     mask = np.asarray(Image.open(data.folder / "masks/img0001_005.png"))
     rows, columns = np.nonzero(mask)
     # 6 voxels of 3 mm from foot to head fill 16 pixels; 16 of 1 mm from right to left 14 of them.

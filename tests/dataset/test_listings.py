@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT, load_script, run
-from test_check_volumes import class_name, ct
+from small_volumes import body, spleen
 
 from common.dataset.classes import named_in, overlapping, parse_classes
 from common.dataset.layouts import VolumesConfig, find_cases, is_ct, list_all
@@ -33,8 +33,8 @@ def pairs(folder, count=3, image="imagesTr/c{n}.nii.gz", label="labelsTr/c{n}.ni
     listed = []
     for n in range(count):
         names = {"image": image.format(n=n), "label": label.format(n=n)}
-        put(folder / names["image"], ct(n))
-        put(folder / names["label"], class_name())
+        put(folder / names["image"], body(n))
+        put(folder / names["label"], spleen())
         listed.append(names)
     return listed
 
@@ -73,7 +73,7 @@ def test_one_of_nnunet_s_channels_is_chosen(tmp_path, listed, capsys):
     for n in range(3):
         path = tmp_path / f"imagesTr/c{n}.nii.gz"
         path.rename(path.with_name(f"c{n}_0000.nii.gz"))
-        put(path.with_name(f"c{n}_0001.nii.gz"), ct(n) * 2)
+        put(path.with_name(f"c{n}_0001.nii.gz"), body(n) * 2)
     more = {"training": training} if listed else {"file_ending": ".nii.gz"}
     index(tmp_path, channel_names={"0": "CT", "1": "PET"}, labels={"spleen": 1}, **more)
     with pytest.raises(UserError, match="2 channels.*choose one with --channel"):
@@ -130,7 +130,7 @@ def test_regions_that_overlap_are_refused_and_others_read(tmp_path, capsys):
     assert apart == {"spleen": (1,), "kidneys": (2, 3), "liver": (6,)} and not overlapping(apart)
     training = pairs(tmp_path)
     for n in range(3):
-        label = class_name()
+        label = spleen()
         label[4:6] *= 2
         label[5:6] = np.where(label[5:6] == 2, 3, 0)
         put(tmp_path / f"labelsTr/c{n}.nii.gz", label)
@@ -168,7 +168,7 @@ def test_a_modality_is_ct_by_its_words(tmp_path, about, ct_or_not):
 def test_a_window_in_hu_for_mr_is_pointed_out(tmp_path, capsys):
     training = pairs(tmp_path)
     for n in range(3):
-        put(tmp_path / f"imagesTr/c{n}.nii.gz", ct(n) + 1024)
+        put(tmp_path / f"imagesTr/c{n}.nii.gz", body(n) + 1024)
     index(tmp_path, training=training, modality={"0": "T1 bias-corrected"})
     assert "warnings: 0" in checked(tmp_path, capsys)
     settings = {"input": tmp_path, "output": tmp_path / "o", "size": 16, "workers": 1}
@@ -205,7 +205,7 @@ def test_whatever_one_case_raises_does_not_stop_the_others(tmp_path, capsys, mon
 def test_names_outside_the_code_page_or_utf_8_are_printed_and_sliced(repo, tmp_path):
     names = ("患者3".encode(), b"caf\xe9", b"$a_$b")
     for n, name in enumerate(names):
-        for kind, voxels in ((b"i/", ct(n)), (b"l/", class_name())):
+        for kind, voxels in ((b"i/", body(n)), (b"l/", spleen())):
             path = tmp_path / kind.decode() / "x.nii.gz"
             put(path, voxels)
             path.rename(path.with_name((name + b".nii.gz").decode("utf-8", "surrogateescape")))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_import_pairs import make, picture
+from small_pairs import make, picture
 
 from common.dataset.mask_files import NotTwoValues, read_binary, read_numbers
 from common.errors import UserError

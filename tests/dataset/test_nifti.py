@@ -1,3 +1,5 @@
+"""NIfTI volumes in any orientation, damaged, huge or not volumes at all."""
+
 import gzip
 import itertools
 import json

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from test_import_pairs import make, mask, picture, some
+from small_pairs import make, mask, picture, some
 
 from common.errors import UserError
 

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from test_import_pairs import make, some
+from small_pairs import make, some
 
 from common.dataset.pictures import read_picture
 from common.errors import UserError

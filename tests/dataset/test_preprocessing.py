@@ -1,9 +1,11 @@
+"""HU window, planes, squares: there and back."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
-from test_segment import save
+from small_volumes import save
 
 from common.dataset.nifti import read_volume
 from common.dataset.preprocessing import (

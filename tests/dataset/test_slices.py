@@ -1,3 +1,5 @@
+"""The slice data set on disk: read, checked, augmented, sampled."""
+
 import struct
 import zlib
 

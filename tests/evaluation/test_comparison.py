@@ -1,3 +1,5 @@
+"""Gains paired by patient, fold and seed."""
+
 import numpy as np
 import pytest
 

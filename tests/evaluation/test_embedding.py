@@ -1,3 +1,5 @@
+"""How separate features are."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Islands, borders and misses, counted."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""Curves, overlays and comparison figures."""
+
 import numpy as np
 from PIL import Image
 

@@ -1,3 +1,5 @@
+"""Dice and the like against closed forms and references."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""report.html: complete, escaped, without network."""
+
 import base64
 import io
 import shutil

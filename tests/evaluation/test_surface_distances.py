@@ -1,3 +1,5 @@
+"""HD95, ASSD and NSD against references."""
+
 import time
 
 import numpy as np

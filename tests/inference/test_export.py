@@ -1,3 +1,5 @@
+"""ONNX, compared with PyTorch."""
+
 import sys
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Volumes in ml, lengths and scores of a mask."""
+
 import numpy as np
 
 from common.inference.measures import largest_components, measures

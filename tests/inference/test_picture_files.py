@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-import test_new_pictures
-from test_new_pictures import blob, go, put, values
+import small_pictures
+from small_pictures import blob, go, put, values
 
 from common.errors import UserError
 from common.files import read_csv, read_json
 from common.inference import predict_pictures
 from common.settings import InferenceConfig
 
-trained = test_new_pictures.trained  # the fixture
+trained = small_pictures.trained  # the fixture
 
 
 def names_in(folder):

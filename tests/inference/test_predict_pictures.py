@@ -4,84 +4,26 @@ import os
 
 import numpy as np
 import pytest
-import test_predict
-import torch
+import small_pictures
+import small_trainings
 from PIL import Image
-from torch import nn
+from small_pictures import SIZE, blob, go, put, run_of, values
 
 from common.dataset.pictures import read_picture
 from common.errors import UserError
 from common.files import read_csv, read_json
-from common.inference.predict_pictures import predict_pictures
 from common.inference.predict_slices import predict
-from common.inference.trained_run import Trained, open_run, ready
-from common.models.unet import Output, student_s1
+from common.inference.trained_run import open_run, ready
+from common.models.unet import student_s1
 from common.settings import InferenceConfig
 
-finished = test_predict.finished  # the fixture
-SIZE = 32
-
-
-class Bright(nn.Module):
-    """A network that finds what is brighter than 128, and a second class above 200."""
-
-    def __init__(self, classes):
-        super().__init__()
-        self.classes = classes
-
-    def forward(self, image, reconstruct=True):
-        grey = image[:, :1] * 255
-        if self.classes == 1:
-            return Output((grey - 128) * 5, features={}, reconstruction=None)
-        first = 100 - (grey - 164).abs() * 100 / 36
-        logits = torch.cat([torch.zeros_like(grey), first, (grey - 200) * 5], 1)
-        return Output(logits, features={}, reconstruction=None)
-
-
-@pytest.fixture
-def trained(tmp_path):
-    """A run of one class, whose folder is the test's own."""
-    return run_of(tmp_path, ["polyp"])
-
-
-def run_of(tmp_path, classes, **more):
-    about = {"stage": "student_s1", "epoch": 3, "size": SIZE, "classes": classes, **more}
-    about["num_classes"] = 1 if len(classes) == 1 else len(classes) + 1
-    folder = tmp_path / "student_s1" / "runs" / "a"
-    return Trained(folder, folder / "best.pt", about, torch.device("cpu"))
-
-
-def go(trained, images, **settings):
-    config = InferenceConfig(images=images, device="cpu", **{"batch_size": 2, **settings})
-    predict_pictures(Bright(len(trained.classes)), trained, config)
-    return config.output or trained.folder / "pictures"
-
-
-def blob(shape=(SIZE, SIZE), value=180):
-    """Dark, with a bright block in the second quarter of rows and columns."""
-    pixels = np.full(shape, 40, np.uint8)
-    pixels[block(shape)] = value
-    return pixels
-
-
-def block(shape):
-    return tuple(slice(n // 4, max(n // 2, n // 4 + 1)) for n in shape)
-
-
-def put(path, pixels, **keywords):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path, **keywords)
-    return path
-
-
-def values(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+finished = small_trainings.finished  # the fixture
+trained = small_pictures.trained  # the fixture
 
 
 def test_a_picture_of_the_data_set_gets_the_mask_of_its_slice_and_its_score(finished, tmp_path):
     stage, slices = finished
-    through_slices = test_predict.masks_of(stage, data=slices)
+    through_slices = small_trainings.masks_of(stage, data=slices)
     for name in through_slices:
         put(tmp_path / f"new/{name}.png", Image.open(slices / f"images/{name}.png"))
     settings = {"ground_truth": slices / "masks", "output": tmp_path / "out"}

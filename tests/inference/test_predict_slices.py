@@ -1,43 +1,18 @@
-from dataclasses import dataclass
+"""A finished run on its slices."""
 
-import numpy as np
 import pytest
+import small_trainings
 import torch
-from PIL import Image
+from small_trainings import masks_of
 
 from common.errors import UserError
 from common.files import read_json, write_json
-from common.inference.predict_slices import predict
 from common.inference.reconstruction import hidden_input
 from common.inference.trained_run import open_run, ready
-from common.losses.segmentation import SegmentationObjective
 from common.models.unet import student_s1
-from common.settings import InferenceConfig, StudentConfig
-from common.training.engine import fit
-from common.training.runs import start
+from common.settings import InferenceConfig
 
-
-@dataclass
-class Config(StudentConfig):
-    pass
-
-
-@pytest.fixture
-def finished(stage, slices):
-    """A finished short training of S1."""
-    torch.manual_seed(0)
-    config = Config(data=slices, epochs=2, batch_size=8, device="cpu", lr=1e-2, amp=False)
-    run = start(config, str(stage), "student")
-    fit(SegmentationObjective(student_s1()), run, config)
-    return stage, slices
-
-
-def masks_of(stage, **settings):
-    config = InferenceConfig(device="cpu", **settings)
-    run = open_run(config, str(stage))
-    predict(ready(student_s1(), run, config), run, config)
-    folder = run.folder / "predictions"
-    return {p.stem: np.asarray(Image.open(p)) for p in sorted(folder.iterdir())}
+finished = small_trainings.finished  # the fixture
 
 
 def test_folding_batch_size_and_layout_do_not_change_the_masks(finished):

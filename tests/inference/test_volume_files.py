@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import test_segment
-from test_segment import ct, go, save
+import small_volumes
+from small_volumes import ct, go, save
 
 from common.errors import UserError
 from common.files import read_json
 
-trained = test_segment.trained  # the fixture
+trained = small_volumes.trained  # the fixture
 
 
 def test_nothing_that_was_given_is_replaced(trained, tmp_path):

@@ -1,3 +1,5 @@
+"""Contrast of features: closed forms, gradients, sampling."""
+
 import math
 
 import pytest

@@ -1,5 +1,8 @@
+"""The objective of a student with a teacher."""
+
 import pytest
 import torch
+from small_trainings import MAPS, batch_of
 
 from common.errors import UserError
 from common.losses.distillation import Distiller, fingerprint
@@ -7,14 +10,6 @@ from common.losses.map_terms import with_background
 from common.losses.segmentation import SegmentationObjective
 from common.models.unet import student_s1, teacher_t1
 from common.settings import SCALES, DistillationConfig
-
-
-def batch_of(count, size=32):
-    mask = torch.zeros(count, size, size, dtype=torch.long)
-    mask[:, 8:20, 10:22] = 1
-    mask[count // 2 :] = 0  # some slices have no class
-    mask[0, 8:20, 10:22] = 1
-    return {"image": torch.rand(count, 3, size, size), "mask": mask}
 
 
 def distiller(**changes):
@@ -28,7 +23,6 @@ def distiller(**changes):
 
 
 FORMS = ("dense", "image", "mse")
-MAPS = ("prediction", "channelwise", "border", "affinity")
 
 
 @pytest.mark.parametrize("contrast", FORMS)

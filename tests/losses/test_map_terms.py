@@ -1,3 +1,5 @@
+"""Distillation of prediction maps, against softmax references."""
+
 import pytest
 import torch
 import torch.nn.functional as F

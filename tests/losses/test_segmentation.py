@@ -1,3 +1,5 @@
+"""Dice, cross-entropy and reconstruction, against references."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""T2: shapes, parameters, ImageNet weights."""
+
 import os
 
 import pytest

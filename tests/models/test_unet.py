@@ -1,3 +1,5 @@
+"""T1, S1, S2: shapes, parameters, receptive fields."""
+
 import pytest
 import torch
 

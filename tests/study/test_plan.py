@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PAIRS, ROOT, STAGES, load_script
+from small_studies import plan
 
 from common.config import parse
 from common.dataset.slices import read_set
@@ -11,14 +12,8 @@ from common.dataset.splits import _check_shares, make_splits, write_splits
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.study.arms import SHARES, STUDIES, ablation, grid
-from common.study.plan import steps_of, training_of, trainings_of
+from common.study.plan import steps_of, training_of
 from common.study.steps import Step, check_flags, key
-
-
-def plan(reproduce, **settings):
-    """All trainings of a study."""
-    config = reproduce.Config(**{"data": Path("d"), "name": "n", **settings})
-    return [steps_of(t, config, Path("d"))[0] for t in trainings_of(config)]
 
 
 def test_the_grid_is_all_stages_teachers_first(reproduce):

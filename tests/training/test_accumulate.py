@@ -1,43 +1,16 @@
+"""Small batches added up are the large one."""
+
 import re
-from dataclasses import dataclass
 
 import pytest
 import torch
 from conftest import Infinite
-from torch import nn
+from small_trainings import Plain, PlainConfig, train_plain
 
 from common.errors import UserError
-from common.files import read_csv
 from common.losses.segmentation import SegmentationObjective
-from common.models.unet import Output
-from common.settings import StudentConfig
 from common.training.engine import fit, shares_of_steps
 from common.training.runs import start
-
-
-@dataclass
-class Config(StudentConfig):
-    pass
-
-
-class Plain(nn.Module):
-    """A small network without BatchNorm: of it a batch is the sum of its parts."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.GELU(), nn.Conv2d(6, 1, 1))
-
-    def forward(self, image, reconstruct=True):
-        return Output(self.body(image), {}, None)
-
-
-def train(stage, slices, name, **settings):
-    torch.manual_seed(0)
-    config = Config(data=slices, name=name, epochs=2, device="cpu", amp=False, **settings)
-    run = start(config, str(stage), "student")
-    objective = SegmentationObjective(Plain())
-    fit(objective, run, config)
-    return objective.state_dict(), read_csv(run.folder / "log.csv")
 
 
 def test_the_shares_of_a_step_add_up_and_its_last_batch_ends_it():
@@ -49,12 +22,12 @@ def test_the_shares_of_a_step_add_up_and_its_last_batch_ends_it():
 
 @pytest.mark.parametrize("augment", [True, False])
 def test_small_batches_added_up_are_the_large_one(stage, slices, augment):
-    large, log = train(stage, slices, "large", batch_size=9, augment=augment)
-    small, other = train(stage, slices, "small", batch_size=3, accumulate=3, augment=augment)
+    large, log = train_plain(stage, slices, "large", batch_size=9, augment=augment)
+    small, other = train_plain(stage, slices, "small", batch_size=3, accumulate=3, augment=augment)
     for name, value in large.items():
         assert torch.allclose(value, small[name], atol=2e-6), name
     assert [float(r["lr"]) for r in log] == pytest.approx([float(r["lr"]) for r in other])
-    once, _ = train(stage, slices, "once", batch_size=3, augment=augment)
+    once, _ = train_plain(stage, slices, "once", batch_size=3, augment=augment)
     assert any(not torch.allclose(v, once[k], atol=1e-4) for k, v in large.items())
 
 
@@ -67,7 +40,7 @@ def test_small_batches_added_up_are_the_large_one(stage, slices, augment):
     ids=["gradient", "loss"],
 )
 def test_what_is_not_finite_is_named_with_its_slices(stage, slices, spoil, where, batches):
-    config = Config(
+    config = PlainConfig(
         data=slices, epochs=1, device="cpu", amp=False, batch_size=3, accumulate=3, name="bad"
     )
     run = start(config, str(stage), "student")

@@ -1,3 +1,5 @@
+"""Checkpoints: what they hold, and how a bad one is refused."""
+
 import os
 import pickle
 import zipfile

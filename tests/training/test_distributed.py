@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, load_script
 from kill import rows
-from test_accumulate import train
+from small_trainings import train_plain
 
 from common.files import read_csv
 from common.models.unet import student_s1
@@ -43,9 +43,9 @@ ACCUMULATE = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from pathlib import Path
-from test_accumulate import train
+from small_trainings import train_plain
 
-train(Path({stage!r}), Path({data!r}), "two", batch_size=2, accumulate=3)
+train_plain(Path({stage!r}), Path({data!r}), "two", batch_size=2, accumulate=3)
 """
 
 
@@ -104,7 +104,7 @@ def test_two_processes_validate_as_one(stage, slices, tmp_path):
 
 
 def test_two_processes_that_add_batches_up_are_one_with_the_large_batch(stage, slices, tmp_path):
-    alone, _ = train(stage, slices, "alone", batch_size=12)  # its last batch is short
+    alone, _ = train_plain(stage, slices, "alone", batch_size=12)  # its last batch is short
     script = tmp_path / "accumulate.py"
     script.write_text(ACCUMULATE.format(root=str(ROOT), data=str(slices), stage=str(stage)))
     torchrun(script, cwd=tmp_path)

@@ -1,67 +1,23 @@
+"""The training loop: resuming, sampling, schedules, failures."""
+
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import pytest
 import torch
 from conftest import ROOT, Infinite, load_script
+from small_trainings import Config, Stopped, build, stop_after, train
 
 from common.dataset.slices import read_set
 from common.dataset.splits import read_splits
 from common.errors import UserError
 from common.files import read_csv, read_json, write_csv
-from common.losses.distillation import Distiller
-from common.losses.segmentation import MultiTaskObjective, SegmentationObjective
-from common.models.unet import UNet, student_s1, teacher_t1
+from common.losses.segmentation import SegmentationObjective
+from common.models.unet import UNet, student_s1
 from common.settings import DistillationConfig, StudentConfig
 from common.training import checkpoint
 from common.training.engine import evaluate, fit
 from common.training.runs import start
-from common.training.teachers import add_unlabelled
-
-
-@dataclass
-class Config(DistillationConfig):
-    pass
-
-
-def build(kind, run):
-    torch.manual_seed(0)
-    if kind == "teacher":
-        return MultiTaskObjective(teacher_t1(width=4))
-    student = student_s1()
-    if kind == "student":
-        return SegmentationObjective(student)
-    torch.manual_seed(1)
-    config = DistillationConfig()
-    return Distiller(student, teacher_t1(width=4), run.size, config)
-
-
-def train(stage, slices, kind="student", **changes):
-    settings = {"epochs": 4, "batch_size": 8, "device": "cpu"}
-    config = Config(data=slices, **{**settings, **changes})
-    run = start(config, str(stage), config.train_on)
-    add_unlabelled(run, config)
-    objective = build(kind, run)
-    fit(objective, run, config)
-    return run, objective
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_after(monkeypatch, epoch):
-    """Let `fit` die right after it has saved an epoch."""
-    from common.training import engine
-
-    save = engine.save_epoch
-
-    def save_and_die(objective, optimizer, run, config, log, is_best):
-        save(objective, optimizer, run, config, log, is_best)
-        if len(log) == epoch:
-            raise Stopped
-
-    monkeypatch.setattr(engine, "save_epoch", save_and_die)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import torch
 from conftest import load_script
-from test_engine import Config, train
+from small_trainings import Config, train
 
 from common.errors import UserError
 from common.files import read_csv, read_json, write_json

@@ -1,6 +1,8 @@
+"""The frozen teacher: checked, scored, refused."""
+
 import pytest
 import torch
-from test_engine import train
+from small_trainings import train
 
 from common.errors import UserError
 from common.files import read_json, write_json
