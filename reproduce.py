@@ -8,17 +8,17 @@
     python reproduce.py --t1 "--width 32" --students "--epochs 60 --batch-size 4"
 
 Runs the same scripts that one would run by hand, and prints each command. Stopped and started
-again it takes up where it was; finished steps are skipped, and studies of one --name share the runs
+again it resumes where it was; finished steps are skipped, and studies of one --name share the runs
 they have in common. Writes results/NAME/: table.md and table.csv, figures, log.txt with what the
 scripts print; an ablation writes into results/NAME/STUDY_PAIR/, with `_10-50`, `_val`, `_last` at
 its end for --labelled 10 50, --subset val, --weights last.
 
 Ablations (--study): `terms`, each of the distillation's terms alone; `scales`, which of the
 thesis's places help; `contrast`, its form; `unlabelled`, the teacher's terms on the patients whose
-labels the student does not use; `labels`, the share of patients with labels; `deep`, a student that
-sees farther; `multitask`, the weight of the teacher's reconstruction; `controls`, what must not
-help: a teacher with random weights, one that looks at another image, the features alone of another
-image, no teacher (a contrast by the labels alone), terms of weight 0.
+labels the student does not use; `labels`, the share of patients with labels; `deep`, a student with
+a wider receptive field; `multitask`, the weight of the teacher's reconstruction; `controls`,
+negative controls: a teacher with random weights, one that looks at another image, the features
+alone of another image, no teacher (a contrast by the labels alone), terms of weight 0.
 """
 
 import os
@@ -102,7 +102,7 @@ class Config(base.Config):
     students: str = option("", "more flags for every student's train.py, distilled or not")
     distilled: str = option("", "more flags for the distilled students' train.py")
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    overwrite: bool = option(False, "replace runs of this --name that were made otherwise")
+    overwrite: bool = option(False, "replace runs of this --name that were made with other flags")
 
     def __post_init__(self):
         """Fill in what --quick means."""
@@ -122,7 +122,7 @@ class Config(base.Config):
         self.name = self.name or ("quick" if self.quick else "study") + several
 
     def _check(self) -> None:
-        """UserError for what cannot be meant."""
+        """UserError for contradictory flags."""
         if self.input and self.data:
             raise UserError("--input (volumes) and --data (slices) exclude each other.")
         if bad := [k for k in self.folds if not 0 <= k < self.num_folds]:

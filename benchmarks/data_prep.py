@@ -70,7 +70,7 @@ def measure(home: Path, config: Config) -> list[dict]:
 
 
 def draw(path: Path, rows: list[dict]) -> None:
-    """Seconds against the number of slices, a line a number of processes."""
+    """Seconds against the number of slices, one line per number of processes."""
     figure = Figure((5.5, 3.6), layout="constrained")
     axis = figure.subplots()
     for workers in sorted({row["workers"] for row in rows}):

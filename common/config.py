@@ -27,7 +27,7 @@ from typing import ClassVar, Union, get_args, get_origin, get_type_hints
 from common.errors import UserError
 from common.files import read_json, shown
 
-# What an OSError says of the user's disk and paths; any other is a fault of ours.
+# OSErrors about the user's disk and paths; any other is a bug.
 OF_THE_MACHINE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
@@ -37,7 +37,7 @@ OF_THE_MACHINE = {
 def option(default, help: str, choices: tuple | None = None, low=None, high=None, least=0):
     """A dataclass field with its help text; `choices`, or `low` to `high`, limit the values.
 
-    Of a tuple its values, of which there must be `least`.
+    For tuples, limits apply to each value, and `least` to their number.
     """
     limits = {"choices": choices, "low": low, "high": high, "least": least}
     return field(default=default, metadata={"help": help, **limits})
@@ -48,6 +48,9 @@ class Config:
     """The base of every configuration: checks the values against their fields' limits."""
 
     recipes: ClassVar[dict[str, dict]] = {}  # what `--recipe NAME` sets
+    # How --help is grouped: the flags under each title; the others come first, under `own`.
+    groups: ClassVar[dict[str, tuple[str, ...]]] = {}
+    own: ClassVar[str] = ""  # its title; without one they are among the options
 
     def __post_init__(self):
         """UserError naming every flag whose value is outside its limits.
@@ -113,8 +116,11 @@ def parse(
         allow_abbrev=False,
     )
     hints = get_type_hints(cls)
+    titles = (cls.own, *cls.groups) if cls.own else cls.groups
+    sections = {"": parser} | {title: parser.add_argument_group(title) for title in titles}
+    section_of = {name: title for title, names in cls.groups.items() for name in names}
     for f in fields(cls):
-        _add_flag(parser, f, hints[f.name])
+        _add_flag(sections[section_of.get(f.name, cls.own)], f, hints[f.name])
     argv = sys.argv[1:] if argv is None else argv
     first = parser.parse_args(argv)
     if stage and getattr(first, "resume", False):
@@ -156,7 +162,7 @@ def begun_with(parser: argparse.ArgumentParser, cls, path: Path) -> list[str]:
     return words
 
 
-def _add_flag(parser: argparse.ArgumentParser, f, kind) -> None:
+def _add_flag(parser: argparse._ActionsContainer, f, kind) -> None:
     flag = "--" + f.name.replace("_", "-")
     default = shown(f.default) if isinstance(f.default, Path) else f.default
     if isinstance(default, tuple):

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: the message says what was found and what to do."""
+    """A mistake that the user can fix: the message says what was found and what to do."""
 
 
 def bullets(problems: list[str], most: int = 20) -> str:

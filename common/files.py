@@ -142,7 +142,7 @@ def known_runs(runs: Path, holding: str) -> list[str]:
 def lock_folder(folder: Path):
     """Claim a folder to write for this process: `with lock_folder(...)`, or keep what it returns.
 
-    The lock is a file beside the folder, `.NAME.lock`. It falls with the process, however that
+    The lock is a file beside the folder, `.NAME.lock`. It is released on exit, however the process
     ends. UserError if another process holds it. Where nothing can be locked (Windows, some network
     disks) nothing is.
     """

@@ -37,6 +37,24 @@ RECIPES = {
     },
 }
 
+# The titles of `--help`.
+HARDWARE = ("device", "amp", "channels_last", "deterministic", "workers", "cache_mb", "fuse")
+TRAINING = {
+    "data": ("data", "splits", "train_on", "foreground_fraction", "augment", "unlabelled"),
+    "optimisation": (
+        *("epochs", "batch_size", "accumulate", "lr", "weight_decay", "warmup", "clip", "seed"),
+    ),
+    "hardware": HARDWARE,
+    "run": ("name", "resume", "overwrite", "save_every"),
+}
+INFERENCE = {
+    "new volumes and pictures": (
+        *("volume", "images", "ground_truth", "largest_component", "hu_low", "hu_high"),
+    ),
+    "output": ("output", "probabilities", "overlays", "reconstructions", "export"),
+    "hardware": (*HARDWARE, "batch_size"),
+}
+
 
 @dataclass
 class SliceSetConfig(Config):
@@ -47,7 +65,7 @@ class SliceSetConfig(Config):
     seed: int = option(0, "seed of the splits", low=0)
     num_folds: int = option(0, "how many cross-validation folds; 0: one 70/10/20 split", low=0)
     fold: int = option(0, "the fold to test on, from 0", low=0)
-    overwrite: bool = option(False, "replace the data set in the output folder, made anew")
+    overwrite: bool = option(False, "replace the data set in the output folder")
 
     @property
     def partial(self) -> Path:
@@ -58,6 +76,9 @@ class SliceSetConfig(Config):
 @dataclass
 class TrainConfig(Config):
     """What every training has: data, optimisation, hardware, run folder."""
+
+    groups = TRAINING
+    own = "network and loss"
 
     data: Path = option(DATA, "data set folder, as written by data_prep/")
     splits: str = option("splits.json", "splits file inside the data set folder")
@@ -127,19 +148,20 @@ class StudentConfig(TrainConfig):
     # and 1e-2 gave 0.71 again.
     lr: float = option(3e-3, "AdamW learning rate after warm-up; then a cosine to 0", low=0.0)
     train_on: str = option("student", "patients to train on", choices=("student", "train"))
-    deep: bool = option(False, "five narrow levels of as many parameters, which see farther")
+    deep: bool = option(False, "five narrow levels: as many parameters, a wider receptive field")
 
 
 @dataclass
 class DistillationConfig(StudentConfig):
     """What a teacher adds to that recipe.
 
-    The default weights stand to each other, and to the segmentation loss, as in the thesis (0.4
-    segmentation, 0.2 prediction map and bottleneck, 0.1 encoder and decoder): of what was tried on
-    validation patients nothing was better (docs/LOG.md, appendix).
+    The default weights have the thesis's ratio to each other and to the segmentation loss (0.4
+    segmentation, 0.2 prediction map and bottleneck, 0.1 encoder and decoder): nothing tried on
+    validation patients was better (docs/LOG.md, appendix).
     """
 
     recipes = RECIPES
+    own = "network and distillation"
 
     recipe: str = option(
         "best",
@@ -175,14 +197,14 @@ class DistillationConfig(StudentConfig):
     temperature: float = option(2.0, "temperature of the prediction maps", low=0.01)
     channel_temperature: float = option(4.0, "temperature of the channel-wise maps", low=0.01)
     contrast_temperature: float = option(0.1, "temperature of the contrast", low=0.01)
-    pixels: int = option(128, "pixels a class and step in the dense contrast", low=1)
+    pixels: int = option(128, "pixels per class per step in the dense contrast", low=1)
     unlabelled: bool = option(
         False, "the teacher's terms also see the training patients without labels for the student"
     )
     control: str = option(
         "none",
-        "what must not help: a teacher with random weights; its maps and features, or its features "
-        "alone, of another image; the student in its place",
+        "negative control: a teacher with random weights; its maps and features, or its features "
+        "alone, of another image; the student instead of the teacher",
         choices=("none", "random-teacher", "other-image", "other-features", "no-teacher"),
     )
 
@@ -203,6 +225,9 @@ class DistillationConfig(StudentConfig):
 @dataclass
 class InferenceConfig(Config):
     """What every inference.py has."""
+
+    groups = INFERENCE
+    own = "run and slices"
 
     data: Path | None = option(None, "data set folder; without it: the one of the training")
     splits: str | None = option(None, "splits file; without it: the one the run was trained with")

@@ -5,7 +5,7 @@
     python check_volumes.py --input BTCV --images "img/img*.nii.gz" --masks "label/label*.nii.gz" \\
         --classes spleen=1 kidneys=2,3
 
-Reads every volume to its checksum and prints a line a case: shape, spacing in mm, stored
+Reads every volume to its checksum and prints one line per case: shape, spacing in mm, stored
 orientation, range of values, class volume in ml; then the findings. Errors, which slice_nifti.py
 refuses too: files that are listed and missing, damaged, shorter than their header claims, not 3D;
 image and label of different shape, or half a voxel and more apart; NaN; an image under two names;
@@ -138,7 +138,7 @@ def describe(name: str, image: Volume, label: Volume) -> str:
 
 
 def unlisted(cases: list[Case], sound: list[Case], index: bool) -> list[tuple[str, str]]:
-    """Volumes beside those listed: the file, and what is odd about it. Where patterns chose the
+    """Unlisted files next to the listed volumes. Where patterns chose the
     files, there being no `index`, it is not odd that they left some."""
     known = {path for case in cases for path in (case.image, case.label)}
     found = []
@@ -162,7 +162,7 @@ def main(config: Config) -> None:
     """Check all cases, print what they are and what is wrong. UserError if anything is."""
     if not config.input.is_dir():
         raise UserError(
-            f"{shown(config.input)} does not exist or is no folder; name one with --input, "
+            f"{shown(config.input)} does not exist or is not a folder; name one with --input, "
             "fetch Task09_Spleen with download_task09.py, or make a phantom with make_phantom.py."
         )
     cases, lost = find_cases(config)

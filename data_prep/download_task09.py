@@ -4,7 +4,7 @@
     python download_task09.py --output /scratch      -> /scratch/Task09_Spleen
     python download_task09.py --keep-archive
 
-From the public bucket of the MONAI project; licence CC BY-SA 4.0. A broken download goes on where
+From the public bucket of the MONAI project; licence CC BY-SA 4.0. A broken download resumes where
 it stopped when the script is run again, and an archive that was fetched by other means and lies in
 OUTPUT as Task09_Spleen.tar is taken as it is. The archive's checksum is compared before anything is
 unpacked; nothing in it can leave its folder; the folder appears only when it is whole.
@@ -53,7 +53,7 @@ class Config(base.Config):
 def fetch(url: str, part: Path) -> None:
     """Download `url` to `part`, from where an earlier call stopped.
 
-    A connection that ends early is taken up again. UserError if it cannot be.
+    A connection that ends early is resumed. UserError if it cannot be.
     """
     idle, most, reason = 0, size_of(part), ""
     while idle < TRIES:

@@ -14,7 +14,7 @@ both kinds in one folder leave --masks out. If a folder holds no pictures, those
 are read; sub-folders called images and masks tell the two apart.
 
 Masks of one class hold black and one other value: 0 and 1, 0 and 255, or, if it is the same in all
-files, another value or colour. Of a palette the numbers count, not the colours. JPEG masks are cut
+files, another value or colour. In a palette the numbers count, not the colours. JPEG masks are cut
 half-way between their two values. Others need --threshold. What they show is the spleen, or
 --classes NAME.
 
@@ -204,7 +204,7 @@ def refuse_leaks(done: list[Converted]) -> None:
         lines = bullets([" = ".join(names) for names in same])
         raise UserError(
             f"The same image of two patients, a leak between splits:{lines}\n"
-            "Leave all but one of each out, or say with --patient whose they are."
+            "Leave all but one of each out, or name the patients with --patient."
         )
 
 

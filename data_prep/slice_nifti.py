@@ -25,7 +25,7 @@ then does not take the model.
 
 Files are read to their checksum; bad volumes are all named in one go. The set is made in
 OUTPUT.partial and moved when it is whole, so an earlier one is there until then. Interrupted, it
-goes on where it stopped; volumes that have not changed are not sliced again; run twice, it writes
+resumes where it stopped; volumes that have not changed are not sliced again; run twice, it writes
 the same bytes.
 """
 
@@ -72,7 +72,7 @@ from common.evaluation import figures
 from common.files import lock_folder, read_json, remove_leftovers, replace_folder, shown, write_json
 from common.settings import SliceSetConfig
 
-# What dataset.json says of a set that is made otherwise than by default.
+# What dataset.json says of a set that was not made with the defaults.
 SPECIAL = ("labels", "axis", "channel")
 
 
@@ -91,7 +91,7 @@ class Config(VolumesConfig, SliceSetConfig):
 
 
 def check_config(config: Config) -> Config:
-    """The config with its classes' values spelt out. UserError for what cannot be meant."""
+    """The config with its classes' values spelt out. UserError for contradictory flags."""
     if not config.hu_low < config.hu_high:
         raise UserError(f"--hu-low {config.hu_low} must be below --hu-high {config.hu_high}.")
     if config.percentiles:
@@ -222,7 +222,7 @@ def finished(folder: Path, case: str, made_from: dict) -> dict | None:
 
 def prepare(config: Config, cases: list[Case]) -> None:
     """Make the partial folder ready. UserError if the output holds anything but a data set, or
-    one made otherwise while `--overwrite` was not given."""
+    one made with other flags while `--overwrite` was not given."""
     index, home = config.output / "dataset.json", config.partial
     ours = False
     if index.exists():

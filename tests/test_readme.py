@@ -95,8 +95,7 @@ def test_files_and_pictures_it_links_exist():
 
 def test_modules_and_tests_that_it_names_exist():
     files = {
-        path.name
-        for path in (*ROOT.glob("*/*/*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*.py"))
+        path.name for path in (*ROOT.glob("*/*/*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*.py"))
     }
     named = re.findall(r"`(?:\w+/)*(\w+\.py)`", "".join(TEXTS))
     assert named and {*named} <= files

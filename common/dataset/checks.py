@@ -19,7 +19,7 @@ MOVED_MM = 1e-3  # less is rounding
 
 
 def image_doubts(image: Volume, hu: bool = True) -> list[str]:
-    """What is odd about an image, and may be meant; without `hu` it is no CT."""
+    """What looks wrong about an image and may be intended; without `hu` it is not a CT."""
     found = value_doubts(image.voxels, hu)
     used = [s for s, n in zip(image.spacing, image.voxels.shape, strict=True) if n > 1]
     least, most = min(used, default=1), max(used, default=1)
@@ -113,7 +113,7 @@ def doubts(
 ) -> list[str]:
     """What is odd about an image with its label, and may be meant: the spleen's side, too.
 
-    `labels` are the values of each class. Without `hu` the image is no CT.
+    `labels` are the values of each class. Without `hu` the image is not a CT.
     """
     each = [np.isin(label.voxels, values) for values in labels.values()]
     found = [] if any(foreground.any() for foreground in each) else ["the label is empty"]

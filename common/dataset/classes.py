@@ -164,11 +164,15 @@ def check_classes(names, colours, path: Path) -> None:
     """UserError if the classes' names or colours in a dataset.json or checkpoint cannot be used."""
     texts = isinstance(names, list) and all(isinstance(n, str) and n for n in names)
     if not texts or not names or len(names) != len({*names}) or len(names) > MOST:
-        raise UserError(f"{shown(path)}: its classes are no list of up to {MOST} different names.")
+        raise UserError(
+            f"{shown(path)}: its classes are not a list of up to {MOST} different names."
+        )
     if colours is None:
         return
     hexes = isinstance(colours, list) and all(
         isinstance(c, str) and re.fullmatch("#[0-9a-fA-F]{6}", c) for c in colours
     )
     if not hexes or len(colours) != len(names):
-        raise UserError(f'{shown(path)}: its colours are no list of {len(names)} like "#1f77b4".')
+        raise UserError(
+            f'{shown(path)}: its colours are not a list of {len(names)} like "#1f77b4".'
+        )

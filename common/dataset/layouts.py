@@ -175,7 +175,7 @@ def named_classes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def modality(folder: Path, channel: int | None = None) -> str:
-    """What the folder's dataset.json calls its images, of several channels the one chosen:
+    """What the folder's dataset.json calls its images; for several channels, the chosen one:
     Decathlon's "modality" or nnU-Net's "channel_names"; "CT" where it says nothing."""
     index = folder / "dataset.json"
     listed = read_json(index) if index.exists() else {}

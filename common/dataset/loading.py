@@ -142,8 +142,8 @@ class WithUnlabelled(Dataset):
     """`labelled`, each sample with one image more: `unlabelled`, drawn from the slices `others`.
 
     The labelled samples are those that would come without it. The image is drawn by the sample's
-    augmentation seed, each as likely as any other, and its mask goes nowhere: not even the share of
-    slices with foreground is known.
+    augmentation seed, each as likely as any other, and its mask is never used: not even the
+    fraction of slices with foreground.
     """
 
     def __init__(self, labelled: SliceDataset, others: SliceDataset):

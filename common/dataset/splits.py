@@ -99,7 +99,7 @@ def _in_cases(splits: dict, patients: Mapping[str, str]) -> dict:
 def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str, list[str]]:
     """The cases of `train`, `val`, `test` and `student`; checked, or UserError.
 
-    Refused: a patient in two of train, val and test, be it with two volumes; a student patient
+    Refused: a patient in two of train, val and test, even through two volumes; a student patient
     outside train; a patient without slices; nobody in a part that is `needed`.
     """
     path = data.folder / name
@@ -132,9 +132,9 @@ def check_patients(
     """UserError if the model in `path` has seen patients that `subset` is to be judged on.
 
     `trained` is its checkpoint: the cases that it was trained on (`train`, perhaps `unlabelled`,
-    and its teacher's, `teacher`) and chosen by (`val`, `teacher_val`), and whose they are. Scores
-    of a split made anew after a training would be scores on training patients, be it with another
-    volume of theirs.
+    and its teacher's, `teacher`) and chosen by (`val`, `teacher_val`), and which patient each case
+    belongs to. Scores of a split rebuilt after a training would be scores on training patients,
+    even with another volume of theirs.
     """
     parts, whose = trained["patients"], trained.get("patient_of") or {}
     learned, chosen = ("train", "unlabelled", "teacher"), ("val", "teacher_val")

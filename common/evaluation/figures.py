@@ -127,7 +127,7 @@ def panels(
 ) -> np.ndarray:
     """CT | truth (green outline), if known | prediction (orange outline), side by side, RGB uint8.
 
-    Of several classes (`legend`), each in its colour, with the names of those on the slice below.
+    For several classes (`legend`), each in its colour, with the names of those on the slice below.
     """
     scale = max(1, 320 // max(image.shape))
     drawn = [(truth, TRUTH), (prediction, PREDICTION)]

@@ -123,7 +123,7 @@ def _scores(result: dict) -> str:
 
 
 def _classes(result: dict) -> list[str]:
-    """Of several classes a line each: mean and spread over patients, in how many, Dice pooled."""
+    """One table row per class: mean +- std over patients, patient count, pooled Dice."""
     several = each_of_several(result)
     if not several:
         return []

@@ -132,14 +132,15 @@ def spacing_of(case: str, slices: list[Slice], data: SliceSet) -> tuple | None:
 
 
 def caution(result: dict) -> str:
-    """What is to be said of scores of patients that a training has seen; of others nothing."""
+    """Warn if scored patients were trained on of patients that a training has seen; of others
+    nothing."""
     if result["subset"] in ("train", "all"):
         return "patients that the model was trained on are among these: no test"
     return ""
 
 
 def table(result: dict) -> str:
-    """A summary as text: a line a score, per patient mean and spread, and pooled."""
+    """A summary as text: one line per score, mean and spread per patient, and pooled."""
     patients = len({row.get("patient", case) for case, row in result["cases"].items()})
     title = (
         f"{result['stage']} ({result['run']}): {patients} {result['subset']} patients, "

@@ -75,7 +75,7 @@ def rows(about: dict) -> list[dict]:
 def in_words(about: dict) -> str:
     """`spleen_8: spleen 115.8 ml, 98 mm long, in 12 of 32 slices`, and the scores if there are.
 
-    Of several classes their volumes.
+    For several classes, their volumes.
     """
     each = about["per_class"]
     volumes = {

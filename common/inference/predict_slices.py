@@ -117,7 +117,7 @@ def _write_features(model: nn.Module, run: Trained, config: InferenceConfig) -> 
 
 
 def _write_probabilities(run: Trained, names: list[str], logits: Tensor) -> None:
-    """16-bit PNGs, 65535 = 1: one a slice, or one a slice and class (`_<class>`)."""
+    """16-bit PNGs, 65535 = 1: one per slice, or one per slice and class (`_<class>`)."""
     for name, maps in zip(names, in_16_bits(probabilities(logits)), strict=True):
         for level, suffix in zip(maps, run.suffixes, strict=True):
             figures.save_picture(run.folder / "probabilities" / f"{name}{suffix}.png", level)

@@ -46,7 +46,7 @@ from common.settings import InferenceConfig
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     """Segment `--volume`: masks as .nii.gz, and beside each a sheet (.png) and measures (.json).
 
-    Of a folder they are a table, too: volumes.csv, a row for each volume and class; earlier rows
+    Of a folder they are a table, too: volumes.csv, one row per volume and class; earlier rows
     stay in it as long as their masks do. A file that cannot be used does not stop the others:
     UserError names all of them at the end.
     """

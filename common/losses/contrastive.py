@@ -31,7 +31,7 @@ class Places(NamedTuple):
 def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Query i's positive is key i, the other keys are negatives (van den Oord, arXiv 1807.03748).
 
-    Both `(N, D)` and of unit length. Features that tell nothing give log N.
+    Both `(N, D)` and of unit length. Uninformative features give log N.
     """
     similarity = queries @ keys.T / temperature
     return F.cross_entropy(similarity, torch.arange(len(queries), device=queries.device))
@@ -43,7 +43,7 @@ def supervised_contrast(
     """All keys with a query's label are its positives (Khosla et al., arXiv 2004.11362, L_out).
 
     Queries `(M, D)` and keys `(K, D)` of unit length, their labels `(M,)` and `(K,)`, below 0 where
-    void. Features that tell nothing give log of the number of valid keys. A query without a valid
+    void. Uninformative features give log of the number of valid keys. A query without a valid
     positive does not count; 0 if none has one.
     """
     valid = key_labels >= 0

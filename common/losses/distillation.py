@@ -161,8 +161,8 @@ class Distiller(nn.Module):
     def teacher_output(self, images: Tensor, output: Output) -> Output:
         """What the teacher says of the images; in a control, what stands in its place.
 
-        `other-image`: what it says of the next image each. That one is mostly another patient's,
-        and tells at most where a spleen is wont to lie. A batch of one has no other: zeros then.
+        `other-image`: its output for the batch's next image. That one is mostly another patient's,
+        and says at most where a spleen usually lies. A batch of one has no other: zeros then.
         `other-features`: the same of its features alone, with the maps of the right image.
         `no-teacher`: the student's own output. Its maps agree with themselves, and what is left is
         a contrast by the labels alone.

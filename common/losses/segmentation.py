@@ -30,7 +30,7 @@ class DiceBCELoss(nn.Module):
         BCE  = mean over pixels of the binary cross-entropy (C = 1) or cross-entropy (C > 1)
 
     Dice is counted per image: pooled over the batch, a large spleen would hide a missed small one.
-    Of one class the smoothing s also gives an empty slice its gradient: predict nothing there.
+    For one class the smoothing s also gives an empty slice its gradient: predict nothing there.
 
     Of several classes (C > 1; the background is in the cross-entropy alone) an image's first term
     is the mean over those that it shows, 0 if it shows none. What is not there is left to the
@@ -59,7 +59,7 @@ class DiceBCELoss(nn.Module):
 class BatchDiceLoss(nn.Module):
     """Soft Dice of all pixels of a batch together: what the thesis's distilled students train with.
 
-    From logits `(N, C, H, W)` and class indices `(N, H, W)`; of several classes the mean over
+    From logits `(N, C, H, W)` and class indices `(N, H, W)`; for several classes the mean over
     those that the batch shows. A batch without any has the loss of one that is empty.
     """
 

@@ -168,7 +168,7 @@ def student_s1(num_classes: int = 1, deep: bool = False) -> UNet:
 
 
 def student_s2(num_classes: int = 1, deep: bool = False) -> UNet:
-    """S2: S1 twice as wide, 32-64-128: 227,233 parameters (one class); as far-sighted as S1.
+    """S2: S1 twice as wide, 32-64-128: 227,233 parameters (one class); same receptive field as S1.
 
     `deep`: five levels 20-32-44-56-68, 226,917 parameters.
     """

@@ -45,7 +45,7 @@ class Arm(NamedTuple):
         return self._replace(label=label, name=name, flags=flags, **changes)
 
     def own(self) -> set[str]:
-        """The flags that its label stands for: nothing else may set them.
+        """Flags this arm owns; the user may not override them.
 
         `--prediction` for "prediction map", which turns all terms off (NO_TERMS) and that one on;
         none for "weights 0", which comes last whatever else is given.
@@ -106,7 +106,7 @@ def terms(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 
 def controls(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """What must not help: the terms with a wrong teacher, with a part of one, or without any."""
+    """Negative controls: the terms with a wrong teacher, with a part of one, or without any."""
     random = whole.variant("random teacher", "random", "--control", "random-teacher")
     other = whole.variant("another image", "other", "--control", "other-image")
     mixed = whole.variant("another image's features", "mixed", "--control", "other-features")
@@ -116,8 +116,8 @@ def controls(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 
 def unlabelled(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """What images without labels add, with the teacher's word on them and without it, beside what
-    their labels would."""
+    """What images without labels add, with and without the teacher's predictions on them, beside
+    what their labels would."""
     more = whole.variant(f"{whole.label}, unlabelled too", "unlabelled", "--unlabelled")
     words = ("--unlabelled", "--control", "no-teacher")
     alone = whole.variant("unlabelled too, no teacher", "unlabelledalone", *words)
@@ -128,8 +128,8 @@ def unlabelled(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 
 def deep(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """The student beside one of as many parameters that sees farther; that one distilled, and with
-    the contrast by the labels alone."""
+    """The student beside one of as many parameters with a wider receptive field; that one
+    distilled, and with the contrast by the labels alone."""
     far = plain.variant(f"{plain.label} deep", "deep", "--deep", base=plain.label)
     name, both = f"KD({teacher.label},{far.label})", {"plain": far, "base": far.label}
     taught = whole.variant(name, "deep", "--deep", **both)

@@ -117,7 +117,8 @@ def cost(path: Path, models: dict[str, dict]) -> None:
 
 
 def curves(path: Path, logs: dict[str, list[list[dict]]]) -> None:
-    """Segmentation loss and validation Dice of every run; a colour a model, a line a run."""
+    """Segmentation loss and validation Dice of every run; one colour per model, one line per
+    run."""
     figure, (left, right) = _two_panels([*logs])
     colour = colours([*logs])
     for model, runs in logs.items():
@@ -134,7 +135,7 @@ def curves(path: Path, logs: dict[str, list[list[dict]]]) -> None:
 
 
 def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
-    """A bar a model: its kinds of errors (see `error_types`) in percent of the foreground
+    """One bar per model: its kinds of errors (see `error_types`) in percent of the foreground
     pixels."""
     figure = Figure((8, 1.2 + 0.38 * len(shares)), layout="constrained")
     axis = figure.subplots()
@@ -144,7 +145,7 @@ def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
 
 
 def repairs(path: Path, found: dict[str, tuple[str, dict, dict]]) -> None:
-    """Two bars a model: errors of its base that it has right, and errors that it makes anew.
+    """Two bars a model: errors of the base that it fixes, and new errors that it introduces.
 
     `found` maps a model to its base's name and two dicts kind -> % of the foreground pixels.
     """
@@ -238,7 +239,7 @@ def terms(path: Path, logs: dict[str, list[list[dict]]]) -> None:
 
 
 def labels(path: Path, curves: dict[str, dict[int, tuple]]) -> None:
-    """Dice against the share of labelled patients, a line a model, with 95 % intervals.
+    """Dice against the share of labelled patients, one line per model, with 95 % intervals.
 
     `curves` maps a model to percent -> (mean Dice over patients, low, high; None where unknown).
     """

@@ -24,7 +24,7 @@ TASK09 = ROOT / "data" / "Task09_Spleen"
 def data_steps(config) -> tuple[Path, list[Step]]:
     """The slice data set, and the steps that make it.
 
-    UserError if the volumes are gone of which the slices were cut: nothing need be made anew.
+    UserError if the volumes that the slices came from are gone: then nothing need be rebuilt.
     """
     if config.data:
         return config.data, []
@@ -46,7 +46,7 @@ def data_steps(config) -> tuple[Path, list[Step]]:
     if theirs and not index[0].exists() and not config.overwrite:
         raise UserError(
             f"{shown(volumes)} is gone, of which {shown(data)} was made. Go on with the slices "
-            f"themselves, --data {shown(data)} --name {config.name} in the place of the flags on "
+            f"themselves, --data {shown(data)} --name {config.name} instead of the flags on "
             "data, or make all anew with --overwrite."
         )
     if config.input and not config.input.is_dir():

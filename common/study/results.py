@@ -35,7 +35,7 @@ def add_up(
     one that they are compared with; `points` puts some on a line of labels.png: (line, percent).
     Figures: gains.png (intervals), patients.png (each patient before and after), cost.png (Dice
     against parameters and latency), curves.png, terms.png (the distilled models' losses),
-    errors.png (kinds of errors), repairs.png (which of them a model mends, and makes, beside its
+    errors.png (kinds of errors), repairs.png (errors fixed and introduced relative to its
     base), embedding.png (the last features, first runs), labels.png (Dice against labels),
     comparison.png (masks of the first run of each model on its best, median and worst patient).
     `kind` is the subset and the weights that all runs must have been scored with, or UserError.

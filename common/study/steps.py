@@ -30,7 +30,7 @@ from common.training.resume import FREE_ON_RESUME, changed_settings
 
 @dataclass(frozen=True)
 class Step:
-    """A script with its flags, the file that it leaves when done, and what it stands on.
+    """A script with its flags, the file that it leaves when done, and the steps it depends on.
 
     `record` is the JSON file that says whether it is done; `inputs` are files whose content its
     result depends on, `needs` the steps whose results it reads, `aside` flags that change nothing
@@ -82,7 +82,7 @@ def _content(path: Path, changed: int) -> str:
 def key(step: Step) -> str:
     """A hash of the commands and input files that a step's result depends on, all the way down.
 
-    Two steps of one key have the same result, so a change reaches what stands on it and no more.
+    Two steps of one key have the same result, so a change invalidates its dependents and no more.
     Paths inside the repository count from its root. Neither the code nor the pixels of a data set
     are in it: of a data set it sees the index files, and the version of how slices are made.
     """
@@ -94,7 +94,7 @@ def key(step: Step) -> str:
 
 
 def check_outdated(steps: list[Step], overwrite: bool, above: Iterable[Step] = ()) -> None:
-    """UserError naming the trainings and data sets that are there but were made otherwise than
+    """UserError naming the trainings and data sets that exist but were made with other flags than
     `steps` would make them, unless `overwrite` allows to replace them.
 
     With them go the trainings `above` that stand on their data.
@@ -120,7 +120,7 @@ def check_outdated(steps: list[Step], overwrite: bool, above: Iterable[Step] = (
 def run_steps(steps: list[Step], log: Path, overwrite: bool = False) -> None:
     """Run each step that is not done, with all its output appended to `log` too.
 
-    A training that was interrupted is resumed; what is outdated is made anew if `overwrite` allows
+    A training that was interrupted is resumed; what is outdated is rebuilt if `overwrite` allows
     it. UserError before the first step (and before a training whose folder was filled meanwhile) if
     something would be replaced unasked, or at the first step that fails: the step has said why.
     """
@@ -152,7 +152,7 @@ def run_steps(steps: list[Step], log: Path, overwrite: bool = False) -> None:
             if code or not step.leaves.exists():
                 why = f"exit code {code}" if code else f"it left no {shown(step.leaves)}"
                 raise UserError(
-                    f"{step.script} failed ({why}); mend it and run this again. All output is in "
+                    f"{step.script} failed ({why}); fix it and run this again. All output is in "
                     f"{shown(log)}."
                 )
             seconds = time.perf_counter() - began
@@ -186,7 +186,7 @@ def _run(command: list[str], out) -> int:
         try:
             for line in process.stdout:
                 _say(line.rstrip("\n"), out)
-        except BaseException:  # interrupted or terminated: no script goes on alone
+        except BaseException:  # interrupted or terminated: no script continues alone
             process.terminate()
             try:
                 process.wait(timeout=60)
@@ -249,7 +249,7 @@ def check_settings(steps: list[Step], overwrite: bool) -> None:
     """What a key does not see: a default that has changed since a run was trained.
 
     UserError naming these trainings with their old and new values, unless `overwrite` allows to
-    replace them: then they, and what stands on them, are no longer known as done. Runs of another
+    replace them: then they and their dependents no longer count as done. Runs of another
     key are left to `check_outdated`.
     """
     found = {}

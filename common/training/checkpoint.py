@@ -1,4 +1,4 @@
-"""Checkpoints: what a run keeps, and loading it without running a stranger's code.
+"""Checkpoints: what a run keeps, and loading it without running untrusted code.
 
 `best.pt` holds a model and how it was made; `last.pt` also the objective (a distiller's
 projections), the optimizer and the counters: everything that `--resume` needs. No random state is
@@ -51,8 +51,8 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
         raise UserError(f"{shown(path)} is a folder; name the best.pt in it. {hint}") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{shown(path)} is refused: it is no checkpoint, or holds more than tensors and plain "
-            f"values. {hint}".strip()
+            f"{shown(path)} is refused: it is not a checkpoint, or holds more than tensors and "
+            f"plain values. {hint}".strip()
         ) from None
     except UserError:
         raise
@@ -87,7 +87,7 @@ def check_content(content: dict, path: Path) -> None:
     if content.get("axis") not in (None, *PLANES):
         raise UserError(f"{shown(path)} knows no plane {ascii(content['axis'])}.")
     if not isinstance(content.get("channel"), int | None):
-        raise UserError(f"{shown(path)}: its channel is no number.")
+        raise UserError(f"{shown(path)}: its channel is not a number.")
 
 
 def _check_classes(content: dict, path: Path) -> None:

@@ -93,7 +93,7 @@ def check_finite(table, losses: list[str], names: list[list[str]], ends: list[bo
     """UserError, naming the slices, for the first loss or gradient that is not finite.
 
     `table` `(batches, losses + 1)` holds each batch's losses and, where a step ends, the norm of
-    its gradient: of that only the step is known, of a loss the batch.
+    its gradient: for a gradient only the step is known, for a loss the batch.
     """
     wrong = ~table.isfinite()
     if not wrong.any():
@@ -168,12 +168,12 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
             finally:
                 save_the_rest(run)
     except (KeyboardInterrupt, SystemExit):
-        run.say(f"\nstopped; --resume goes on after epoch {run.saved}")
+        run.say(f"\nstopped; --resume continues after epoch {run.saved}")
         raise
     except RuntimeError as error:
         if run.world == 1 or "gloo" not in str(error):
             raise
-        raise UserError("another process of this run has ended; --resume goes on.") from None
+        raise UserError("another process of this run has ended; --resume continues.") from None
     end_processes(run)
     say_the_best(run)
 
@@ -244,7 +244,7 @@ def say_the_best(run: Run) -> None:
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
-    """What an epoch draws at random depends on nothing that was drawn before it."""
+    """Seed each epoch by its number, so resuming reproduces it."""
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]))
 
 

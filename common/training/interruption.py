@@ -6,7 +6,8 @@ import time
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM as a wish that is met between two steps; a later one is met at once.
+    """Ctrl-C and SIGTERM as deferred to the end of the step between two steps; a later one is met
+    at once.
 
     Within a second it is the same wish: a terminal's Ctrl-C comes from the terminal and once more
     from torchrun or reproduce.py, which hand it on.

@@ -1,4 +1,4 @@
-"""How a training is taken up again: with its own settings, on the same patients, to the bit."""
+"""Resuming a training: with its own settings, on the same patients, bit for bit."""
 
 from common.config import plain, to_json
 from common.errors import UserError
@@ -8,15 +8,16 @@ from common.training import checkpoint
 from common.training.runs import Run, of_data
 
 # What may differ between a run and its continuation. More `epochs` stretch the cosine, which then
-# goes on from where the longer one would be. `teacher` is a path, and may have moved: the distiller
-# itself remembers which weights it was. `weights_folder` is read for the first weights alone.
+# continues from where the longer one would be. `teacher` is a path, and may have moved: the
+# distiller itself remembers which weights it was. `weights_folder` is read for the first weights
+# alone.
 FREE_ON_RESUME = NOT_LEARNED | {"epochs", "teacher", "weights_folder"}
 
 
 def changed_settings(config: TrainConfig, before: dict, free: set[str]) -> list[str]:
     """Which settings of `before`, a run's config as plain values, are others now: `lr: 0.1 -> 0.2`.
 
-    Those in `free` may differ. A flag that is younger than the run had its default then.
+    Those in `free` may differ. A flag added since has its default.
     """
     then = {**to_json(type(config)()), **{name: plain(value) for name, value in before.items()}}
     now = {name: value for name, value in to_json(config).items() if name not in free}

@@ -34,7 +34,7 @@ from common.settings import TrainConfig
 from common.training import checkpoint
 from common.training.interruption import Interruption
 
-# Results of the weights that were there before an epoch, or of masks that are made anew.
+# Outputs that a new epoch, or new masks, invalidate.
 STALE = ("inference.json", "summary.json", "metrics_per_case.csv", "report.html")
 
 
@@ -56,7 +56,7 @@ class Run:
     resumes: bool = False  # whether there is a last.pt to go on from
     saved: int = 0  # the epoch that last.pt holds
     best: tuple[int, float] = (0, -1.0)  # epoch and validation Dice of best.pt
-    unsaved: dict | None = None  # what it would hold of a later one, which --save-every left out
+    unsaved: dict | None = None  # newest state not yet written, which --save-every left out
     patient_of: dict[str, str] = field(default_factory=dict)  # of a teacher's cases elsewhere
     scaler: torch.amp.GradScaler | None = None  # of float16's gradients; idle in other formats
     interruption: Interruption = field(default_factory=Interruption)
@@ -251,7 +251,7 @@ def write_log(run: Run, log: list[dict], drawn: bool = True) -> None:
 
 
 def copied(value):
-    """A state as it is now, in the CPU's memory: training goes on in the tensors themselves."""
+    """A state as it is now, in the CPU's memory: training continues in the tensors themselves."""
     if torch.is_tensor(value):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -28,8 +28,8 @@ def load_teacher(
     `build(checkpoint)` makes the network. UserError if the checkpoint is missing, of another stage
     than `stage`, of other classes or another plane, or of a training on patients that this run's
     split keeps for validation or test.
-    The cases that it was trained on and chosen by, and whose they are, go into `run.cases` and
-    `run.patient_of`: what is learned from it is no more to be scored on them than itself.
+    The cases that it was trained on and chosen by, and their patients, go into `run.cases` and
+    `run.patient_of`: what is learned from it is nor may the student be scored on them.
     With the control `random-teacher` the network keeps its random weights, with BatchNorm
     statistics of the training slices: without those its features would all but vanish, and the
     control would control nothing. With `no-teacher` there is none, and none is needed: None.

@@ -85,5 +85,5 @@ def test_colours_given_by_hand_are_those_of_the_masks(tmp_path, phantom):
     with Image.open(next((tmp_path / "set/masks").iterdir())) as mask:
         assert mask.getpalette()[:9] == [0, 0, 0, 1, 2, 3, 4, 5, 6]
     write_json(index, read_json(index) | {"colours": ["red", "blue"]})
-    with pytest.raises(UserError, match="its colours are no list of 2"):
+    with pytest.raises(UserError, match="its colours are not a list of 2"):
         script.main(config)

@@ -131,7 +131,7 @@ def test_a_signal_ends_two_processes_in_order_and_their_run_goes_on(repo, slices
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     done = rows(folder)
-    assert f"stopped; --resume goes on after epoch {done}" in output
+    assert f"stopped; --resume continues after epoch {done}" in output
     assert 'train.py", line' not in output and "gloo" not in output  # torchrun's own trace alone
     assert checkpoint.load(folder / "last.pt", "student_s1")["epoch"] == done
     torchrun(*command, "--epochs", done + 1, "--resume", cwd=repo)

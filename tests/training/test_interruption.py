@@ -76,7 +76,7 @@ def test_a_signal_to_all_processes_of_a_training_is_no_fault_of_its_loaders(repo
     os.killpg(process.pid, signal.SIGTERM)  # as a queue does
     output = process.communicate(timeout=60)[0].decode()
     assert process.returncode == NUMBERS[signal.SIGTERM], output
-    assert f"stopped; --resume goes on after epoch {rows(folder)}" in output
+    assert f"stopped; --resume continues after epoch {rows(folder)}" in output
     assert "Traceback" not in output and "error" not in output
 
 

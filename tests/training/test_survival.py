@@ -47,7 +47,7 @@ def test_a_signal_ends_a_training_in_order_and_meanwhile_a_second_one_is_refused
         process.send_signal(number)
         output = process.communicate(timeout=60)[0].decode()
         assert process.returncode == code and "Traceback" not in output
-        assert f"stopped; --resume goes on after epoch {rows(folder)}" in output
+        assert f"stopped; --resume continues after epoch {rows(folder)}" in output
         assert not list(folder.glob(".*.tmp*"))
         flags = ("--name", "signals", "--resume")  # the rest is what the run was begun with
 
