@@ -7,7 +7,7 @@ its end. Every epoch is seeded by its number, so a resumed run continues bit for
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -158,10 +158,19 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     extra = parameters(objective) - parameters(objective.model)
     more = f", {extra:,} more in the objective's projections" if extra else ""
     run.say(f"{parameters(objective.model):,} parameters{more}")
+    with interruptible(run):
+        train_epochs(objective, batches, optimizer, schedule, run, config, log)
+    end_processes(run)
+    say_the_best(run)
+
+
+@contextmanager
+def interruptible(run: Run):
+    """Epochs that Ctrl-C, SIGTERM or the end of another process leave in a state to resume."""
     try:
         with run.interruption:
             try:
-                train_epochs(objective, batches, optimizer, schedule, run, config, log)
+                yield
             except Exception:
                 run.interruption.check()  # the other processes of the run may have met it first
                 raise
@@ -174,16 +183,14 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
         if run.world == 1 or "gloo" not in str(error):
             raise
         raise UserError("another process of this run has ended; --resume continues.") from None
-    end_processes(run)
-    say_the_best(run)
 
 
 def leave_as_it_is(run: Run, log: list[dict]) -> None:
-    """A finished run that is resumed: nothing but the log's files, which a kill may have kept back,
-    is written; config.json stays that of the training."""
+    """A finished run that is resumed: only log.csv and curves.png are rewritten, in case a kill
+    lost them; config.json stays that of the training."""
     if run.rank == 0:
         write_log(run, log)
-    run.say(f"all {len(log)} epochs are done already; more --epochs go on")
+    run.say(f"all {len(log)} epochs are done already; more --epochs continue")
     end_processes(run)
     if run.best[0]:
         say_the_best(run)

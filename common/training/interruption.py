@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, met between two steps of a training."""
+"""Ctrl-C and SIGTERM, handled between two steps of a training."""
 
 import signal
 import threading
@@ -6,11 +6,10 @@ import time
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM as deferred to the end of the step between two steps; a later one is met
-    at once.
+    """Ctrl-C and SIGTERM, deferred to the end of the step; a second signal acts at once.
 
-    Within a second it is the same wish: a terminal's Ctrl-C comes from the terminal and once more
-    from torchrun or reproduce.py, which hand it on.
+    Within a second it counts as the same one: a terminal's Ctrl-C comes from the terminal and once
+    more from torchrun or reproduce.py, which forward it.
 
     An exception out of a signal handler can strike anywhere, in a loader's `__del__` too, where
     Python drops it.

@@ -29,7 +29,7 @@ def test_resume_with_other_settings_names_them(stage, slices, capsys):
     before = (run.folder / "last.pt").read_bytes()
     assert "epochs are done already" not in capsys.readouterr().out
     train(stage, slices, epochs=2, resume=True)  # nothing is left to do, and is said
-    assert "all 2 epochs are done already; more --epochs go on" in capsys.readouterr().out
+    assert "all 2 epochs are done already; more --epochs continue" in capsys.readouterr().out
     assert (run.folder / "last.pt").read_bytes() == before
 
 
