@@ -243,12 +243,9 @@ def check_info(info, path: Path) -> None:
             raise UserError(f'{shown(path)}: {name} must be an object, as in {{"CASE": ...}}.')
 
 
-def check_same_classes(trained: list[str] | None, data: SliceSet, path: Path) -> None:
-    """UserError if what was made for the classes `trained`, in `path`, meets masks of others.
-
-    None: it is older than the names.
-    """
-    if trained and [n.lower() for n in trained] != [n.lower() for n in data.classes]:
+def check_same_classes(trained: list[str], data: SliceSet, path: Path) -> None:
+    """UserError if what was made for the classes `trained`, in `path`, meets masks of others."""
+    if [n.lower() for n in trained] != [n.lower() for n in data.classes]:
         raise UserError(
             f"{shown(path)} is of {', '.join(trained)}; the masks of {shown(data.folder)} hold "
             f"{', '.join(data.classes)}."

@@ -16,7 +16,7 @@ from common.dataset.formats import is_nifti_name
 from common.dataset.loading import SliceDataset, loader
 from common.dataset.picture_folders import ENDINGS
 from common.dataset.preprocessing import HU_WINDOW
-from common.dataset.slices import Slice, SliceSet, check_same_classes, check_same_views, read_set
+from common.dataset.slices import Slice, SliceSet, read_set
 from common.dataset.splits import check_patients, read_splits
 from common.device import autocast, fuse, layout, pick_device, to_device
 from common.errors import UserError
@@ -79,24 +79,22 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     folder = stage / "runs" / config.name
     device = pick_device(config.device)
     path = folder / f"{config.weights}.pt"
-    there = known_runs(folder.parent, path.name)
-    runs = f"There are {', '.join(there)}: choose one with --name"
-    hint = runs if there else f"Run {stage.name}/train.py first"
-    content = checkpoint.load(path, stage.name, f"{hint}.")
-    checkpoint.check_content(content, path)
+    existing = known_runs(folder.parent, path.name)
+    choose = f"There are {', '.join(existing)}: choose one with --name"
+    hint = choose if existing else f"Run {stage.name}/train.py first"
+    content = checkpoint.load_trained(path, stage.name, f"{hint}.")
     if not config.of_slices:
         return Trained(folder, path, content, device)
     place = config.data or Path(content["config"]["data"])
     data = read_set(place, _instead_of_data(place))
-    if data.num_classes != content["num_classes"] or data.size != content["size"]:
-        raise UserError(
-            f"{shown(path)} was trained on {_kind(content['size'], content['num_classes'])}; those "
-            f"of {shown(data.folder)} are {_kind(data.size, data.num_classes)}. Name another "
-            "--data, or another run with --name."
-        )
-    check_same_classes(content.get("classes"), data, path)
-    if note := check_same_views(content, data, path):
+    if note := checkpoint.check_fits(content, data, path):
         print(note)
+    if data.size != content["size"]:
+        raise UserError(
+            f"{shown(path)} was trained on {content['size']}-pixel slices; those of "
+            f"{shown(data.folder)} have {data.size}. Name another --data, or another run with "
+            "--name."
+        )
     if config.subset == "all":
         cases = sorted({s.case for s in data.slices})
     else:
@@ -119,12 +117,6 @@ def _instead_of_data(place: Path) -> str:
                 "with masks become a data set by data_prep/import_pairs.py."
             )
     return "Name it with --data."
-
-
-def _kind(size: int, channels: int) -> str:
-    """What slices are, in short."""
-    classes = "one class" if channels == 1 else f"{channels - 1} classes"
-    return f"{size}-pixel slices of {classes}"
 
 
 def ready(model: nn.Module, run: Trained, config: InferenceConfig) -> nn.Module:

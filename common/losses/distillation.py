@@ -65,13 +65,13 @@ class Distiller(nn.Module):
         self.channelwise = ChannelwiseLoss(config.channel_temperature)
         self.affinity = PairwiseAffinity()
         self.maps = {s: s for s in SCALES} | {"encoder": self._encoder_map()}
-        mine = _channels(student, size)
-        theirs = _channels(teacher, size) if teacher else mine
+        student_channels = _channels(student, size)
+        teacher_channels = _channels(teacher, size) if teacher else student_channels
         keys = {scale: self.maps[scale] for scale in self.weights}
-        if lost := sorted({*keys.values()} - (mine.keys() & theirs.keys())):
+        if lost := sorted({*keys.values()} - (student_channels.keys() & teacher_channels.keys())):
             raise UserError(f"Student or teacher has no feature map {', '.join(lost)}.")
         self.scales = nn.ModuleDict(
-            {s: self._contrast(mine[k], theirs[k]) for s, k in keys.items()}
+            {s: self._contrast(student_channels[k], teacher_channels[k]) for s, k in keys.items()}
         )
         self.taught = bool(self.weights) or any(getattr(config, term) for term in TERMS)
 
@@ -116,11 +116,11 @@ class Distiller(nn.Module):
         if not self.taught:
             return losses
         with torch.no_grad():
-            known = self.teacher_output(images, output)
-            labels = torch.cat([mask, predicted(known.logits[len(mask) :])])
+            target = self.teacher_output(images, output)
+            labels = torch.cat([mask, predicted(target.logits[len(mask) :])])
             with_border = self._with_border(labels, output.logits.shape[1])
-        maps = self.map_terms(output, known, labels)
-        return losses | maps | self.scale_terms(output, known, with_border)
+        maps = self.map_terms(output, target, labels)
+        return losses | maps | self.scale_terms(output, target, with_border)
 
     def _with_border(self, labels: Tensor, channels: int) -> Tensor | None:
         """Class indices with the border as the last class, if a term asks for it."""
@@ -130,14 +130,14 @@ class Distiller(nn.Module):
     def map_terms(self, student: Output, teacher: Output, labels: Tensor) -> dict[str, Tensor]:
         """What compares whole maps; `labels` are class indices `(N, H, W)`."""
         config, losses = self.config, {}
-        mine, theirs = student.logits, teacher.logits
+        logits = student.logits, teacher.logits
         if weight := config.prediction:
-            losses["prediction"] = weight * self.prediction(mine, theirs)
+            losses["prediction"] = weight * self.prediction(*logits)
         if weight := config.channelwise:
-            shown = shown_channels(labels, mine.shape[1])
-            losses["channelwise"] = weight * self.channelwise(mine, theirs, shown)
+            shown = shown_channels(labels, student.logits.shape[1])
+            losses["channelwise"] = weight * self.channelwise(*logits, shown)
         if weight := config.border:
-            losses["border"] = weight * self.prediction(mine, theirs, border_of(labels))
+            losses["border"] = weight * self.prediction(*logits, border_of(labels))
         if weight := config.affinity:
             maps = student.features["decoder"], teacher.features["decoder"]
             losses["affinity"] = weight * self.affinity(*maps)

@@ -15,6 +15,7 @@ from torch import nn
 
 from common.dataset.classes import as_words, check_classes, parse_classes
 from common.dataset.preprocessing import HU_WINDOW, PLANES, bounds_of
+from common.dataset.slices import SliceSet, check_same_classes, check_same_views
 from common.errors import UserError
 from common.files import atomic, shown
 
@@ -67,31 +68,47 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
     return content
 
 
+def load_trained(path: Path, stage: str, hint: str = "") -> dict:
+    """A checkpoint to predict or to teach with: loaded, and its content checked."""
+    content = load(path, stage, hint)
+    check_content(content, path)
+    return content
+
+
+def check_fits(content: dict, data: SliceSet, path: Path) -> str:
+    """UserError if a checkpoint's classes or plane are not those of `data`; a note for the user
+    where window or channel differ, else nothing."""
+    check_same_classes(content["classes"], data, path)
+    return check_same_views(content, data, path)
+
+
 def check_content(content: dict, path: Path) -> None:
     """UserError if a loaded checkpoint lacks what a training writes into it."""
-    kinds = {"config": dict, "patients": dict, "num_classes": int, "size": int, "epoch": int}
+    kinds = {"config": dict, "patients": dict, "classes": list, "num_classes": int}
+    kinds |= {"size": int, "epoch": int}
     if bad := [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]:
-        raise UserError(f"{shown(path)} is no whole checkpoint: {', '.join(bad)} missing or odd.")
+        raise UserError(
+            f"{shown(path)} is not a whole checkpoint: {', '.join(bad)} missing or invalid."
+        )
     parts = content["patients"]
     if not {"train", "val"} <= parts.keys() or not all(isinstance(p, list) for p in parts.values()):
-        raise UserError(f"{shown(path)}: its patients are no lists train and val.")
+        raise UserError(f"{shown(path)}: its patients are not lists train and val.")
     whose = content.get("patient_of", {})
     if not isinstance(whose, dict) or not all(isinstance(name, str) for name in whose.values()):
-        raise UserError(f"{shown(path)}: whose its cases are cannot be read.")
-    if content.get("classes") is not None:
-        _check_classes(content, path)
+        raise UserError(f"{shown(path)}: invalid patient_of.")
+    _check_classes(content, path)
     try:
         bounds_of(np.arange(2), content.get("window") or HU_WINDOW)
     except UserError as error:
         raise UserError(f"{shown(path)}: {error}") from None
     if content.get("axis") not in (None, *PLANES):
-        raise UserError(f"{shown(path)} knows no plane {ascii(content['axis'])}.")
+        raise UserError(f"{shown(path)} has an unknown plane {ascii(content['axis'])}.")
     if not isinstance(content.get("channel"), int | None):
         raise UserError(f"{shown(path)}: its channel is not a number.")
 
 
 def _check_classes(content: dict, path: Path) -> None:
-    """UserError if the classes' names, colours or label values are none, or others than its own."""
+    """UserError if the classes' names, colours or label values are invalid or contradictory."""
     classes, labels = content["classes"], content.get("labels")
     check_classes(classes, content.get("colours"), path)
     if content["num_classes"] != (1 if len(classes) == 1 else len(classes) + 1):

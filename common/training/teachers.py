@@ -8,7 +8,6 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from common.dataset.loading import SliceDataset, WithUnlabelled, loader
-from common.dataset.slices import check_same_classes, check_same_views
 from common.dataset.splits import check_patients
 from common.device import layout, to_device
 from common.errors import UserError
@@ -28,46 +27,41 @@ def load_teacher(
     `build(checkpoint)` makes the network. UserError if the checkpoint is missing, of another stage
     than `stage`, of other classes or another plane, or of a training on patients that this run's
     split keeps for validation or test.
+
     The cases that it was trained on and chosen by, and their patients, go into `run.cases` and
-    `run.patient_of`: what is learned from it is nor may the student be scored on them.
-    With the control `random-teacher` the network keeps its random weights, with BatchNorm
-    statistics of the training slices: without those its features would all but vanish, and the
-    control would control nothing. With `no-teacher` there is none, and none is needed: None.
+    `run.patient_of`: its student may not be scored on them either. With the control
+    `random-teacher` the network keeps its random weights, with BatchNorm statistics of the training
+    slices; without those its features would all but vanish, and it would not be a control. With
+    `no-teacher` the result is None.
     """
     if config.control == "no-teacher":
         run.say("no teacher: the student's own output in its place (a control)")
         return None
-    known = checkpoint.load(path, stage, f"Train it first ({stage}/train.py) or name another.")
-    checkpoint.check_content(known, path)
-    check_same_classes(known.get("classes"), run.data, path)
-    if note := check_same_views(known, run.data, path):
+    hint = f"Train it first ({stage}/train.py) or name another."
+    content = checkpoint.load_trained(path, stage, hint)
+    if note := checkpoint.check_fits(content, run.data, path):
         run.say(note)
-    check_patients(known, run.data, run.splits, ("val", "test"), path)
-    if known["num_classes"] != run.num_classes:
-        raise UserError(
-            f"{shown(path)} has {known['num_classes']} channels, the slices of "
-            f"{shown(run.data.folder)} ask for {run.num_classes}: name another --teacher or --data."
-        )
-    if known["size"] != run.size:
-        run.say(f"note: the teacher was trained on {known['size']}-pixel slices, not {run.size}")
-    teacher = build(known)
+    check_patients(content, run.data, run.splits, ("val", "test"), path)
+    if content["size"] != run.size:
+        run.say(f"note: the teacher was trained on {content['size']}-pixel slices, not {run.size}")
+    teacher = build(content)
     teacher.to(run.device, memory_format=layout(config.channels_last))
     if config.control == "random-teacher":
         _own_statistics(teacher, run, config)
     else:
-        checkpoint.load_weights(teacher, checkpoint.model_weights(known), path)
-        _remember(known, run)
+        checkpoint.load_weights(teacher, checkpoint.model_weights(content), path)
+        _remember(content, run)
     dice = evaluate(teacher, run.val, run, config)["per_patient"]["dice"]["mean"]
     random = ", its weights left random (a control)" if config.control == "random-teacher" else ""
     run.say(f"teacher {shown(path)}{random}: validation Dice {number(dice)} per patient")
     return teacher
 
 
-def _remember(known: dict, run: Run) -> None:
-    """Whom a teacher has seen, as parts of what its student has."""
-    run.cases["teacher"] = known["patients"]["train"]
-    run.cases["teacher_val"] = known["patients"]["val"]
-    run.patient_of.update(known.get("patient_of") or {})
+def _remember(content: dict, run: Run) -> None:
+    """Count the patients that a teacher has seen among those that its student has."""
+    run.cases["teacher"] = content["patients"]["train"]
+    run.cases["teacher_val"] = content["patients"]["val"]
+    run.patient_of.update(content.get("patient_of") or {})
 
 
 def add_unlabelled(run: Run, config: DistillationConfig) -> None:

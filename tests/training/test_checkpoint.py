@@ -69,6 +69,7 @@ def test_cut_short_or_foreign_files_are_refused(saved, tmp_path):
 
 def test_a_checkpoint_that_does_not_say_whom_it_has_seen_is_refused(tmp_path):
     whole = {"config": {}, "patients": {"train": [], "val": []}, "num_classes": 1, "size": 80}
+    whole["classes"] = ["spleen"]
     checkpoint.check_content({**whole, "epoch": 1}, tmp_path)
     for patients in ({}, {"train": []}, {"train": [], "val": "a"}):
         with pytest.raises(UserError, match="its patients are no lists train and val"):
