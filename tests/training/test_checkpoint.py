@@ -72,7 +72,7 @@ def test_a_checkpoint_that_does_not_say_whom_it_has_seen_is_refused(tmp_path):
     whole["classes"] = ["spleen"]
     checkpoint.check_content({**whole, "epoch": 1}, tmp_path)
     for patients in ({}, {"train": []}, {"train": [], "val": "a"}):
-        with pytest.raises(UserError, match="its patients are no lists train and val"):
+        with pytest.raises(UserError, match="its patients are not lists train and val"):
             checkpoint.check_content({**whole, "epoch": 1, "patients": patients}, tmp_path)
 
 
