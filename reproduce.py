@@ -143,7 +143,8 @@ class Config(base.Config):
             ("thickness", volumes and self.thickness is not None, "with --data or --input"),
         ):
             if useless:
-                raise UserError(f"--{name} has no effect {where}; leave it out.")
+                flag = name.replace("_", "-")
+                raise UserError(f"--{flag} has no effect {where}; leave it out.")
         taken = OWN.union(*(arm.own() for arm in self.arms()))
         taken |= {"--train-on"} if any(arm.labels for arm in self.arms()) else set()
         for group in ("t1", "t2", "students"):

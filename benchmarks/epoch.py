@@ -87,7 +87,7 @@ def forms(run: Run, settings, config: Config) -> dict:
     """The sources of an epoch's batches, by name."""
     slices = run.train.slices[: config.slices]
     warm = SliceDataset(run.data, slices)
-    draws = TrainSampler(slices, settings.foreground, settings.augment, seed=0)
+    draws = TrainSampler(slices, settings.foreground_fraction, settings.augment, seed=0)
     found = {"steps": Held(loader(warm, config.batch_size, draws))}
     pin = run.device.type == "cuda"
     for wanted in config.workers:

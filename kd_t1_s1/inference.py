@@ -28,7 +28,7 @@ from common.settings import InferenceConfig
 def main(config: InferenceConfig) -> None:
     """Predict the chosen patients."""
     run = open_run(config, __file__)
-    student = student_s1(run.num_classes, run.setting("deep", before=False))
+    student = student_s1(run.num_classes, run.setting("deep"))
     predict(ready(student, run, config), run, config)
 
 

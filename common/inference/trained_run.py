@@ -64,9 +64,9 @@ class Trained:
         names = plain if apart else [f"{k}-{name}" for k, name in enumerate(plain, start=1)]
         return [""] if len(names) == 1 else [f"_{name}" for name in names]
 
-    def setting(self, name: str, before=None):
-        """A flag's value in that training; `before` if it is older than the flag."""
-        return self.checkpoint["config"].get(name, before)
+    def setting(self, name: str):
+        """A flag's value in that training."""
+        return self.checkpoint["config"].get(name)
 
 
 def open_run(config: InferenceConfig, script: str) -> Trained:

@@ -171,7 +171,7 @@ def test_a_script_does_not_outlive_the_study(tmp_path):
     study = tmp_path / "study.py"
     study.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\nfrom common.steps import Step, run_steps\n"
+        "from pathlib import Path\nfrom common.study.steps import Step, run_steps\n"
         f"here = Path({str(tmp_path)!r})\n"
         f"run_steps([Step(({str(script)!r},), here / 'x', here / 'r.json')], here / 'log.txt')\n"
     )
