@@ -58,11 +58,14 @@ def unforeseen(error: Exception) -> str:
 
 
 def _leave_to_parent() -> None:
-    """Ctrl-C reaches every process of a terminal; the parent alone decides what it means.
+    """Ctrl-C reaches every process of a terminal, a queue's SIGTERM every one of a job; the parent
+    alone decides what they mean. A worker that ended while it takes its next case would leave half
+    a message to the others.
 
     A worker whose parent is gone, with its lock on the folder, must not write beside the next one.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
