@@ -44,7 +44,9 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     UserError if inference has not finished, or naming every slice whose partner is missing.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")
-    check_same_classes(done.get("classes"), data, folder / "predictions")
+    if not {"classes", "cases"} <= done.keys():
+        raise UserError(f"{shown(folder)}/inference.json is incomplete. Run inference.py again.")
+    check_same_classes(done["classes"], data, folder / "predictions")
     if Path(done.get("data", data.folder)).resolve() != data.folder.resolve():
         print(
             f"note: scored by {shown(data.folder)}; inference.py read {shown(Path(done['data']))}"

@@ -134,7 +134,7 @@ def small_run(tmp_path):
     write_csv(data / "manifest.csv", rows)
     write_json(data / "dataset.json", {"size": 8, "classes": ["spleen"]})
     about = {"subset": "test", "weights": "best", "cases": ["p"], "parameters": 5, "epoch": 1}
-    about["latency_ms"] = 2.0
+    about |= {"latency_ms": 2.0, "classes": ["spleen"]}
     write_json(run / "inference.json", about)
     return run, data
 
@@ -183,6 +183,9 @@ def test_missing_and_superfluous_partners_are_named(small_run):
 
 def test_an_unfinished_inference_is_not_scored(small_run):
     run, data = small_run
+    write_json(run / "inference.json", {"cases": ["p"]})
+    with pytest.raises(UserError, match="incomplete. Run inference.py again"):
+        score_run(run, read_set(data))
     (run / "inference.json").unlink()
     with pytest.raises(UserError, match="Run inference.py first"):
         score_run(run, read_set(data))

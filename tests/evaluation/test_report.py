@@ -66,7 +66,7 @@ def scored(tmp_path):
     about = {"size": SIZE, "classes": ["<i>spleen"], "cases": dict.fromkeys(cases, geometry)}
     write_json(data / "dataset.json", about)
     done = {"subset": "test", "weights": "best", "cases": [*cases], "parameters": 5, "epoch": 1}
-    write_json(run / "inference.json", {**done, "latency_ms": 2.0})
+    write_json(run / "inference.json", {**done, "latency_ms": 2.0, "classes": ["<i>spleen"]})
     made = {"config": {"lr": 0.1, "name": "<b>bold"}, "environment": {"torch": "2"}}
     write_json(run / "config.json", made)
     save_picture(run / "curves.png", grey)
