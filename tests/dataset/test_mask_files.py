@@ -167,7 +167,11 @@ def test_values_that_vary_are_read_each_by_its_own_and_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("image", "settings", "words"),
     [
-        (grey(0, 255), {}, "warning: the class covers more than half of 3 of 3 pictures: are the"),
+        (
+            grey(0, 255),
+            {},
+            "warning: the foreground covers more than half of 3 of 3 pictures: are the",
+        ),
         (palette(~ORGAN), {"classes": ("a=1",)}, "covers more than half of 3 of 3 pictures"),
         (grey(128), {}, "note: the masks hold 0 and 128, which is taken as the class"),
         (palette(ORGAN, [9, 9, 9]), {}, "warning: in 3 of 3 masks the palette shows number 0 br"),
