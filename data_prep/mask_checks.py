@@ -75,15 +75,15 @@ def remarks_on(masks: Sequence[Mask], threshold: int | None) -> list[str]:
 
 
 def inverted(shares: Sequence[float]) -> list[str]:
-    """A warning, as a line to print, if the foreground covers more than half of most pictures that show
-    it; `shares` are what it covers of each."""
+    """A warning, as a line to print, if the foreground covers more than half of most pictures that
+    show it; `shares` are the fractions it covers."""
     seen = [share for share in shares if share]
     most = sum(share > 0.5 for share in seen)
     if most <= len(seen) / 2:
         return []
     return [
-        f"warning: the foreground covers more than half of {most} of {len(shares)} pictures: are the "
-        "masks inverted? 0 (black) must be background; if they are, swap their values (grey: "
+        f"warning: the foreground covers more than half of {most} of {len(shares)} pictures: are "
+        "the masks inverted? 0 (black) must be background; if they are, swap their values (grey: "
         "PIL.ImageOps.invert), and import them again with --overwrite"
     ]
 

@@ -170,7 +170,7 @@ def test_values_that_vary_are_read_each_by_its_own_and_told(tmp_path, capsys):
         (
             grey(0, 255),
             {},
-            "warning: the foreground covers more than half of 3 of 3 pictures: are the",
+            "warning: the foreground covers more than half of 3 of 3",
         ),
         (palette(~ORGAN), {"classes": ("a=1",)}, "covers more than half of 3 of 3 pictures"),
         (grey(128), {}, "note: the masks hold 0 and 128, which is taken as the class"),
