@@ -32,7 +32,7 @@ the same bytes.
 import hashlib
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -90,8 +90,9 @@ class Config(VolumesConfig, SliceSetConfig):
     workers: int = option(2, "processes; each holds one volume in memory", low=1)
 
 
-def check_config(config: Config) -> Config:
-    """The config with its classes' values spelt out. UserError for contradictory flags."""
+def check_config(config: Config) -> dict[str, tuple[int, ...]]:
+    """The label values of each class that --classes names, none without it. UserError for
+    contradictory flags."""
     if not config.hu_low < config.hu_high:
         raise UserError(f"--hu-low {config.hu_low} must be below --hu-high {config.hu_high}.")
     if config.percentiles:
@@ -109,18 +110,17 @@ def check_config(config: Config) -> Config:
     if config.classes:
         classes = parse_classes(config.classes, named)
         for name in (n for n in classes if named.get(n, classes[n]) != classes[n]):
-            (known,) = as_words({name: named[name]})
-            print(f"warning: dataset.json says {known}; what --classes says is taken")
-        return replace(config, classes=as_words(classes))
+            (listed,) = as_words({name: named[name]})
+            print(f"warning: dataset.json says {listed}; what --classes says is taken")
+        return classes
     owner = next((name for name, values in named.items() if 1 in values), "spleen")
     if owner.lower() not in USUAL:
         print(f"note: label 1 is called spleen; dataset.json's name: --classes {owner}=1")
-    return config
+    return {}
 
 
-def describe_set(config: Config) -> dict:
-    """What dataset.json says of the whole set."""
-    labels = parse_classes(config.classes)
+def describe_set(config: Config, labels: dict[str, tuple[int, ...]]) -> dict:
+    """What dataset.json says of the whole set; `labels` are those of `check_config`."""
     shares = {"percentiles": list(config.percentiles)}
     about = {
         "name": config.input.resolve().name,
@@ -137,15 +137,15 @@ def describe_set(config: Config) -> dict:
     return about | {key: value for key, value in special.items() if value is not None}
 
 
-def known_colours(config: Config) -> dict:
-    """The colours, checked, that the set of the same classes that is there was given by hand."""
+def known_colours(config: Config, about: dict) -> dict:
+    """The colours, checked, that an earlier set of the same classes was given by hand."""
     index = config.output / "dataset.json"
-    found = read_json(index) if index.exists() else None
-    same = isinstance(found, dict) and found.get("classes") == describe_set(config)["classes"]
-    if not same or "colours" not in found:
+    earlier = read_json(index) if index.exists() else None
+    same = isinstance(earlier, dict) and earlier.get("classes") == about["classes"]
+    if not same or "colours" not in earlier:
         return {}
-    check_info(found, index)
-    return {"colours": found["colours"]}
+    check_info(earlier, index)
+    return {"colours": earlier["colours"]}
 
 
 def keep_others(config: Config) -> None:
@@ -161,9 +161,9 @@ def keep_others(config: Config) -> None:
             shutil.copy2(path, config.partial / path.name)
 
 
-def slice_case(case: Case, config: Config, colours: dict | None) -> dict:
+def slice_case(case: Case, config: Config, labels: dict, about: dict, colours: dict | None) -> dict:
     """Write the slices of one volume into the partial folder, masks of several classes in their
-    `colours`; its record: geometry and rows.
+    `colours`; its record: geometry and rows. `about` is the set's description.
 
     The record is kept in `.done/`, written after the last slice. A case that has one there, or in
     an earlier set, made from the same two files with the same settings, is not sliced again.
@@ -171,7 +171,7 @@ def slice_case(case: Case, config: Config, colours: dict | None) -> dict:
     home = config.partial
     made_from = {
         "files": [hashlib.sha256(p.read_bytes()).hexdigest() for p in (case.image, case.label)],
-        "set": describe_set(config) | {"version": VERSION},
+        "set": about | {"version": VERSION},
     }
     for folder in (home, config.output):
         if record := finished(folder, case.name, made_from):
@@ -180,14 +180,13 @@ def slice_case(case: Case, config: Config, colours: dict | None) -> dict:
                     shutil.copy2(folder / name, home / name)
                 write_json(home / ".done" / f"{case.name}.json", record)
             return record
-    labels = parse_classes(config.classes) or USUAL
-    image, label = read_case(case, None if config.classes else ONE_CLASS, config.channel)
+    image, label = read_case(case, None if labels else ONE_CLASS, config.channel)
     spacing = pixel_spacing(image.spacing, config.axis)
     bounds = bounds_of(image.voxels, made_from["set"]["window"])
     rows = []
     for index in range(image.voxels.shape[PLANES[config.axis][0]]):
         grey = window(view_of(image.voxels, index, config.axis), *bounds)
-        mask = to_mask(view_of(label.voxels, index, config.axis), labels)
+        mask = to_mask(view_of(label.voxels, index, config.axis), labels or USUAL)
         grey = to_square(grey, spacing, config.size, mask=False)
         mask = to_square(mask, spacing, config.size, mask=True)
         rows.append([index, int((mask > 0).sum())])
@@ -197,8 +196,9 @@ def slice_case(case: Case, config: Config, colours: dict | None) -> dict:
     axis = {} if config.axis == "axial" else {"axis": config.axis}
     record = {"geometry": image.geometry() | axis, "rows": rows, "made_from": made_from}
     hu = not config.percentiles and is_ct(config.input, config.channel)
-    record |= {"fingerprint": fingerprint(image), "doubts": doubts(image, label, labels, hu)}
-    if config.classes:
+    record |= {"fingerprint": fingerprint(image)}
+    record |= {"doubts": doubts(image, label, labels or USUAL, hu)}
+    if labels:
         record["values"] = [*count_values(label.voxels)]
     write_json(home / ".done" / f"{case.name}.json", record)
     return record
@@ -220,16 +220,13 @@ def finished(folder: Path, case: str, made_from: dict) -> dict | None:
     return record if whole and record["made_from"] == made_from else None
 
 
-def prepare(config: Config, cases: list[Case]) -> None:
-    """Make the partial folder ready. UserError if the output holds anything but a data set, or
-    one made with other flags while `--overwrite` was not given."""
+def prepare(config: Config, cases: list[Case], about: dict) -> None:
+    """Make the partial folder ready for the set that `about` describes. UserError if the output is
+    not a data set, or was made with other flags and `--overwrite` was not given."""
     index, home = config.output / "dataset.json", config.partial
-    ours = False
-    if index.exists():
-        found = read_json(index)
-        made = describe_set(config)
-        ours = isinstance(found, dict) and made.items() <= found.items()
-        ours = ours and not any(key in found and key not in made for key in SPECIAL)
+    earlier = read_json(index) if index.exists() else None
+    ours = isinstance(earlier, dict) and about.items() <= earlier.items()
+    ours = ours and not any(key in earlier and key not in about for key in SPECIAL)
     check_output(config.output, config.overwrite or ours)
     if config.overwrite:
         shutil.rmtree(home, ignore_errors=True)
@@ -245,14 +242,14 @@ def prepare(config: Config, cases: list[Case]) -> None:
                 path.unlink()
 
 
-def warn(config: Config, cases: list[Case], records: list[dict]) -> None:
-    """Print what is odd and may be meant."""
+def warn(config: Config, labels: dict, cases: list[Case], records: list[dict]) -> None:
+    """Print what looks wrong and may be intended."""
     for case, record in zip(cases, records, strict=True):
         for doubt in record.get("doubts", ()):
             print(f"warning: {case.name}: {doubt}")
-    if labels := parse_classes(config.classes):
-        found = {value for record in records for value in record["values"]}
-        print("".join(f"{line}\n" for line in remarks(labels, found)), end="")
+    if labels:
+        values = {value for record in records for value in record["values"]}
+        print("".join(f"{line}\n" for line in remarks(labels, values)), end="")
     names = None if config.patient else [case.name for case in cases]
     for doubt in set_doubts(config, names, hu=not config.percentiles):
         print(f"warning: {doubt}")
@@ -260,15 +257,16 @@ def warn(config: Config, cases: list[Case], records: list[dict]) -> None:
 
 def main(config: Config) -> None:
     """Slice all cases, write manifest, splits and dataset.json, move the set to its place."""
-    config = check_config(config)
+    labels = check_config(config)
+    about = describe_set(config, labels)
     cases = list_all(config)
     patients = patient_of([case.name for case in cases], config.patient)
     splits = split_patients(patients, config.seed, config.num_folds, config.fold)
     with lock_folder(config.output):
-        prepare(config, cases)
-        about = describe_set(config) | known_colours(config)
-        colours = figures.legend(about["classes"], about.get("colours"))
-        work = partial(slice_case, config=config, colours=colours)
+        prepare(config, cases, about)
+        given = known_colours(config, about)
+        colours = figures.legend(about["classes"], given.get("colours"))
+        work = partial(slice_case, config=config, labels=labels, about=about, colours=colours)
         records = run_all(work, cases, config.workers, "volumes")
         prints = {c.name: r.get("fingerprint", c.name) for c, r in zip(cases, records, strict=True)}
         if same := twins(prints):
@@ -281,14 +279,15 @@ def main(config: Config) -> None:
             for case, record in zip(cases, records, strict=True)
             for index, foreground in record["rows"]
         ]
-        if config.classes and not any(s.foreground for s in slices):
-            raise UserError(f"no label holds any of {' '.join(config.classes)}: nothing to learn.")
+        if labels and not any(s.foreground for s in slices):
+            raise UserError(f"no label holds any of {', '.join(labels)}: nothing to learn.")
         geometry = {c.name: r["geometry"] for c, r in zip(cases, records, strict=True)}
-        info = about | ({"patients": patients} if config.patient else {}) | {"cases": geometry}
+        info = about | given | ({"patients": patients} if config.patient else {})
+        info |= {"cases": geometry}
         write_set(config.partial, info, slices, splits)
         keep_others(config)
         replace_folder(config.partial, config.output)
-    warn(config, cases, records)
+    warn(config, labels, cases, records)
     print(in_short(slices, splits, info, config.output))
     if (count := len({*patients.values()})) < len(cases):
         print(f"these are {len(cases)} volumes of {count} patients, each patient's in one part")
