@@ -33,6 +33,13 @@ OF_THE_MACHINE = {
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 }
 
+# Flags of version 1.0 that have another name now: commands in notebooks and papers still work.
+RENAMED = {
+    **{"--organs": "--classes", "--share": "--train-on", "--of": "--num-folds"},
+    **{"--hidden": "--mask-ratio", "--foreground": "--foreground-fraction"},
+    **{"--relation": "--affinity", "--truth": "--ground-truth"},
+}
+
 
 def option(default, help: str, choices: tuple | None = None, low=None, high=None, least=0):
     """A dataclass field with its help text; `choices`, or `low` to `high`, limit the values.
@@ -121,7 +128,7 @@ def parse(
     section_of = {name: title for title, names in cls.groups.items() for name in names}
     for f in fields(cls):
         _add_flag(sections[section_of.get(f.name, cls.own)], f, hints[f.name])
-    argv = sys.argv[1:] if argv is None else argv
+    argv = _current_names(sys.argv[1:] if argv is None else argv)
     first = parser.parse_args(argv)
     if stage and getattr(first, "resume", False):
         before = begun_with(parser, cls, stage / "runs" / first.name / "config.json")
@@ -132,6 +139,17 @@ def parse(
     parser.set_defaults(**cls.recipes.get(getattr(first, "recipe", None), {}))
     values = vars(parser.parse_args(argv))
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _current_names(argv: list[str]) -> list[str]:
+    """The command line with the flags of version 1.0 by their present names, each said once."""
+    words = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if flag in RENAMED:
+            print(f"note: {flag} is called {RENAMED[flag]} now", file=sys.stderr)
+        words.append(RENAMED.get(flag, flag) + equals + value)
+    return words
 
 
 def begun_with(parser: argparse.ArgumentParser, cls, path: Path) -> list[str]:

@@ -22,7 +22,7 @@ from common.files import (
     write_json,
     write_text,
 )
-from common.settings import TrainConfig
+from common.settings import DistillationConfig, MetricsConfig, TrainConfig
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -186,3 +186,12 @@ def test_a_reader_that_has_gone_is_no_fault(tmp_path):
     command = f"{sys.executable} {script} 2>{tmp_path}/errors | head -n 1"
     subprocess.run(command, shell=True, check=True, env={**os.environ, "PYTHONUNBUFFERED": ""})
     assert (tmp_path / "errors").read_text() == ""
+
+
+def test_a_flag_of_version_1_is_taken_by_its_new_name(capsys):
+    config = parse(DistillationConfig, ["--share=train", "--relation", "2"])
+    assert config.train_on == "train" and config.affinity == 2
+    notes = capsys.readouterr().err
+    assert "--share is called --train-on now" in notes and "--affinity" in notes
+    with pytest.raises(SystemExit):
+        parse(MetricsConfig, ["--share", "train"])
