@@ -103,6 +103,12 @@ def _within(rows: list[tuple]) -> dict[str, Effect]:
     if table.training.nunique() == 1:
         fit = ols("value ~ 1", table).fit()
         return {"patient": Effect(fit.ssr, fit.df_resid), "training": nothing, "rest": nothing}
+    patients = table.patient.nunique()
+    levels = patients + table.training.nunique() - 1
+    if patients == 1 or len(table) <= levels:  # nothing tells trainings apart
+        means = table.groupby("patient").value.mean()
+        squares = ((means - means.mean()) ** 2).sum() * len(table) / patients
+        return {"patient": Effect(squares, patients - 1), "training": nothing, "rest": nothing}
     fit = ols("value ~ C(patient) + C(training)", table).fit()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of the tests beside it: F is 0 / 0 where values are equal

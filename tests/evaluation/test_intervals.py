@@ -108,3 +108,13 @@ def test_holm_multiplies_the_smallest_by_their_number_and_never_falls():
         {"a": 0.03, "b": 0.06, "c": 0.06}
     )
     assert holm({}) == {}
+
+
+def test_folds_of_one_patient_count_as_patients():
+    values = np.random.default_rng(0).normal(size=(6, 2))
+    results = {(f, s): {f"p{f}": values[f, s]} for f in range(6) for s in range(2)}
+    found = estimate(results)
+    mean, half = values.mean(), stats.t.ppf(0.975, 5) * values.mean(1).std(ddof=1) / 6**0.5
+    assert (found.low, found.high) == (pytest.approx(mean - half), pytest.approx(mean + half))
+    few = {(None, 0): {f"p{i}": float(i) for i in range(6)}, (None, 1): {"p0": 1.0}}
+    assert estimate(few).low < estimate(few).high
