@@ -26,7 +26,7 @@ THIN = 1 / 8
 ROUNDING = 1e-9  # shares this close are equal
 # Of this module's results: counts up when the same volumes give other slices, so that older ones
 # are made again and not taken for them.
-VERSION = 2
+VERSION = 3
 # Of each slice plane the voxel axes: across the slices, down the rows, along the columns.
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
@@ -127,24 +127,57 @@ def to_square(image: np.ndarray, spacing: tuple[float, float], size: int, mask: 
 def resize_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Labels, uint8 `(H, W)` with 0 as background, resized to `shape` (rows, columns) by area.
 
-    A pixel gets the label that covers most of it; a tie with the background goes to the label, so
-    for a single label the limit is one half. Where a label is too thin to win a pixel or any of
-    its neighbours, it keeps the pixels that it covers best in their row or column, from `THIN` on:
-    a vessel does not vanish.
+    A pixel gets the label, or the background, that covers most of it. Equal shares are settled by
+    turns, as on a chessboard, so that no label grows on average. A structure too thin to win pixels
+    keeps those that it covers best in their row or column, from `THIN` on: a vessel does not vanish,
+    but is drawn one pixel wide however narrow it is, and a speck gets the pixels of its area, at
+    least one. Thin structures that lie on the same pixels share them: none is taken from a label
+    that would have no other within two pixels.
     """
     labels = np.ascontiguousarray(labels)
-    values = [value for value in np.unique(labels) if value]
-    if labels.shape == tuple(shape) or not values:
+    values = np.union1d(labels, [0]).astype(np.uint8)
+    if labels.shape == tuple(shape) or len(values) == 1:
         return labels if labels.shape == tuple(shape) else np.zeros(shape, np.uint8)
-    rows, columns = map(_overlaps, labels.shape, shape)
-    shares = np.stack([_share(labels == value, rows, columns) for value in values])
-    best = np.array(values, np.uint8)[shares.argmax(0)]
-    resized = np.where(shares.max(0) >= 1 - shares.sum(0) - ROUNDING, best, 0).astype(np.uint8)
-    won = [ndimage.maximum_filter(resized == value, 3) for value in values]
-    for value, share, near in zip(values, shares, won, strict=True):
-        ridge = [share >= ndimage.maximum_filter1d(share, 3, axis) - ROUNDING for axis in (0, 1)]
-        resized[(ridge[0] | ridge[1]) & (share >= THIN - ROUNDING) & ~near] = value
-    return resized
+    overlaps = tuple(map(_overlaps, labels.shape, shape))
+    shares = np.stack([np.zeros(shape), *(_share(labels == v, *overlaps) for v in values[1:])])
+    shares[0] = 1 - shares.sum(0)
+    diagonals = np.add.outer(*map(np.arange, shape))
+    turns = np.where(diagonals % 2, -ROUNDING, ROUNDING)
+    winner = (shares + turns * np.arange(len(values))[:, None, None]).argmax(0)
+    second, first = np.sort(shares, axis=0)[-2:]
+    clear = first > second + ROUNDING
+    thin = {n: _thin(shares[n], winner == n, clear) for n in range(1, len(values))}
+    for spread in (1, 2, 4):
+        for n, wanted in thin.items():
+            wanted = wanted & (diagonals % spread == 0)
+            wanted &= ~ndimage.maximum_filter(winner == n, 2 * spread - 1)
+            for owner in np.unique(winner[wanted]):
+                others = (winner == owner) & ~wanted
+                spare = wanted & ndimage.maximum_filter(others, 5) if owner else wanted
+                winner[spare & (winner == owner)] = n
+    return values[winner]
+
+
+def _thin(share: np.ndarray, won: np.ndarray, clear: np.ndarray) -> np.ndarray:
+    """The pixels that a label needs where it is too thin to win any, bool.
+
+    `share` is how much of each pixel it covers, `won` the pixels that it has, `clear` where these
+    are no ties.
+    """
+    thin = np.zeros(share.shape, bool)
+    for axis in (0, 1):
+        before, after = (np.roll(np.pad(share, 1), step, axis)[1:-1, 1:-1] for step in (1, -1))
+        ridge = (share > before + ROUNDING) & (share >= after - ROUNDING)
+        thin |= ridge & ~ndimage.maximum_filter1d(won, 3, axis)
+    thin &= (share >= THIN - ROUNDING) & ~ndimage.maximum_filter(won & clear, 3)
+    parts, _ = ndimage.label(thin, np.ones((3, 3)))
+    for n, box in enumerate(ndimage.find_objects(parts), 1):
+        if max(parts[box].shape) <= 2:  # a speck
+            rows, columns = np.nonzero(parts == n)
+            area = max(1, round(share[rows, columns].sum()))
+            lesser = np.argsort(-share[rows, columns], kind="stable")[area:]
+            thin[rows[lesser], columns[lesser]] = False
+    return thin
 
 
 def _overlaps(pixels: int, parts: int) -> np.ndarray:
