@@ -125,7 +125,7 @@ def whole_volume(name: str, config: Config, device: torch.device) -> dict:
     model.to(device, memory_format=layout(True))
     with tempfile.TemporaryDirectory() as home:
         about = {"stage": name, "epoch": 0, "num_classes": 1, "size": config.size}
-        about |= {"window": [-160, 240], "classes": ["class"]}
+        about |= {"window": [-160, 240], "classes": ["spleen"]}
         run = Trained(Path(home), Path(home) / "best.pt", about, device)
         began = time.perf_counter()
         segment(model, run, InferenceConfig(volume=config.volume, device=config.device))

@@ -49,28 +49,12 @@ TRAINING = {
 }
 INFERENCE = {
     "new volumes and pictures": (
-        *("volume", "images", "ground_truth", "largest_component", "hu_low", "hu_high"),
+        *("volume", "images", "ground_truth", "ground_truth_threshold", "largest_component"),
+        *("hu_low", "hu_high"),
     ),
     "output": ("output", "probabilities", "overlays", "reconstructions", "export"),
     "hardware": (*HARDWARE, "batch_size"),
 }
-
-
-@dataclass
-class SliceSetConfig(Config):
-    """What every script has that writes a slice data set."""
-
-    output: Path = option(DATA, "data set folder to write")
-    size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
-    seed: int = option(0, "seed of the splits", low=0)
-    num_folds: int = option(0, "how many cross-validation folds; 0: one 70/10/20 split", low=0)
-    fold: int = option(0, "the fold to test on, from 0", low=0)
-    overwrite: bool = option(False, "replace the data set in the output folder")
-
-    @property
-    def partial(self) -> Path:
-        """Where the set is made, before it is moved to its place."""
-        return self.output.with_name(self.output.name + ".partial")
 
 
 @dataclass
@@ -259,6 +243,9 @@ class InferenceConfig(Config):
     ground_truth: Path | None = option(
         None, "the true mask of the volume or picture, or a folder of equal names: scores"
     )
+    ground_truth_threshold: int | None = option(
+        None, "pixels of true masks of pictures at or above it are foreground", low=1, high=255
+    )
     largest_component: bool = option(
         False, "keep only the largest connected part of each class in a volume or new picture"
     )
@@ -277,18 +264,20 @@ class InferenceConfig(Config):
         ways = [f"--{name}" for name in ("volume", "images", "export") if getattr(self, name)]
         if len(ways) > 1:
             raise UserError(f"{ways[0]} and {ways[1]} exclude each other.")
-        for_files = dict.fromkeys(
-            ("output", "ground_truth", "largest_component"), "--volume or --images"
-        )
-        for_volumes = dict.fromkeys(("hu_low", "hu_high"), "--volume")
-        for_slices = dict.fromkeys(("data", "splits", "subset", "overlays", "reconstructions"), "")
-        useless = {} if self.of_slices else for_slices
-        useless |= {} if self.volume else for_volumes
-        useless |= {} if self.volume or self.images else for_files
-        useless |= {"probabilities": ""} if self.export else {}
-        for name in (n for n in useless if hasattr(self, n)):
-            if getattr(self, name) != getattr(type(self), name):
-                where = f"with {ways[0]}" if ways else f"without {useless[name]}"
+        of_slices = ("data", "splits", "subset", "overlays", "reconstructions")
+        scored = self.images and self.ground_truth
+        of_files = ("output", "ground_truth", "largest_component")
+        useful = {
+            **dict.fromkeys(of_slices, (self.of_slices, "")),
+            **dict.fromkeys(of_files, (self.volume or self.images, "--volume or --images")),
+            **dict.fromkeys(("hu_low", "hu_high"), (self.volume, "--volume")),
+            "ground_truth_threshold": (scored, "--images and --ground-truth"),
+            "probabilities": (not self.export, ""),
+        }
+        for name, (used, lacking) in useful.items():
+            default = getattr(type(self), name, None)
+            if not used and getattr(self, name, None) != default:
+                where = f"without {lacking}" if lacking else f"with {ways[0]}"
                 raise UserError(f"--{name.replace('_', '-')} has no effect {where}; leave it out.")
 
 

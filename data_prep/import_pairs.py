@@ -48,6 +48,7 @@ from tqdm import tqdm
 from common.config import launch, option
 from common.dataset.cases import twins
 from common.dataset.classes import USUAL, count_values, parse_classes, remarks, to_mask
+from common.dataset.mask_checks import contradictions, inverted, remarks_on, turned_alone
 from common.dataset.mask_files import Mask, NotTwoValues, read_binary, read_numbers
 from common.dataset.pictures import load, to_grey
 from common.dataset.preprocessing import to_square
@@ -56,9 +57,8 @@ from common.dataset.splits import make_splits
 from common.errors import UserError, bullets
 from common.evaluation import figures
 from common.files import lock_folder, printable, replace_folder, shown
-from common.settings import SliceSetConfig
 from data_prep.image_pairs import Pair, PairsConfig, find_pairs
-from data_prep.mask_checks import contradictions, inverted, remarks_on
+from data_prep.options import SliceSetConfig
 
 ADVICE = (
     "A mask holds 0 and 1, or 0 and 255, or, the same in all files, another value or colour beside "
@@ -100,7 +100,7 @@ def classes_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
 class Converted(NamedTuple):
     """A pair as it was written: its manifest row, its image's fingerprint (none of an image of one
     grey), the values in its index mask, how much of the picture the classes cover, what is known of
-    its masks' files, and whether EXIF turned its image and not its mask."""
+    its masks' files, and whether EXIF turned its image."""
 
     row: Slice
     fingerprint: str | None
@@ -157,7 +157,7 @@ def convert(
     pictures = {"images": Image.fromarray(image), "masks": mask_picture(mask, colours)}
     for kind, picture in pictures.items():
         picture.save(config.partial / kind / f"{row.name}.png", compress_level=4)
-    return Converted(row, told, values, covered, masks, loaded.turned and not masks[0].turned)
+    return Converted(row, told, values, covered, masks, loaded.turned)
 
 
 def convert_all(
@@ -185,11 +185,7 @@ def convert_all(
         classes = " ".join(config.classes)
         raise UserError(f"no mask holds any of {classes}: nothing to learn; they hold {held}.")
     lines = remarks(labels, values) + remarks_on(masks, config.threshold)
-    if turned := sum(found.turned for found in good):
-        lines.append(
-            f"note: {turned} images are turned as their EXIF orientation says, their masks, which "
-            "have none, are not: they must have been drawn on the upright picture"
-        )
+    lines += turned_alone([c.turned for c in good], [c.masks[0].turned for c in good])
     if len(labels) < 2:
         lines += inverted([found.covered for found in good])
     return sorted(rows, key=lambda row: (row.case, row.index)), lines

@@ -70,7 +70,7 @@ from common.dataset.splits import split_patients
 from common.errors import UserError
 from common.evaluation import figures
 from common.files import lock_folder, read_json, remove_leftovers, replace_folder, shown, write_json
-from common.settings import SliceSetConfig
+from data_prep.options import SliceSetConfig
 
 # What dataset.json says of a set that was not made with the defaults.
 SPECIAL = ("labels", "axis", "channel")

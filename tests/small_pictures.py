@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from common.dataset.pictures import load, to_grey
 from common.inference.predict_pictures import predict_pictures
 from common.inference.trained_run import Trained
 from common.models.unet import Output
@@ -64,6 +65,10 @@ def put(path, pixels, **keywords):
     path.parent.mkdir(parents=True, exist_ok=True)
     (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path, **keywords)
     return path
+
+
+def read_grey(path):
+    return to_grey(load(path).image, path)
 
 
 def values(path):

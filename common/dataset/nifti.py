@@ -102,9 +102,8 @@ def claimed_bytes(head: bytes, path: Path) -> int:
         # Without what follows the 348 bytes: nibabel would look for extensions there.
         header = nib.Nifti1Header.from_fileobj(io.BytesIO(head[:348]), check=False)
         shape, start = header.get_data_shape(), int(header["vox_offset"]) or HEADER
-        spacing = header["pixdim"][1 : 1 + len(shape)][
-            :3
-        ]  # nibabel would replace what is 0 or less
+        # From the header itself: nibabel would replace what is 0 or less.
+        spacing = header["pixdim"][1 : 1 + len(shape)][:3]
         bytes_each = header.get_data_dtype().itemsize
     except Exception as error:  # nibabel raises many types for a broken header
         raise UserError(f"{shown(path)} is not a sound NIfTI file ({reason(error)}).") from None

@@ -89,11 +89,6 @@ def to_grey(image: Image.Image, path: Path) -> np.ndarray:
     return np.asarray(image.convert("L"))
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """A picture as grey uint8 `(H, W)`, upright. UserError as of `load` and `check_opaque`."""
-    return to_grey(load(path).image, path)
-
-
 def check_opaque(image: Image.Image, path: Path) -> None:
     """UserError for see-through pixels that are not a black background."""
     if not image.has_transparency_data:

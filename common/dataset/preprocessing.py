@@ -129,9 +129,9 @@ def resize_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
     A pixel gets the label, or the background, that covers most of it. Equal shares are settled by
     turns, as on a chessboard, so that no label grows on average. A structure too thin to win pixels
-    keeps those that it covers best in their row or column, from `THIN` on: a vessel does not vanish,
-    but is drawn one pixel wide however narrow it is, and a speck gets the pixels of its area, at
-    least one. Thin structures that lie on the same pixels share them: none is taken from a label
+    keeps those that it covers best in their row or column, from `THIN` on. So a vessel does not
+    vanish, but is drawn one pixel wide however narrow it is; a speck gets the pixels of its area,
+    at least one. Thin structures that lie on the same pixels share them: none is taken from a label
     that would have no other within two pixels.
     """
     labels = np.ascontiguousarray(labels)

@@ -134,8 +134,7 @@ def spacing_of(case: str, slices: list[Slice], data: SliceSet) -> tuple | None:
 
 
 def caution(result: dict) -> str:
-    """Warn if scored patients were trained on of patients that a training has seen; of others
-    nothing."""
+    """A warning if patients were scored that the model was trained on; else an empty string."""
     if result["subset"] in ("train", "all"):
         return "patients that the model was trained on are among these: no test"
     return ""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.dataset.classes import file_name
 from common.dataset.picture_folders import name_of
-from common.dataset.pictures import read_picture
+from common.dataset.pictures import load, to_grey
 from common.dataset.preprocessing import from_square, to_square
 from common.dataset.processes import unforeseen
 from common.dataset.slices import mask_picture
@@ -28,7 +28,7 @@ from common.inference.measures import largest_components
 from common.inference.picture_files import COLUMNS, PictureJob, list_pictures
 from common.inference.segment_volumes import seen_before
 from common.inference.trained_run import Trained, in_16_bits, maps_of, range_in_words
-from common.inference.true_masks import reader_of
+from common.inference.true_masks import check_truths, reader_of
 from common.inference.volume_files import begin, checksums, own_rows, untouched
 from common.models.unet import decided
 from common.settings import InferenceConfig
@@ -44,7 +44,12 @@ def predict_pictures(model: nn.Module, run: Trained, config: InferenceConfig) ->
     stop the others: UserError names all of them at the end.
     """
     jobs, table = list_pictures(run, config)
-    read_truth = reader_of(run, config.ground_truth) if config.ground_truth else None
+    read_truth = None
+    if config.ground_truth:
+        threshold = config.ground_truth_threshold
+        read_truth = reader_of(run, config.ground_truth, threshold)
+        for line in check_truths(run, [job.truth for job in jobs], read_truth, threshold):
+            print(line)
     known = _earlier(table)
     if window := run.checkpoint.get("window"):
         print(
@@ -93,10 +98,13 @@ def _predict_batch(
             good.append((job, *_read(job, read_truth)))
     if not good:
         return
-    squares = np.stack([to_square(image, (1, 1), size, mask=False) for _, image, _ in good])
-    for (job, image, truth), maps in zip(good, maps_of(model, run, squares, config), strict=True):
+    squares = np.stack([to_square(image, (1, 1), size, mask=False) for _, image, *_ in good])
+    for (job, image, truth, doubts), maps in zip(
+        good, maps_of(model, run, squares, config), strict=True
+    ):
         with _noted(job, problems):
-            done[job.place] = about = _write(run, config, job, image, truth, maps)
+            doubts += _seen_before(job, config, run)
+            done[job.place] = about = _write(run, config, job, image, truth, maps, doubts)
             print(f"{_in_words(about)} -> {shown(job.mask)}", flush=True)
 
 
@@ -111,20 +119,27 @@ def _noted(job: PictureJob, problems: list[str]) -> Iterator[None]:
         problems.append(f"{shown(job.picture)}: {unforeseen(error)}")
 
 
-def _read(job: PictureJob, read_truth) -> tuple[np.ndarray, np.ndarray | None]:
-    """A picture, grey uint8 `(H, W)`, and its true mask as class indices. UserError if they differ
-    in size, or as of `read_picture` and of what reads the truth."""
-    image = read_picture(job.picture)
-    truth = read_truth(job.truth) if job.truth else None
-    if truth is not None and truth.shape != image.shape:
-        sizes = [f"{p.shape[1]}x{p.shape[0]}" for p in (truth, image)]
+def _read(job: PictureJob, read_truth) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """A picture, grey uint8 `(H, W)`, its true mask as class indices, and what may be odd about
+    them. UserError if they differ in size, or as of `load`, `to_grey` and what reads the truth."""
+    loaded = load(job.picture)
+    image = to_grey(loaded.image, job.picture)
+    if not job.truth:
+        return image, None, []
+    true = read_truth(job.truth)
+    if true.indices.shape != image.shape:
+        sizes = [f"{p.shape[1]}x{p.shape[0]}" for p in (true.indices, image)]
         raise UserError(
             f"{shown(job.truth)} is {sizes[0]} pixels, its picture {shown(job.picture)} {sizes[1]}."
         )
-    return image, truth
+    if loaded.turned == true.turned:
+        return image, true.indices, []
+    names = ("the picture", "its true mask")
+    turned, upright = names if loaded.turned else reversed(names)
+    return image, true.indices, [f"EXIF turns {turned}, not {upright}: look at the overlay"]
 
 
-def _write(run: Trained, config, job: PictureJob, image, truth, maps: Tensor) -> dict:
+def _write(run, config, job: PictureJob, image, truth, maps: Tensor, doubts: list[str]) -> dict:
     """Write what belongs to one picture; returns what its JSON holds.
 
     Its probability maps `(classes, size, size)` go back to its own pixels before they are decided.
@@ -143,7 +158,7 @@ def _write(run: Trained, config, job: PictureJob, image, truth, maps: Tensor) ->
         "height": image.shape[0],
         "width": image.shape[1],
         "largest_component": config.largest_component,
-        "doubts": _seen_before(job, config, run),
+        "doubts": doubts,
         **_findings(mask, truth, classes),
     }
     colours = figures.legend(classes, run.checkpoint.get("colours"))
@@ -161,8 +176,8 @@ def _write(run: Trained, config, job: PictureJob, image, truth, maps: Tensor) ->
 
 
 def _findings(mask: np.ndarray, truth: np.ndarray | None, classes: list[str]) -> dict:
-    """Each foreground pixels, share of the picture and, with a truth, its scores, and their means
-    over the classes (else None)."""
+    """`per_class`: each class's pixels, the fraction of the picture that they are and, with a true
+    mask, its scores (else None); `scores`: their means over the classes."""
     each = {}
     for value, class_name in enumerate(classes, start=1):
         mine, pixels = mask == value, int(np.count_nonzero(mask == value))

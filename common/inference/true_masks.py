@@ -1,17 +1,21 @@
 """The true masks of new pictures: which belongs to which, and what they show."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from common.dataset.classes import count_values, to_mask
-from common.dataset.mask_files import read_binary, read_numbers
+from common.dataset.classes import count_values, remarks, to_mask
+from common.dataset.mask_checks import contradictions, inverted, remarks_on
+from common.dataset.mask_files import Mask, NotTwoValues, read_binary, read_numbers
 from common.dataset.picture_folders import name_of, pictures_in
 from common.dataset.slices import check_same_classes, read_mask, read_set
-from common.errors import UserError
+from common.errors import UserError, bullets
 from common.files import shown
 from common.inference.trained_run import Trained
+
+THRESHOLD = "--ground-truth-threshold"
 
 
 def truths_of(pictures: list[Path], folder: Path, truth: Path) -> list[Path | None]:
@@ -42,30 +46,91 @@ def truths_of(pictures: list[Path], folder: Path, truth: Path) -> list[Path | No
     return chosen
 
 
-def reader_of(run: Trained, truth: Path) -> Callable[[Path], np.ndarray]:
-    """What reads the true masks as class indices, uint8 `(H, W)`.
+class TrueMask(NamedTuple):
+    """A true mask as class indices, uint8 `(H, W)`; the values that its file holds, if these are
+    indices; and what is known of the file, unless it is of a data set of this repository."""
+
+    indices: np.ndarray
+    values: set[int]
+    about: Mask | None
+
+    @property
+    def turned(self) -> bool:
+        """Whether its EXIF orientation had it turned."""
+        return self.about is not None and self.about.turned
+
+
+def reader_of(run: Trained, truth: Path, threshold: int | None) -> Callable[[Path], TrueMask]:
+    """What reads the true masks.
 
     Masks of a data set of this repository hold its indices. Others are read as import_pairs.py
-    does: those of one class by their two values, or as an index where the training's data were
-    made with `--classes NAME=VALUE`, whose values they then hold.
+    does: those of one class by their two values, or cut at `threshold`, or as an index where the
+    training's data were made with `--classes NAME=VALUE`, whose values they then hold. UserError
+    for a threshold where masks hold indices.
     """
     home = truth.parent if truth.is_dir() else truth.parent.parent
-    if (home / "dataset.json").exists() and (home / "manifest.csv").exists():
+    of_a_set = (home / "dataset.json").exists() and (home / "manifest.csv").exists()
+    if threshold is not None and (of_a_set or len(run.classes) > 1):
+        raise UserError(f"{THRESHOLD} has no effect on masks that hold an index.")
+    if of_a_set:
         data = read_set(home)
         check_same_classes(run.classes, data, run.path)
-        return lambda path: read_mask(path, data.num_classes)
+        return lambda path: TrueMask(read_mask(path, data.num_classes), set(), None)
     labels = run.checkpoint.get("labels") or {}
     if len(run.classes) == 1:
         values = {value for named in labels.values() for value in named}
-        return lambda path: _one_class(path, values)
-    labels = labels or {class_name: (k,) for k, class_name in enumerate(run.classes, start=1)}
-    return lambda path: to_mask(read_numbers(path)[0], labels)
+        return lambda path: _one_class(path, values, threshold)
+    return lambda path: _several_classes(path, _labels(run))
 
 
-def _one_class(path: Path, values: set[int]) -> np.ndarray:
-    """A mask of one class as {0, 1}, uint8 `(H, W)`; by these values, if it holds an index."""
-    if values:
-        numbers = read_numbers(path)[0]
+def _labels(run: Trained) -> dict[str, tuple[int, ...]]:
+    """The values of each class in the masks that the run's data were made from."""
+    in_order = {class_name: (k,) for k, class_name in enumerate(run.classes, start=1)}
+    return run.checkpoint.get("labels") or in_order
+
+
+def _several_classes(path: Path, labels: dict[str, tuple[int, ...]]) -> TrueMask:
+    numbers, about = read_numbers(path)
+    return TrueMask(to_mask(numbers, labels), {*count_values(numbers)}, about)
+
+
+def _one_class(path: Path, values: set[int], threshold: int | None) -> TrueMask:
+    """A mask of one class; by these values, if it holds an index."""
+    if values and threshold is None:
+        numbers, about = read_numbers(path)
         if {*count_values(numbers)} != {255}:
-            return np.isin(numbers, [*values]).astype(np.uint8)
-    return (read_binary(path, None)[0] > 0).astype(np.uint8)
+            return TrueMask(np.isin(numbers, [*values]).astype(np.uint8), set(), about)
+    pixels, about = read_binary(path, threshold)
+    return TrueMask((pixels > 0).astype(np.uint8), set(), about)
+
+
+def check_truths(
+    run: Trained, truths: Sequence[Path], read: Callable[[Path], TrueMask], threshold: int | None
+) -> list[str]:
+    """What a user should know of the true masks before anything is scored by them, as lines to
+    print: the remarks of import_pairs.py.
+
+    UserError naming the masks that contradict the others, or of which it is not known what is
+    foreground. A file that cannot be read at all is left to the prediction of its picture.
+    """
+    abouts, values, problems = [], set(), []
+    for path in dict.fromkeys(truths):
+        try:
+            true = read(path)
+        except NotTwoValues as error:
+            problems.append(str(error))
+        except UserError:
+            continue
+        else:
+            values |= true.values
+            abouts += [true.about] if true.about else []
+    problems += map(str, contradictions(abouts, THRESHOLD))
+    if problems:
+        raise UserError(
+            f"{len(problems)} of {len(truths)} true masks do not say what is foreground:"
+            f"{bullets(problems)}\nA mask of one class holds black and one other value, the same "
+            f"in all files; others are cut with {THRESHOLD}."
+        )
+    if len(run.classes) > 1:
+        return remarks(_labels(run), values) if values else []
+    return remarks_on(abouts, threshold, THRESHOLD) + inverted([about.covered for about in abouts])

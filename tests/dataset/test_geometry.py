@@ -89,9 +89,9 @@ def test_other_units_become_mm_and_the_mask_keeps_the_file_s(trained, tmp_path, 
     assert np.allclose(volume.geometry()["spacing"], [0.8, 0.8, 2.5])
     about = read_json(go(trained, path, ground_truth=truth) / "ct.json")
     assert about["spacing_mm"] == pytest.approx([0.8, 0.8, 2.5])
-    class_name = about["per_class"]["spleen"]
-    assert class_name["volume_ml"] == pytest.approx(702 * 0.0016)
-    assert class_name["length_mm"] == pytest.approx(22.5) and class_name["scores"]["hd95_mm"] == 0
+    spleen = about["per_class"]["spleen"]
+    assert spleen["volume_ml"] == pytest.approx(702 * 0.0016)
+    assert spleen["length_mm"] == pytest.approx(22.5) and spleen["scores"]["hd95_mm"] == 0
     mask, image = nib.load(trained.folder / "volumes/ct.nii.gz"), nib.load(path)
     assert np.array_equal(mask.affine, image.affine)
     assert mask.header["xyzt_units"] == image.header["xyzt_units"]

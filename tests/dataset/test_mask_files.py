@@ -148,14 +148,36 @@ def import_all(tmp_path, masks, **settings):
     ("odd", "words"),
     [
         (("png", colours((0, 255, 0))), r"p3.png shows foreground as \(0, 255, 0\), 3 other masks"),
-        (("jpg", grey(255)), r"p3.jpg shows foreground as 255.*--threshold 128 takes both"),
+        (("jpg", grey(255)), r"p3.jpg shows foreground as 255.*--threshold 127 takes both"),
         (("png", grey(1)), r"p3.png shows foreground as 1, 3 other masks as \(255, 0, 0\)"),
+        (("png", palette(ORGAN, [9, 9, 9])), "p3.png has a palette whose number 0 is brighter"),
     ],
 )
 def test_masks_that_show_the_class_in_different_colours_are_refused(tmp_path, odd, words):
     with pytest.raises(UserError, match=words):
         import_all(tmp_path, [("png", colours((255, 0, 0)))] * 3 + [odd])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_palettes_of_which_some_show_the_background_brighter_are_refused(tmp_path, most):
+    """GIFs of one folder, some saved with white as number 0: those are inverted."""
+    kinds = [palette(ORGAN, [0, 0, 0, 255, 255, 255]), palette(~ORGAN, [255, 255, 255, 0, 0, 0])]
+    masks = [("gif", kinds[most])] * 3 + [("gif", kinds[1 - most])]
+    with pytest.raises(UserError, match=r"1 of 4 pairs.*\n.*p3.gif has a palette.*is inverted"):
+        import_all(tmp_path, masks)
+
+
+def test_the_threshold_that_is_advised_keeps_both_kinds(tmp_path):
+    bright, dim = ("jpg", grey(255)), ("jpg", grey(100))
+    with pytest.raises(UserError, match="p3.jpg shows foreground as 100.* --threshold 50 takes"):
+        import_all(tmp_path, [bright] * 3 + [dim])
+    assert np.ptp(import_all(tmp_path, [bright] * 3 + [dim], threshold=50)) <= 30
+
+
+def test_a_few_inverted_masks_are_enough_to_be_told(tmp_path, capsys):
+    import_all(tmp_path, [("png", grey(255))] * 3 + [("png", grey(0, 255))] * 3)
+    assert "covers more than half of 3 of 6 pictures" in capsys.readouterr().out
 
 
 def test_values_that_vary_are_read_each_by_its_own_and_told(tmp_path, capsys):
@@ -176,7 +198,7 @@ def test_values_that_vary_are_read_each_by_its_own_and_told(tmp_path, capsys):
         (grey(128), {}, "note: the masks hold 0 and 128, which is taken as the class"),
         (palette(ORGAN, [9, 9, 9]), {}, "warning: in 3 of 3 masks the palette shows number 0 br"),
         (grey(128), {"threshold": 200}, "--threshold 200 leaves nothing of 3 of 3 masks; the hig"),
-        (grey(128, 20), {"threshold": 9}, "--threshold 9 makes class of all pixels of 3 of 3"),
+        (grey(128, 20), {"threshold": 9}, "--threshold 9 makes foreground of all pixels of 3 of 3"),
     ],
 )
 def test_what_is_odd_about_masks_is_told(tmp_path, capsys, image, settings, words):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_pairs import make, some
+from small_pictures import read_grey
 
-from common.dataset.pictures import read_picture
 from common.errors import UserError
 
 
@@ -77,7 +77,7 @@ def test_pictures_are_read_upright(tmp_path, orientation, ending):
     stored = np.kron(np.array([[0, 60, 120], [30, 200, 250]], np.uint8), np.ones((8, 8), np.uint8))
     save_turned(tmp_path / f"a.{ending}", stored, orientation)
     expected = UPRIGHT[orientation](stored)
-    found = read_picture(tmp_path / f"a.{ending}")
+    found = read_grey(tmp_path / f"a.{ending}")
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).max() <= (8 if ending == "jpg" else 0)
 

@@ -216,9 +216,9 @@ def test_pictures_are_imported_with_their_masks_in_place(tmp_path):
 def test_volumes_are_sliced_with_their_labels_in_place(tmp_path):
     rng = np.random.default_rng(0)
     views = [disc(256, rng.uniform(90, 160, 2), rng.uniform(50, 80)) for _ in range(12)]
-    class_name = np.stack(views, axis=2)
+    foreground = np.stack(views, axis=2)
     affine = np.diag([-0.8, -0.8, 5, 1])
-    for name, voxels in (("images", class_name * 400 - 160), ("labels", class_name)):
+    for name, voxels in (("images", foreground * 400 - 160), ("labels", foreground)):
         for case in "abc":
             moved = np.roll(voxels.astype(np.int16), ord(case), axis=2)
             path = tmp_path / name / f"{case}.nii.gz"
@@ -233,9 +233,9 @@ def test_volumes_are_sliced_with_their_labels_in_place(tmp_path):
 
 def test_slices_of_an_earlier_version_are_made_again(tmp_path, monkeypatch):
     """A set that is there, of the same volumes with the same flags, but with masks of before."""
-    class_name = np.stack([disc(64, (30, 30), 12)] * 9, axis=2)
+    foreground = np.stack([disc(64, (30, 30), 12)] * 9, axis=2)
     affine = np.diag([-0.8, -0.8, 5, 1])
-    for name, voxels in (("images", class_name * 400 - 160), ("labels", class_name)):
+    for name, voxels in (("images", foreground * 400 - 160), ("labels", foreground)):
         for n, case in enumerate("abc"):
             moved = np.roll(voxels.astype(np.int16), n, axis=0)
             path = tmp_path / name / f"{case}.nii.gz"

@@ -73,10 +73,10 @@ def some_slices(here, rest):
 def test_the_sampler_holds_the_foreground_share_and_repeats_only_when_it_must(here, rest, share):
     slices = some_slices(here, rest)
     drawn = [i for i, _ in TrainSampler(slices, share, True, seed=0)]
-    class_name = [i for i in drawn if i < here]
+    with_foreground = [i for i in drawn if i < here]
     assert len(drawn) == len(slices)
-    assert len(class_name) == round(share * len(slices))
-    counts = np.bincount(class_name, minlength=here)
+    assert len(with_foreground) == round(share * len(slices))
+    counts = np.bincount(with_foreground, minlength=here)
     assert counts.max() - counts.min() <= 1
 
 

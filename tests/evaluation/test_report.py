@@ -42,14 +42,14 @@ class Page(HTMLParser):
 def scored(tmp_path):
     """A scored run over three patients: one found, one missed, one without class; its data set."""
     data, run = tmp_path / "data", tmp_path / "stage" / "runs" / "a"
-    class_name, grey = np.zeros((SIZE, SIZE), np.uint8), np.full((SIZE, SIZE), 90, np.uint8)
-    class_name[4:9, 4:9] = 255
+    spleen, grey = np.zeros((SIZE, SIZE), np.uint8), np.full((SIZE, SIZE), 90, np.uint8)
+    spleen[4:9, 4:9] = 255
     rows, cases = (
         [],
         {
-            "found": (class_name, class_name),
-            EVIL: (class_name, class_name * 0),
-            "none": (class_name * 0,) * 2,
+            "found": (spleen, spleen),
+            EVIL: (spleen, spleen * 0),
+            "none": (spleen * 0,) * 2,
         },
     )
     for case, (truth, mask) in cases.items():
@@ -98,16 +98,16 @@ def test_a_run_that_has_lost_its_curves_and_settings_has_a_page_too(scored):
 
 def test_the_slice_with_the_largest_class_and_the_one_with_most_errors_are_shown(scored):
     run, data = scored
-    class_name = np.zeros((SIZE, SIZE), np.uint8)
-    class_name[2:14, 2:14] = 255
-    save_picture(data.folder / "masks" / "found_001.png", class_name)
-    save_picture(run / "predictions" / "found_001.png", class_name)
+    spleen = np.zeros((SIZE, SIZE), np.uint8)
+    spleen[2:14, 2:14] = 255
+    save_picture(data.folder / "masks" / "found_001.png", spleen)
+    save_picture(run / "predictions" / "found_001.png", spleen)
     rows = [
         row | {"foreground": 144} if row["slice"] == "1" else row
         for row in read_csv(data.folder / "manifest.csv")
     ]
     write_csv(data.folder / "manifest.csv", rows)
-    save_picture(run / "predictions" / "found_000.png", class_name)
+    save_picture(run / "predictions" / "found_000.png", spleen)
     data = read_set(data.folder)
     score_run(run, data)
     write_report(run, data)

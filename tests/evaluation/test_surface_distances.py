@@ -39,9 +39,9 @@ def test_equal_masks_and_one_voxel_apart():
 
 def test_a_missed_class_costs_the_diagonal_and_nothing_at_all_is_undefined():
     empty = np.zeros((30, 40, 50))
-    class_name = empty.copy()
-    class_name[3:6, 3:6, 3:6] = 1
-    for pair in ((empty, class_name), (class_name, empty)):
+    solid = empty.copy()
+    solid[3:6, 3:6, 3:6] = 1
+    for pair in ((empty, solid), (solid, empty)):
         missed = surface_scores(*pair, (1, 1, 2))
         assert missed["hd95_mm"] == missed["assd_mm"] == pytest.approx(np.sqrt(900 + 1600 + 10000))
         assert missed["nsd_1mm"] == missed["nsd_2mm"] == 0
@@ -87,15 +87,15 @@ def test_far_islands_are_sought_in_a_tree_with_the_same_result(monkeypatch):
 
 
 def test_a_whole_ct_takes_seconds_and_shapes_must_agree():
-    class_name = np.zeros((512, 512, 129), bool)
-    class_name[100:300, 150:330, 20:90] = True
-    islands = np.random.default_rng(0).random(class_name.shape) < 1e-4
-    for found in (np.roll(class_name, 3, axis=0), class_name | islands):
+    solid = np.zeros((512, 512, 129), bool)
+    solid[100:300, 150:330, 20:90] = True
+    islands = np.random.default_rng(0).random(solid.shape) < 1e-4
+    for found in (np.roll(solid, 3, axis=0), solid | islands):
         began = time.process_time()
-        surface_scores(class_name, found, (0.8, 0.8, 2.5))
+        surface_scores(solid, found, (0.8, 0.8, 2.5))
         assert time.process_time() - began < 5
     with pytest.raises(ValueError, match="shapes"):
-        surface_scores(class_name, class_name[1:], (1, 1, 1))
+        surface_scores(solid, solid[1:], (1, 1, 1))
 
 
 def test_one_slice_has_the_surfaces_of_a_2d_image():

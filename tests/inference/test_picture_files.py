@@ -168,7 +168,7 @@ def test_flags_without_effect_on_pictures_are_refused(tmp_path):
         ({"data": tmp_path}, "--data has no effect with --images"),
         ({"subset": "val"}, "--subset has no effect with --images"),
         ({"overlays": 3}, "--overlays has no effect with --images"),
-        ({"hu_low": 0.0}, "--hu-low has no effect with --images"),
+        ({"hu_low": 0.0}, "--hu-low has no effect without --volume"),
     ):
         with pytest.raises(UserError, match=said):
             InferenceConfig(images=tmp_path, **settings)

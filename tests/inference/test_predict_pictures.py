@@ -7,9 +7,8 @@ import pytest
 import small_pictures
 import small_trainings
 from PIL import Image
-from small_pictures import SIZE, blob, go, put, run_of, values
+from small_pictures import SIZE, blob, go, put, read_grey, run_of, values
 
-from common.dataset.pictures import read_picture
 from common.errors import UserError
 from common.files import read_csv, read_json
 from common.inference.predict_slices import predict
@@ -117,14 +116,14 @@ def test_colours_and_turned_pictures_are_read_as_import_pairs_reads_them(trained
     exif[0x0112] = 6  # a quarter turn
     turned = put(tmp_path / "in/turned.jpg", colours, exif=exif, quality=95)
     put(tmp_path / "in/colour.tif", colours)
-    put(tmp_path / "grey/colour.png", read_picture(tmp_path / "in/colour.tif"))
+    put(tmp_path / "grey/colour.png", read_grey(tmp_path / "in/colour.tif"))
     folder, grey = (
         go(trained, tmp_path / "in"),
         go(trained, tmp_path / "grey", output=tmp_path / "g"),
     )
     assert np.array_equal(values(folder / "colour.png"), values(grey / "colour.png"))
     assert values(folder / "colour.png").any()
-    assert values(folder / "turned.png").shape == read_picture(turned).shape == (20, 40)
+    assert values(folder / "turned.png").shape == read_grey(turned).shape == (20, 40)
 
 
 def test_names_of_all_kinds_and_equal_ones_in_sub_folders_do_not_collide(trained, tmp_path, capsys):
@@ -142,7 +141,7 @@ def test_names_of_all_kinds_and_equal_ones_in_sub_folders_do_not_collide(trained
     assert len(rows) == len({*rows.values()}) == 13 and rows["one/x.png"] == "one/x.png"
     for picture, mask in rows.items():
         path = tmp_path / "in" / picture.replace("\\udce9", "\udce9")
-        assert values(folder / mask).shape == read_picture(path).shape
+        assert values(folder / mask).shape == read_grey(path).shape
     written = [p for p in folder.rglob("*") if p.is_file()]
     assert len(written) == 4 * 13 + 1
     assert (rows["x.jpg"], rows["X.bmp"]) == ("x_jpg.png", "X_bmp.png")
@@ -198,3 +197,66 @@ def test_true_masks_of_other_values_are_not_scored_in_silence(tmp_path, capsys):
         folder = go(trained, path, ground_truth=truth)
         assert ("warning: no true mask shows polyp" in capsys.readouterr().out) is said
         assert read_json(folder / "p.json")["scores"]["dice"] == (0 if said else 1)
+
+
+FOUND = (blob() > 128) * np.uint8(255)
+
+
+def predict_with_truths(trained, tmp_path, truths, **settings):
+    """Predict a picture for each true mask, and score it."""
+    for n, truth in enumerate(truths):
+        put(tmp_path / f"in/{n}.png", blob())
+        put(tmp_path / f"truth/{n}.png", truth)
+    return read_csv(
+        go(trained, tmp_path / "in", ground_truth=tmp_path / "truth", **settings) / "pictures.csv"
+    )
+
+
+@pytest.mark.parametrize(
+    ("truth", "words"),
+    [
+        (255 - FOUND, "warning: the foreground covers more than half of 3 of 3 pictures"),
+        (np.full_like(FOUND, 255), "warning: the foreground covers more than half of 3 of 3"),
+        (FOUND // 2, "note: the masks hold 0 and 127, which is taken as the class"),
+    ],
+)
+def test_what_is_odd_about_true_masks_is_said_before_they_are_scored_by(
+    trained, tmp_path, capsys, truth, words
+):
+    predict_with_truths(trained, tmp_path, [truth] * 3)
+    assert words in capsys.readouterr().out
+
+
+def test_true_masks_that_contradict_each_other_are_refused(trained, tmp_path):
+    with pytest.raises(UserError, match=r"2.png shows foreground as 90, 2 other masks as 255"):
+        predict_with_truths(trained, tmp_path, [FOUND, FOUND, (FOUND > 0) * np.uint8(90)])
+    assert not (trained.folder / "pictures" / "pictures.csv").exists()
+
+
+def test_true_masks_of_more_than_two_values_are_cut_where_the_user_says(trained, tmp_path):
+    soft = np.where(FOUND, 200, 60).astype(np.uint8)
+    soft[0, 0] = 0
+    with pytest.raises(UserError, match="--ground-truth-threshold"):
+        predict_with_truths(trained, tmp_path, [soft])
+    rows = predict_with_truths(trained, tmp_path, [soft], ground_truth_threshold=128)
+    assert [row["dice"] for row in rows] == ["1.0"]
+    with pytest.raises(UserError, match="no effect without --images and --ground-truth"):
+        InferenceConfig(images=tmp_path / "in", ground_truth_threshold=3)
+    several = run_of(tmp_path, ["a", "b"])
+    with pytest.raises(UserError, match="no effect on masks that hold an index"):
+        predict_with_truths(several, tmp_path, [FOUND], ground_truth_threshold=128)
+
+
+@pytest.mark.parametrize("turned", ["in", "truth"])
+def test_exif_on_one_of_picture_and_true_mask_is_told(trained, tmp_path, turned):
+    put(tmp_path / "in/a.png", blob())
+    put(tmp_path / "truth/a.png", FOUND)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(tmp_path / turned / "a.png") as picture:
+        put(tmp_path / turned / "a.png", picture.copy(), exif=exif)
+    folder = go(trained, tmp_path / "in", ground_truth=tmp_path / "truth")
+    (row,) = read_csv(folder / "pictures.csv")
+    assert row["dice"] == "0.0"
+    sides = ("its true mask", "the picture")[:: 1 if turned == "truth" else -1]
+    assert f"EXIF turns {sides[0]}, not {sides[1]}" in row["doubts"]
