@@ -141,14 +141,19 @@ def parse(
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
+def current_name(word: str) -> str:
+    """A word of a command line; a flag of version 1.0, or `--flag=value`, by its present name."""
+    flag, equals, value = word.partition("=")
+    return RENAMED.get(flag, flag) + equals + value
+
+
 def _current_names(argv: list[str]) -> list[str]:
     """The command line with the flags of version 1.0 by their present names, each said once."""
-    words = []
-    for word in argv:
-        flag, equals, value = word.partition("=")
-        if flag in RENAMED:
-            print(f"note: {flag} is called {RENAMED[flag]} now", file=sys.stderr)
-        words.append(RENAMED.get(flag, flag) + equals + value)
+    words = [current_name(word) for word in argv]
+    for before, now in dict.fromkeys(zip(argv, words, strict=True)):
+        if before != now:
+            flags = (word.partition("=")[0] for word in (before, now))
+            print("note: {} is called {} now".format(*flags), file=sys.stderr)
     return words
 
 

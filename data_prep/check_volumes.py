@@ -11,11 +11,11 @@ refuses too: files that are listed and missing, damaged, shorter than their head
 image and label of different shape, or half a voxel and more apart; NaN; an image under two names;
 label values beside 0 and those that dataset.json names (0 and 1 if it names none; any, with
 --classes). Warnings, which may be meant: an empty label, one that lies a little beside its image, a
-constant image, implausible HU or spacing, sheared or oblique axes, an affine that states nothing,
-the spleen on the patient's right, a class that no label shows, regions that overlap, files that
-dataset.json does not list, macOS's `._` files. Images whose "modality" (or "channel_names") in
-dataset.json is not CT need not be in HU. Lengths are in mm, whatever unit a header states; ml are
-voxels times |det| of the affine.
+constant image, implausible HU, values of which the window shows nothing, implausible spacing,
+sheared or oblique axes, an affine that states nothing, the spleen on the patient's right, a class
+that no label shows, regions that overlap, files that dataset.json does not list, macOS's `._`
+files. Images whose "modality" (or "channel_names") in dataset.json is not CT need not be in HU.
+Lengths are in mm, whatever unit a header states; ml are voxels times |det| of the affine.
 """
 
 import sys
@@ -35,6 +35,7 @@ from common.dataset.classes import USUAL, count_values, overlapping, parse_class
 from common.dataset.formats import is_nifti_name, stem, without_channel
 from common.dataset.layouts import VolumesConfig, find_cases, is_ct, is_nnunet, named_classes
 from common.dataset.nifti import Volume, read_volume
+from common.dataset.preprocessing import HU_WINDOW
 from common.dataset.processes import run_all, unforeseen
 from common.errors import UserError
 from common.files import shown
@@ -107,7 +108,8 @@ def _check(case: Case, rules: Rules) -> Checked:
     if unread:
         return Checked(None, None, unread, [], {})
     found = problems_of(image, label, rules.allowed)
-    odd = image_doubts(image, rules.hu) if found else doubts(image, label, rules.classes, rules.hu)
+    how = rules.hu, HU_WINDOW if rules.hu else None
+    odd = image_doubts(image, *how) if found else doubts(image, label, rules.classes, *how)
     each = label.voxel_ml
     ml = {} if found else {v: n * each for v, n in count_values(label.voxels).items()}
     return Checked(describe(case.name, image, label), fingerprint(image), found, odd, ml)

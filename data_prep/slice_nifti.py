@@ -197,7 +197,8 @@ def slice_case(case: Case, config: Config, labels: dict, about: dict, colours: d
     record = {"geometry": image.geometry() | axis, "rows": rows, "made_from": made_from}
     hu = not config.percentiles and is_ct(config.input, config.channel)
     record |= {"fingerprint": fingerprint(image)}
-    record |= {"doubts": doubts(image, label, labels or USUAL, hu)}
+    seen = None if config.percentiles else bounds
+    record |= {"doubts": doubts(image, label, labels or USUAL, hu, seen)}
     if labels:
         record["values"] = [*count_values(label.voxels)]
     write_json(home / ".done" / f"{case.name}.json", record)

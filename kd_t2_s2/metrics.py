@@ -15,10 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.config import launch, option
-from common.evaluation.comparison import compare
+from common.evaluation.comparison import compare, reference
 from common.evaluation.report import write_report
 from common.evaluation.score_run import data_of, score_run, table
-from common.files import ROOT
 from common.settings import MetricsConfig
 
 
@@ -26,8 +25,10 @@ from common.settings import MetricsConfig
 class Config(MetricsConfig):
     """What to compare with."""
 
-    plain: Path = option(ROOT / "student_s2/runs/default/summary.json", "the plain S2's scores")
-    teacher: Path = option(ROOT / "teacher_t2_transunet/runs/default/summary.json", "T2's scores")
+    plain: Path | None = option(
+        None, "the plain S2's summary.json; without it: of the run of this name, else of default"
+    )
+    teacher: Path | None = option(None, "T2's summary.json; without it: of the teacher it had")
 
 
 def main(config: Config) -> None:
@@ -35,9 +36,11 @@ def main(config: Config) -> None:
     folder = Path(__file__).resolve().parent / "runs" / config.name
     data = data_of(folder, config.data)
     result = score_run(folder, data)
+    plain = config.plain or reference(folder, "student_s2")
+    teacher = config.teacher or reference(folder, "teacher_t2_transunet")
     compared = (
-        compare(result, "gain over plain S2", config.plain, "student_s2", folder),
-        compare(result, "against T2", config.teacher, "teacher_t2_transunet"),
+        compare(result, "gain over plain S2", plain, "student_s2", folder),
+        compare(result, "against T2", teacher, "teacher_t2_transunet"),
     )
     print(table(result), *compared, sep="\n")
     write_report(folder, data, compared)

@@ -33,6 +33,8 @@ from common.study.steps import check_flags
         ({"study": "scales", "models": ("student_s1",), "data": None}, "--models has no effect"),
         ({"students": "--lr '1"}, "No closing quotation"),
         ({"students": "--seed 5"}, "--seed is set by the study"),
+        ({"distilled": "--share student"}, "--train-on is for both arms: see --students"),
+        ({"study": "labels", "students": "--share=train"}, "--train-on=train is set by the study"),
         ({"t1": "--name=x"}, "--name=x is set by the study"),
         ({"study": "contrast", "distilled": "--contrast image"}, "--contrast is set by the study"),
         ({"study": "multitask", "t1": "--reconstruction-weight 1"}, "--reconstruction-weight is"),

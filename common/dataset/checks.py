@@ -9,18 +9,28 @@ from common.dataset import geometry
 from common.dataset.cases import beside
 from common.dataset.classes import on_the_left
 from common.dataset.nifti import Volume, in_mm
+from common.dataset.preprocessing import HU_WINDOW
 
 AIR_HU = -300  # below it is air, in the lungs or around the patient
 LOWEST_HU = -1024  # air; scanners pad what lies outside of their circle with less
 PLAUSIBLE_HU = (-1100, 5000)  # with room for noise in air
+LEAST_SEEN = 0.001  # of the voxels: a window that shows less was meant for other values
 PADDINGS = 4  # different values that may pad a volume
 SPACING_MM = (0.01, 10)
 MOVED_MM = 1e-3  # less is rounding
 
 
-def image_doubts(image: Volume, hu: bool = True) -> list[str]:
-    """What looks wrong about an image and may be intended; without `hu` it is not a CT."""
+def image_doubts(
+    image: Volume, hu: bool = True, window: tuple[float, float] | None = HU_WINDOW
+) -> list[str]:
+    """What looks wrong about an image and may be intended; without `hu` it is not a CT.
+
+    `window` are the values that will be shown as black and white; None where they will be chosen by
+    the image's own.
+    """
     found = value_doubts(image.voxels, hu)
+    if window and not found:
+        found = window_doubts(image.voxels, *window)
     used = [s for s, n in zip(image.spacing, image.voxels.shape, strict=True) if n > 1]
     least, most = min(used, default=1), max(used, default=1)
     (low, high), (unit, mm) = SPACING_MM, geometry.unit_of(image.header)
@@ -46,6 +56,17 @@ def value_doubts(voxels: np.ndarray, hu: bool) -> list[str]:
         padding = "" if inside == low else f" but padding of {low:g}"
         return [f"nothing{padding} is below {inside:g}: no air, or not in HU"]
     return []
+
+
+def window_doubts(voxels: np.ndarray, low: float, high: float) -> list[str]:
+    """Whether next to nothing of a volume is seen through a window: all is black or white."""
+    seen = float(((voxels > low) & (voxels < high)).mean())
+    if seen >= LEAST_SEEN:
+        return []
+    return [
+        f"only {seen:.2%} of its voxels lie between {low:g} and {high:g}, which are shown as black "
+        "and white: nothing can be seen in it; are its values those that the window is meant for?"
+    ]
 
 
 def _is_padding(voxels: np.ndarray) -> bool:
@@ -110,13 +131,15 @@ def doubts(
     label: Volume,
     labels: Mapping[str, tuple[int, ...]],
     hu: bool = True,
+    window: tuple[float, float] | None = HU_WINDOW,
 ) -> list[str]:
     """What is odd about an image with its label, and may be meant: the spleen's side, too.
 
-    `labels` are the values of each class. Without `hu` the image is not a CT.
+    `labels` are the values of each class. Without `hu` the image is not a CT. `window` is as in
+    `image_doubts`.
     """
     each = [np.isin(label.voxels, values) for values in labels.values()]
     found = [] if any(foreground.any() for foreground in each) else ["the label is empty"]
-    found += label_doubts(image, label) + image_doubts(image, hu)
+    found += label_doubts(image, label) + image_doubts(image, hu, window)
     left = on_the_left([*labels]) if hu else None
     return found + (side_doubts(image, each[left - 1]) if left else [])

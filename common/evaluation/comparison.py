@@ -114,6 +114,21 @@ def in_words(found: dict) -> str:
     return f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
 
 
+def reference(folder: Path, stage: str) -> Path:
+    """The summary.json of the run of another stage that the run in `folder` is compared with: of
+    the teacher that it learned from, else of the run of the same name, else of the one called
+    default."""
+    about = folder / "config.json"
+    learned_from = read_json(about)["config"].get("teacher") if about.exists() else None
+    if learned_from:
+        teacher = Path(learned_from).parent
+        if teacher.parts[-3:-1] == (stage, "runs") and teacher.is_dir():
+            return teacher / "summary.json"
+    runs = folder.parents[2] / stage / "runs"
+    same = runs / folder.name / "summary.json"
+    return same if same.exists() else runs / "default" / "summary.json"
+
+
 def compare(
     result: dict, title: str, path: Path, stage: str = "", folder: Path | None = None
 ) -> str:
@@ -123,7 +138,10 @@ def compare(
     this run's own, it says where the two were not trained by one recipe.
     """
     if not path.exists():
-        return f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare"
+        return (
+            f"{title}: no {shown(path)}; run inference.py and metrics.py there to compare, or name "
+            "another run's summary.json (--plain, --teacher)"
+        )
     other = read_json(path)
     if not is_summary(other):
         return f"{title}: {shown(path)} is no summary.json of this version; run metrics.py there"

@@ -118,7 +118,7 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> di
         "shape": volume.stored_shape,
         "spacing_mm": volume.geometry()["spacing"],
         "doubts": seen_before(job.volume, run)
-        + image_doubts(volume, hu)
+        + image_doubts(volume, hu, bounds if hu else None)
         + odd
         + (side_doubts(volume, (mask if truth is None else truth) == left) if left else []),
         **findings(mask, truth, volume.spacing, classes, volume.affine),

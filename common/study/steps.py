@@ -20,7 +20,7 @@ from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from common.config import parse
+from common.config import current_name, parse
 from common.dataset.preprocessing import VERSION
 from common.errors import UserError, bullets
 from common.files import ROOT, read_json, shown, write_json
@@ -209,7 +209,8 @@ def check_words(flag: str, text: str, taken: set[str], why="is set by the study 
         words = shlex.split(text)
     except ValueError as error:
         raise UserError(f"{flag} {text!r}: {error}.") from None
-    if clash := [w for w in words if w.startswith("--") and w.split("=")[0] in taken]:
+    given = [word for word in map(current_name, words) if word.startswith("--")]
+    if clash := [word for word in given if word.split("=")[0] in taken]:
         raise UserError(f"{flag}: {clash[0]} {why}.")
 
 

@@ -160,6 +160,19 @@ def test_values_far_below_air_that_are_no_padding_are_doubted(tmp_path):
     assert "no range of a CT" in image_doubts(read_volume(save(tmp_path / "v.nii", voxels)))[0]
 
 
+@pytest.mark.parametrize(("shift", "seen"), [(0, True), (-1024, False), (3000, False)])
+def test_a_window_through_which_nothing_can_be_seen_is_told(tmp_path, shift, seen):
+    """CT with its intercept taken twice: the body is at -1024, below what is shown as black."""
+    voxels = np.clip(noisy() + shift, -1024, 4000).astype(np.int16)
+    voxels[:2] = -1024
+    image = read_volume(save(tmp_path / "v.nii", voxels))
+    odd = image_doubts(image)
+    assert any("lie between -160 and 240" in line for line in odd) is not seen
+    if seen:
+        assert "between 2000 and 3000" in image_doubts(image, window=(2000, 3000))[0]
+        assert image_doubts(image, hu=False, window=None) == []
+
+
 @pytest.mark.parametrize(
     ("shift", "words"),
     [(1e-7, None), (0.004, "0.0087 voxels; it is used"), (0.2, "0.43 voxels; it is used")],

@@ -10,6 +10,7 @@ from common.evaluation.comparison import (
     gain,
     in_words,
     pooled,
+    reference,
     seed_spread,
 )
 from common.evaluation.metrics import overlap_scores
@@ -129,6 +130,23 @@ def test_compare_names_what_is_not_one_recipe(tmp_path):
         write_json(tmp_path / name / "config.json", few | changes)
     line = compare(mine, "gain", plain, "", tmp_path / "few")
     assert "slices of 128 pixels, here 64 pixels, 2 training cases, here 1, not the same" in line
+
+
+def test_what_a_distilled_run_is_compared_with_by_itself(tmp_path):
+    """Its own teacher; the plain student of its own name, or else the one called default."""
+
+    def scores(stage, name):
+        return tmp_path / stage / "runs" / name / "summary.json"
+
+    folder = tmp_path / "kd_t1_s1" / "runs" / "wide"
+    assert reference(folder, "student_s1") == scores("student_s1", "default")
+    write_json(scores("student_s1", "wide"), {})
+    assert reference(folder, "student_s1") == scores("student_s1", "wide")
+    write_json(scores("teacher_t1_unet", "large"), {})
+    teacher = scores("teacher_t1_unet", "large").with_name("best.pt")
+    write_json(folder / "config.json", {"config": {"teacher": str(teacher)}})
+    assert reference(folder, "teacher_t1_unet") == scores("teacher_t1_unet", "large")
+    assert reference(folder, "student_s1") == scores("student_s1", "wide")
 
 
 def test_compare_says_it_in_one_line(tmp_path):
