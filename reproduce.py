@@ -64,7 +64,9 @@ class Config(base.Config):
         choices=STAGES,
         least=1,
     )
-    pair: str = option("kd_t1_s1", "the pair of an ablation", choices=tuple(PAIRS))
+    pair: str | None = option(
+        None, "the pair of an ablation (without it: kd_t1_s1)", choices=tuple(PAIRS)
+    )
     labelled: tuple[int, ...] = option(
         SHARES,
         "percent of the training patients with labels, in --study labels",
@@ -108,6 +110,7 @@ class Config(base.Config):
         """Fill in what --quick means."""
         super().__post_init__()
         self.labelled = tuple(sorted({*self.labelled}))
+        self.pair = self.pair or (None if self.study == "grid" else "kd_t1_s1")
         self._check()
         # Resolved: the steps' keys are of the data, however they were spelt.
         self.input, self.data = (p and p.resolve() for p in (self.input, self.data))
@@ -134,7 +137,7 @@ class Config(base.Config):
         volumes = self.data or self.input
         for name, useless, where in (
             ("models", ablation and self.models != STAGES, "with --study"),
-            ("pair", not ablation and self.pair != Config.pair, "without --study"),
+            ("pair", not ablation and self.pair, "without --study"),
             ("labelled", not few and self.labelled != SHARES, "without --study labels"),
             ("num_folds", not self.folds and self.num_folds != Config.num_folds, "without --folds"),
             ("size", self.data and self.size, "with --data"),

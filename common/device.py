@@ -21,7 +21,7 @@ def pick_device(name: str, deterministic: bool = False) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name} is unknown; use auto, cpu, cuda or cuda:N.") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or device.type == "cpu" and device.index:
         raise UserError(f"--device {name} is not supported; use auto, cpu, cuda or cuda:N.")
     if device.type == "cpu":
         return device

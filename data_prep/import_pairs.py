@@ -58,7 +58,7 @@ from common.errors import UserError, bullets
 from common.evaluation import figures
 from common.files import lock_folder, printable, replace_folder, shown
 from data_prep.image_pairs import Pair, PairsConfig, find_pairs
-from data_prep.options import SliceSetConfig
+from data_prep.output_set import SliceSetConfig
 
 ADVICE = (
     "A mask holds 0 and 1, or 0 and 255, or, the same in all files, another value or colour beside "

@@ -23,7 +23,8 @@ bounds from each volume's voxels above its minimum, which is what lies outside t
 images (several contrasts) --channel takes one. --axis cuts in another plane; inference.py --volume
 then does not take the model.
 
-Files are read to their checksum; bad volumes are all named in one go. The set is made in
+Missing files are all named in one go, then all volumes that cannot be used; files are read to
+their checksum. The set is made in
 OUTPUT.partial and moved when it is whole, so an earlier one is there until then. Interrupted, it
 resumes where it stopped; volumes that have not changed are not sliced again; run twice, it writes
 the same bytes.
@@ -33,7 +34,6 @@ import hashlib
 import shutil
 import sys
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -65,12 +65,12 @@ from common.dataset.preprocessing import (
     window,
 )
 from common.dataset.processes import run_all
-from common.dataset.slices import Slice, check_info, check_output, in_short, mask_picture, write_set
+from common.dataset.slices import Slice, check_output, in_short, mask_picture, write_set
 from common.dataset.splits import split_patients
 from common.errors import UserError
 from common.evaluation import figures
 from common.files import lock_folder, read_json, remove_leftovers, replace_folder, shown, write_json
-from data_prep.options import SliceSetConfig
+from data_prep.output_set import SliceSetConfig, keep_others, known_colours
 
 # What dataset.json says of a set that was not made with the defaults.
 SPECIAL = ("labels", "axis", "channel")
@@ -113,6 +113,11 @@ def check_config(config: Config) -> dict[str, tuple[int, ...]]:
             (listed,) = as_words({name: named[name]})
             print(f"warning: dataset.json says {listed}; what --classes says is taken")
         return classes
+    if named and not any(1 in values for values in named.values()):
+        raise UserError(
+            f"{shown(config.input / 'dataset.json')} names no label 1, which is the spleen without "
+            f"--classes. It names {', '.join(as_words(named))}: choose with --classes."
+        )
     owner = next((name for name, values in named.items() if 1 in values), "spleen")
     if owner.lower() not in USUAL:
         print(f"note: label 1 is called spleen; dataset.json's name: --classes {owner}=1")
@@ -135,30 +140,6 @@ def describe_set(config: Config, labels: dict[str, tuple[int, ...]]) -> dict:
         "channel": config.channel,
     }
     return about | {key: value for key, value in special.items() if value is not None}
-
-
-def known_colours(config: Config, about: dict) -> dict:
-    """The colours, checked, that an earlier set of the same classes was given by hand."""
-    index = config.output / "dataset.json"
-    earlier = read_json(index) if index.exists() else None
-    same = isinstance(earlier, dict) and earlier.get("classes") == about["classes"]
-    if not same or "colours" not in earlier:
-        return {}
-    check_info(earlier, index)
-    return {"colours": earlier["colours"]}
-
-
-def keep_others(config: Config) -> None:
-    """What somebody has put beside the set's own files, like splits of their own, stays there."""
-    ours = {*("images", "masks", ".done", "manifest.csv", "splits.json", "dataset.json")}
-    there = () if config.overwrite or not config.output.exists() else config.output.iterdir()
-    for path in there:
-        if path.name in ours or fnmatch(path.name, ".*.tmp*"):
-            continue
-        if path.is_dir():
-            shutil.copytree(path, config.partial / path.name, dirs_exist_ok=True)
-        else:
-            shutil.copy2(path, config.partial / path.name)
 
 
 def slice_case(case: Case, config: Config, labels: dict, about: dict, colours: dict | None) -> dict:

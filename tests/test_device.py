@@ -18,6 +18,8 @@ NAMES = ("half", "full")
 
 def test_devices():
     assert pick_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(UserError, match="--device cpu:3 is not supported"):
+        pick_device("cpu:3")
     with pytest.raises(UserError, match="unknown"):
         pick_device("gpu")
     with pytest.raises(UserError, match="not supported"):

@@ -22,6 +22,7 @@ from common.study.steps import check_flags
         ({"folds": (5,)}, "--folds 5: with --num-folds 5 they run from 0 to 4"),
         ({"seeds": ()}, "at least one"),
         ({"size": 64}, "--size has no effect with --data"),
+        ({"pair": "kd_t1_s1"}, "--pair has no effect without --study"),
         ({"pair": "kd_t2_s1"}, "--pair has no effect without --study"),
         ({"labelled": (10,)}, "--labelled has no effect without --study labels"),
         ({"study": "labels", "labelled": (0,)}, "--labelled is"),

@@ -17,6 +17,7 @@ PLAUSIBLE_HU = (-1100, 5000)  # with room for noise in air
 LEAST_SEEN = 0.001  # of the voxels: a window that shows less was meant for other values
 PADDINGS = 4  # different values that may pad a volume
 SPACING_MM = (0.01, 10)
+ROUNDING_MM = 1e-3
 MOVED_MM = 1e-3  # less is rounding
 
 
@@ -35,7 +36,7 @@ def image_doubts(
     least, most = min(used, default=1), max(used, default=1)
     (low, high), (unit, mm) = SPACING_MM, geometry.unit_of(image.header)
     stated = "" if mm == 1 else f"; the header's unit is {unit}"
-    for spacing in [least] * (least < low) + [most] * (most > high):
+    for spacing in [least] * (least < low) + [most] * (most > high + ROUNDING_MM):
         found.append(f"a spacing of {spacing:g} mm{stated}")
     return found + _affine_doubts(image)
 

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.files import shown
 
 USUAL = {"spleen": (1,)}  # what a label holds where nothing else is said
+IGNORE = "ignore"  # nnU-Net's name for pixels without a label; no class
 WHICH = ("spleen", "all")  # of volumes that name more than one
 MOST = 254  # classes in an 8-bit mask, whose 0 is background
 FAR = 1 << 16  # label values below it are counted through a table
@@ -40,7 +41,8 @@ def parse_classes(
 ) -> dict[str, tuple[int, ...]]:
     """`NAME=VALUE[,VALUE]` words as values by name, in the order given.
 
-    A bare NAME has the values that are `known` for it; `all`, alone, is everything known.
+    A bare NAME has the values that are `known` for it; `all`, alone, is everything known, but for
+    nnU-Net's `ignore`.
     UserError for anything else, for a name given twice and for a value under two names.
     """
     known = known or {}
@@ -52,7 +54,8 @@ def parse_classes(
                 f"{flag} all: dataset.json gives no whole numbers for {', '.join(lost)}; give "
                 "NAME=VALUE."
             )
-        words = [f"{name}={','.join(map(str, values))}" for name, values in known.items()]
+        kept = {name: values for name, values in known.items() if name != IGNORE}
+        words = [f"{name}={','.join(map(str, values))}" for name, values in kept.items()]
     found: dict[str, tuple[int, ...]] = {}
     for word in words:
         name, equals, text = word.partition("=")

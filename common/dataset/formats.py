@@ -13,15 +13,17 @@ DICOM = (
     "DICOM is not read: convert the series with dcm2niix (https://github.com/rordenlab/dcm2niix) "
     "and name the .nii.gz."
 )
-ITK = "convert it with SimpleITK.WriteImage(SimpleITK.ReadImage({name!r}), {nifti!r})"
+# With the reader named, whatever the file is called: by a wrong ending ITK finds none.
+ITK = "convert it with SimpleITK.WriteImage(SimpleITK.ReadImage({name!r}, imageIO='%s'), {nifti!r})"
+NRRD, META = ITK % "NrrdImageIO", ITK % "MetaImageIO"
 NIBABEL = "convert it with nibabel.save(nibabel.load({name!r}), {nifti!r})"
 VERSION_1 = "nibabel.save(nibabel.Nifti1Image.from_image(nibabel.load({name!r})), {nifti!r})"
 AFFINE = "save it with its affine: nibabel.save(nibabel.Nifti1Image(array, affine), {nifti!r})"
 PICTURE = "inference.py takes it with --images, data_prep/import_pairs.py with its mask"
 # First bytes -> what the file is, and how it becomes a NIfTI file.
 SIGNATURES = (
-    (rb"NRRD", "NRRD", ITK),
-    (rb"\s*(ObjectType|NDims|Comment)\s*=", "MetaImage", ITK),
+    (rb"NRRD", "NRRD", NRRD),
+    (rb"\s*(ObjectType|NDims|Comment)\s*=", "MetaImage", META),
     (rb"CDF[\x01\x02]", "MINC", NIBABEL),
     (rb"\x93NUMPY", "a NumPy array", AFFINE),
     (rb"MATLAB", "a MATLAB file", AFFINE),
@@ -44,8 +46,8 @@ ENDINGS = {
     (".mat",): "a MATLAB file",
 }
 HOW = {
-    "NRRD": ITK,
-    "MetaImage": ITK,
+    "NRRD": NRRD,
+    "MetaImage": META,
     "a NumPy array": AFFINE,
     "a MATLAB file": AFFINE,
 }

@@ -19,7 +19,7 @@ from common import config as base
 from common.config import option
 from common.dataset.cases import Case, listing
 from common.dataset.classes import USUAL, named_in
-from common.dataset.formats import DICOM, NIFTI, foreign_files, plain, stem
+from common.dataset.formats import DICOM, NIFTI, foreign_files, is_nifti_name, plain, stem
 from common.errors import UserError, bullets
 from common.files import ROOT, read_json, shown
 
@@ -67,8 +67,10 @@ def _without_index(folder: Path) -> str:
         images, masks = "imagesTr/*_0000.nii.gz", "labelsTr/*.nii.gz"
     else:
         images, masks = "img/img*.nii.gz", "label/label*.nii.gz"
-        if DICOM in (found := foreign_files(sorted(folder.rglob("*")))):
-            return text + found
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        strange = foreign_files(files)
+        if strange and (DICOM in strange or not any(map(is_nifti_name, files))):
+            return text + strange
     return (
         f"{text}Of a folder in another layout name the files: "
         f'--images "{images}" --masks "{masks}".'

@@ -108,7 +108,7 @@ def claimed_bytes(head: bytes, path: Path) -> int:
     except Exception as error:  # nibabel raises many types for a broken header
         raise UserError(f"{shown(path)} is not a sound NIfTI file ({reason(error)}).") from None
     size, voxels = "x".join(map(str, shape)), math.prod(map(int, shape))
-    if start < HEADER or min(shape, default=0) < 1:
+    if not HEADER <= start <= MAX_BYTES or min(shape, default=0) < 1:
         raise UserError(
             f"{shown(path)} claims {size} voxels from byte {start} on: a broken header."
         )
@@ -208,7 +208,10 @@ def _channel(
         )
     several = count > 1 and (channel is None or sum(n > 1 for n in shape[3:]) > 1)
     if len(shape) < 2 or several:
-        some = f" (data_prep's --channel chooses one of its {count} channels)" if count > 1 else ""
+        some = (
+            f": one of its {count} channels. slice_nifti.py and check_volumes.py choose one with "
+            "--channel; to segment it save that channel alone"
+        ) * (count > 1)
         raise UserError(f"{shown(path)} has shape {shape}; a 3D volume is expected{some}.")
     if len(shape) <= 3 or label:
         return 0  # a channel that was taken out of its file before
@@ -234,6 +237,7 @@ def write_volume(path: Path, voxels: np.ndarray, like: Volume) -> None:
     header.extensions.clear()
     header["cal_min"] = header["cal_max"] = 0  # the CT's display range is not the mask's
     stored = np.ascontiguousarray(nib.apply_orientation(voxels, back))
+    stored = stored.reshape(stored.shape[: len(like.header.get_data_shape())])  # 2D stays 2D
     content = nib.Nifti1Image(stored, like.stored_affine, header).to_bytes()
     packed = path.suffix.lower() == ".gz"
     content = gzip.compress(content, compresslevel=3, mtime=0) if packed else content

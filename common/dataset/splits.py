@@ -26,6 +26,7 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
     the train patients (rounded up). One or two patients cannot be split: they are test patients.
     """
     cases = sorted(set(cases))
+    check_capitals(cases)
     if len(cases) < 3:  # too few to train on: a data set to predict
         parts = {"train": [], "val": [], "test": cases, "student": []}
         return {"seed": seed, "folds": 0, "fold": 0, **parts}
@@ -54,6 +55,19 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
     }
 
 
+def check_capitals(names: Iterable[str]) -> None:
+    """UserError naming patients or cases that differ in capitals alone: they may be one, and on
+    some disks their files would be."""
+    alike: dict[str, set[str]] = {}
+    for name in names:
+        alike.setdefault(name.casefold(), set()).add(name)
+    if pairs := [" and ".join(sorted(both)) for both in alike.values() if len(both) > 1]:
+        raise UserError(
+            "These names differ in capitals alone, which some disks do not tell apart: "
+            f"{'; '.join(sorted(pairs)[:10])}. Are they one patient? Rename one, or both alike."
+        )
+
+
 def count_of(share: float, patients: int) -> int:
     """How many of so many patients are `share` percent of them: at least one."""
     return max(1, int(patients * share / 100 + 0.5))
@@ -79,6 +93,7 @@ def with_labels(splits: dict, percent: float) -> dict:
 
 def split_patients(patients: Mapping[str, str], seed: int, folds: int, fold: int) -> dict:
     """`make_splits` of the patients, in cases: all of a patient's lie in the same part."""
+    check_capitals(patients)
     return _in_cases(make_splits([*patients.values()], seed, folds, fold), patients)
 
 

@@ -59,7 +59,7 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     guess = "" if known else " (a guess: see --hu-low, --hu-high)"
     jobs, problems = list_jobs(run, config), []
     table = jobs[0].mask.with_name("volumes.csv") if config.volume.is_dir() else None
-    measured, dice = earlier_rows(table) if table else {}, []
+    measured, dice, seen = earlier_rows(table) if table else {}, [], 0
     print(f"epoch {run.checkpoint['epoch']}, {range_in_words(wanted)}{guess}, on {run.device}")
     for job in jobs:
         try:
@@ -67,6 +67,7 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
             print(in_a_line(about, job), flush=True)
             measured[about["volume"]] = rows(about)
             dice += [about["scores"]["dice"]] if about["scores"] else []
+            seen += bool(about["scores"] and seen_before(job.volume, run))
         except UserError as error:
             problems.append(str(error))
         except Exception as error:  # a name or a file like no other
@@ -78,7 +79,8 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
         elif table:  # without rows it would not be known as ours
             table.unlink(missing_ok=True)
     if len(dice) > 1:
-        print(f"Dice, mean over {len(dice)} volumes: {with_spread(mean_and_spread(dice))}")
+        trained = f", {seen} of them of patients that were trained or chosen on" if seen else ""
+        print(f"Dice, mean over {len(dice)} volumes{trained}: {with_spread(mean_and_spread(dice))}")
     if table and measured:
         print(f"table -> {shown(table)}")
     if problems:

@@ -19,7 +19,7 @@ from common.dataset.slices import SliceSet, check_same_classes, check_same_views
 from common.errors import UserError
 from common.files import atomic, shown
 
-FORMAT = 1
+FORMAT = 2  # counts up when what a checkpoint holds changes
 
 
 def save(path: Path, content: dict) -> None:
@@ -60,6 +60,8 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
     except Exception as error:  # a broken pickle can raise anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"{shown(path)} is damaged or not a checkpoint ({reason}).") from None
+    if isinstance(content, dict) and content.get("format") in range(1, FORMAT):
+        raise UserError(f"{shown(path)} is of an earlier version of this repository: train again.")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{shown(path)} is not a checkpoint of this repository. {hint}".strip())
     if content.get("stage") != stage:

@@ -160,6 +160,19 @@ def test_another_class_is_named(folder, capsys):
     assert "note" not in capsys.readouterr().out
 
 
+def test_without_a_label_1_the_class_must_be_named(folder):
+    about = read_json(folder / "dataset.json") | {"labels": {"0": "background", "6": "liver"}}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="names no label 1.*It names liver=6: choose with --cl"):
+        cut(folder)
+
+
+def test_all_leaves_out_what_nnunet_calls_ignore():
+    known = {"spleen": (1,), "ignore": (2,)}
+    assert parse_classes(["all"], known) == {"spleen": (1,)}
+    assert parse_classes(["spleen", "ignore"], known) == known  # by name it is taken
+
+
 def test_other_classes_do_not_replace_a_data_set_unasked(folder):
     cut(folder, classes=("spleen=2",))
     for other in ({"classes": ("spleen=3",)}, {"classes": ("spleen=2",), "axis": "coronal"}):

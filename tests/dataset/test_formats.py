@@ -18,14 +18,14 @@ from common.files import read_csv
 from common.inference.volume_files import channels_in, truth_of, volume_files
 
 trained = small_volumes.trained  # the fixture
-ITK = "SimpleITK.WriteImage(SimpleITK.ReadImage('{}')"
+ITK = "SimpleITK.WriteImage(SimpleITK.ReadImage('{}', imageIO='{}ImageIO'), 'a.nii.gz')"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.nrrd", b"NRRD0004\ntype: int16\n", ("NRRD", ITK.format("a.nrrd"))),
-        ("a.mha", b"ObjectType = Image\nNDims = 3\n", ("MetaImage", ITK.format("a.mha"))),
+        ("a.nrrd", b"NRRD0004\ntype: int16\n", ("NRRD", ITK.format("a.nrrd", "Nrrd"))),
+        ("a.mha", b"ObjectType = Image\nNDims = 3\n", ("MetaImage", ITK.format("a.mha", "Meta"))),
         ("a.mhd", b"NDims = 3\n", ("MetaImage", "'a.nii.gz'")),
         ("a.img", bytes(400), ("Analyze, or a NIfTI pair", "nibabel.load('a.img')")),
         ("a.hdr", (348).to_bytes(4, "little") + bytes(344), ("Analyze",)),
@@ -58,6 +58,25 @@ def test_other_formats_are_named_with_the_way_to_nifti(tmp_path, name, content, 
             with pytest.raises(UserError) as error:
                 volume_files(path)
             assert words[0] in str(error.value) and name in str(error.value)
+
+
+def test_a_folder_of_other_files_without_an_index_is_told_how_to_convert_them(tmp_path):
+    (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\ntype: int16\n")
+    with pytest.raises(UserError, match="holds no dataset.json. a.nrrd is NRRD, not NIfTI: conv"):
+        list_all(VolumesConfig(input=tmp_path))
+    save(tmp_path / "img/img1.nii.gz", ct())  # among volumes it is not the point
+    with pytest.raises(UserError, match='name the files: --images "img/img'):
+        list_all(VolumesConfig(input=tmp_path))
+
+
+def test_a_broken_offset_is_a_broken_header(tmp_path):
+    path = save(tmp_path / "v.nii", ct())
+    content = bytearray(path.read_bytes())
+    for offset in (1e30, -1e30, np.inf, np.nan):
+        content[108:112] = np.float32(offset).tobytes()
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="v.nii (claims .* a broken header|is not a sound)"):
+            read_volume(path)
 
 
 def test_pairs_and_nifti_2_are_named(tmp_path):
@@ -107,8 +126,8 @@ def test_a_2d_image_is_a_volume_of_one_slice(trained, tmp_path):
         assert np.array_equal(volume.voxels, flat[..., None])
         go(trained, tmp_path / f"{name}.nii")
         mask = nib.load(trained.folder / f"volumes/{name}.nii.gz")
-        assert mask.shape == (*flat.shape, 1)
-        assert np.array_equal(np.asarray(mask.dataobj)[..., 0], flat > 60)
+        assert mask.shape == (flat.shape if name == "flat" else (*flat.shape, 1))
+        assert np.array_equal(np.asarray(mask.dataobj).reshape(flat.shape), flat > 60)
 
 
 def test_a_channel_for_each_class_is_refused_with_its_own_reason(tmp_path):

@@ -239,7 +239,7 @@ def brats(tmp_path):
 
 def test_one_channel_of_4d_images(brats, capsys):
     mr = {"classes": ("tumour",), "percentiles": (0.5, 99.5)}
-    with pytest.raises(UserError, match=r"\(16, 16, 6, 4\).*chooses one of its 4 channels"):
+    with pytest.raises(UserError, match=r"\(16, 16, 6, 4\).*one of its 4 channels.*--channel"):
         cut(brats, **mr)
     with pytest.raises(UserError, match="no channel 4: they count from 0"):
         cut(brats, **mr, channel=4)

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from common.dataset.slices import Slice, SliceSet, read_set
-from common.dataset.splits import check_patients, make_splits, read_splits, with_labels
+from common.dataset.splits import (
+    check_patients,
+    make_splits,
+    read_splits,
+    split_patients,
+    with_labels,
+)
 from common.errors import UserError
 from common.files import write_json
 
@@ -39,6 +45,13 @@ def test_splits_are_disjoint_by_patient_and_cover_everybody(count):
 def test_41_patients_are_split_70_10_20():
     splits = make_splits([f"p{i}" for i in range(41)])
     assert [len(splits[p]) for p in PARTS] == [29, 4, 8]
+
+
+def test_names_that_differ_in_capitals_alone_are_refused():
+    with pytest.raises(UserError, match="capitals alone.*: P1 and p1"):
+        make_splits(["p1", "P1", "p2", "p3"])
+    with pytest.raises(UserError, match="capitals alone.*: A_1 and a_1"):
+        split_patients({"A_1": "one", "a_1": "one", "b_1": "two", "c_1": "three"}, 0, 0, 0)
 
 
 @pytest.mark.parametrize(("count", "folds"), [(30, 5), (41, 5), (7, 7), (9, 2)])

@@ -76,6 +76,12 @@ def test_a_checkpoint_that_does_not_say_whom_it_has_seen_is_refused(tmp_path):
             checkpoint.check_content({**whole, "epoch": 1, "patients": patients}, tmp_path)
 
 
+def test_one_of_an_earlier_version_is_called_that(tmp_path):
+    torch.save({"format": 1, "organs": ["spleen"]}, tmp_path / "best.pt")
+    with pytest.raises(UserError, match="is of an earlier version of this repository: train again"):
+        checkpoint.load(tmp_path / "best.pt", "student_s1")
+
+
 def test_a_file_that_claims_or_unpacks_to_too_much_is_refused(saved, tmp_path):
     packed = tmp_path / "packed.pt"
     with zipfile.ZipFile(saved) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
