@@ -45,7 +45,7 @@ ONE_TRAINING = (
 
 TWO_TRAININGS = (
     " Two trainings of each model in one split say little about the spread of trainings: where it "
-    "is large, the interval holds in 87 to 92 % of studies instead of 95 (docs/METHOD.md); a third "
+    "is large, the interval holds in 88 to 91 % of studies instead of 95 (docs/METHOD.md); a third "
     "seed mends it."
 )
 
