@@ -47,7 +47,7 @@ from tqdm import tqdm
 
 from common.config import launch, option
 from common.dataset.cases import twins
-from common.dataset.classes import USUAL, count_values, parse_classes, remarks, to_mask
+from common.dataset.classes import USUAL, count_values, parse_classes, remarks, to_mask, vanished
 from common.dataset.mask_checks import contradictions, inverted, remarks_on, turned_alone
 from common.dataset.mask_files import Mask, NotTwoValues, read_binary, read_numbers
 from common.dataset.pictures import load, to_grey
@@ -187,6 +187,9 @@ def convert_all(
     lines = remarks(labels, values) + remarks_on(masks, config.threshold)
     lines += turned_alone([c.turned for c in good], [c.masks[0].turned for c in good])
     if len(labels) < 2:
+        shown_in = [found for found in good if found.covered]
+        gone = sum(not found.row.foreground for found in shown_in)
+        lines += vanished("the foreground", gone, len(shown_in), config.size)
         lines += inverted([found.covered for found in good])
     return sorted(rows, key=lambda row: (row.case, row.index)), lines
 

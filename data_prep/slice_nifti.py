@@ -33,18 +33,28 @@ the same bytes.
 import hashlib
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 from PIL import Image
 
 from common.config import launch, option
 from common.dataset.cases import ONE_CLASS, Case, fingerprint, read_case, twins
 from common.dataset.checks import doubts
-from common.dataset.classes import USUAL, as_words, count_values, parse_classes, remarks, to_mask
+from common.dataset.classes import (
+    USUAL,
+    as_words,
+    count_values,
+    parse_classes,
+    remarks,
+    to_mask,
+    vanished,
+)
 from common.dataset.formats import plain
 from common.dataset.layouts import (
     VolumesConfig,
@@ -164,12 +174,15 @@ def slice_case(case: Case, config: Config, labels: dict, about: dict, colours: d
     image, label = read_case(case, None if labels else ONE_CLASS, config.channel)
     spacing = pixel_spacing(image.spacing, config.axis)
     bounds = bounds_of(image.voxels, made_from["set"]["window"])
-    rows = []
+    rows, shown_in, gone_from = [], Counter(), Counter()
     for index in range(image.voxels.shape[PLANES[config.axis][0]]):
         grey = window(view_of(image.voxels, index, config.axis), *bounds)
         mask = to_mask(view_of(label.voxels, index, config.axis), labels or USUAL)
         grey = to_square(grey, spacing, config.size, mask=False)
+        seen = {*np.unique(mask).tolist()} - {0}
         mask = to_square(mask, spacing, config.size, mask=True)
+        shown_in.update(seen)
+        gone_from.update(seen - {*np.unique(mask).tolist()})
         rows.append([index, int((mask > 0).sum())])
         both = Image.fromarray(grey), mask_picture(mask, colours)
         for name, picture in zip(pictures(case.name, rows[-1:]), both, strict=True):
@@ -180,6 +193,8 @@ def slice_case(case: Case, config: Config, labels: dict, about: dict, colours: d
     record |= {"fingerprint": fingerprint(image)}
     seen = None if config.percentiles else bounds
     record |= {"doubts": doubts(image, label, labels or USUAL, hu, seen)}
+    values = [255] if len(about["classes"]) == 1 else range(1, len(about["classes"]) + 1)
+    record |= {"gone": [gone_from[v] for v in values], "shown": [shown_in[v] for v in values]}
     if labels:
         record["values"] = [*count_values(label.voxels)]
     write_json(home / ".done" / f"{case.name}.json", record)
@@ -232,6 +247,9 @@ def warn(config: Config, labels: dict, cases: list[Case], records: list[dict]) -
     if labels:
         values = {value for record in records for value in record["values"]}
         print("".join(f"{line}\n" for line in remarks(labels, values)), end="")
+    gone, shown_in = (np.sum([r[key] for r in records], axis=0) for key in ("gone", "shown"))
+    for name, *counts in zip(labels or USUAL, gone, shown_in, strict=True):
+        print("".join(f"{line}\n" for line in vanished(name, *counts, config.size)), end="")
     names = None if config.patient else [case.name for case in cases]
     for doubt in set_doubts(config, names, hu=not config.percentiles):
         print(f"warning: {doubt}")

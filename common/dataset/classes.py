@@ -17,6 +17,7 @@ USUAL = {"spleen": (1,)}  # what a label holds where nothing else is said
 IGNORE = "ignore"  # nnU-Net's name for pixels without a label; no class
 WHICH = ("spleen", "all")  # of volumes that name more than one
 MOST = 254  # classes in an 8-bit mask, whose 0 is background
+MANY_GONE = 0.1  # of the slices that show a class: fewer are the ends of what they cut
 FAR = 1 << 16  # label values below it are counted through a table
 
 
@@ -161,6 +162,17 @@ def remarks(labels: Mapping[str, tuple[int, ...]], found: set[int]) -> list[str]
         shown = ", ".join(map(str, rest[:12])) + (" ..." if len(rest) > 12 else "")
         lines.append(f"note: --classes does not name the values {shown}: background")
     return lines
+
+
+def vanished(name: str, gone: int, shown: int, size: int) -> list[str]:
+    """A warning, as a line to print, if a class that `shown` slices show is gone from many of them
+    once they are resized to `size` pixels."""
+    if gone <= MANY_GONE * shown:
+        return []
+    return [
+        f"warning: {name} is too small to be seen in {gone} of the {shown} slices that show it, at "
+        f"{size} pixels; a larger --size keeps more"
+    ]
 
 
 def check_classes(names, colours, path: Path) -> None:

@@ -231,6 +231,57 @@ def test_volumes_are_sliced_with_their_labels_in_place(tmp_path):
         assert lies_on_its_image(out, size) < 0.05
 
 
+def test_a_class_that_is_too_small_for_the_size_is_told(tmp_path, capsys):
+    """Calcifications of 2 pixels at 256, of which nothing is left at 16."""
+    labels = np.zeros((256, 256, 6), np.uint8)
+    labels[80:120, 80:120] = 1
+    labels[180:182, 200:202, 1:5] = 2
+    for kind, voxels in (
+        ("images", np.random.default_rng(0).normal(40, 5, labels.shape)),
+        ("labels", labels),
+    ):
+        for number, case in enumerate("abc"):
+            path = tmp_path / kind / f"{case}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            nib.save(
+                nib.Nifti1Image((voxels + number * (kind == "images")).astype(np.int16), np.eye(4)),
+                path,
+            )
+    script = load_script(ROOT / "data_prep" / "slice_nifti.py")
+    flags = {
+        "input": tmp_path,
+        "images": "images/*.nii.gz",
+        "masks": "labels/*.nii.gz",
+        "workers": 1,
+    }
+    for size, told in ((16, True), (128, False)):
+        script.main(
+            script.Config(
+                **flags, classes=("organ=1", "chalk=2"), output=tmp_path / f"{size}", size=size
+            )
+        )
+        said = capsys.readouterr().out
+        assert ("warning: chalk is too small to be seen in 12 of the 12 slices" in said) is told
+        assert "organ is too small" not in said
+    for number in range(6):
+        save_picture(
+            tmp_path / "2d/images" / f"p{number}.png", np.full((256, 256), 9 + number, np.uint8)
+        )
+        save_picture(
+            tmp_path / "2d/masks" / f"p{number}.png", (labels[..., 2] == 2) * np.uint8(255)
+        )
+    pairs = load_script(ROOT / "data_prep" / "import_pairs.py")
+    pairs.main(
+        pairs.Config(
+            images=tmp_path / "2d/images",
+            masks=tmp_path / "2d/masks",
+            output=tmp_path / "p",
+            size=16,
+        )
+    )
+    assert "the foreground is too small to be seen in 6 of the 6" in capsys.readouterr().out
+
+
 def test_slices_of_an_earlier_version_are_made_again(tmp_path, monkeypatch):
     """A set that is there, of the same volumes with the same flags, but with masks of before."""
     foreground = np.stack([disc(64, (30, 30), 12)] * 9, axis=2)
