@@ -148,17 +148,17 @@ class Config(base.Config):
             if useless:
                 flag = name.replace("_", "-")
                 raise UserError(f"--{flag} has no effect {where}; leave it out.")
-        taken = OWN.union(*(arm.own() for arm in self.arms()))
-        taken |= {"--train-on"} if any(arm.labels for arm in self.arms()) else set()
+        reserved = OWN.union(*(arm.own() for arm in self.arms()))
+        reserved |= {"--train-on"} if any(arm.labels for arm in self.arms()) else set()
         for group in ("t1", "t2", "students"):
-            check_words(f"--{group}", getattr(self, group), taken)
+            check_words(f"--{group}", getattr(self, group), reserved)
         # What both arms share is a student's: given to one of them it would end the comparison.
         names = [f.name.replace("_", "-") for f in fields(StudentConfig)]
         shared = {f"--{no}{name}" for name in names for no in ("", "no-")}
         check_words("--distilled", self.distilled, shared, "is for both arms: see --students")
         why = "makes another model of it: see --study"
         check_words("--distilled", self.distilled, {"--control", "--unlabelled"}, why)
-        check_words("--distilled", self.distilled, taken)
+        check_words("--distilled", self.distilled, reserved)
 
     def arms(self) -> list[Arm]:
         """The models of the study."""

@@ -74,8 +74,8 @@ def draw(path: Path, rows: list[dict]) -> None:
     figure = Figure((5.5, 3.6), layout="constrained")
     axis = figure.subplots()
     for workers in sorted({row["workers"] for row in rows}):
-        mine = [row for row in rows if row["workers"] == workers]
-        x, y = ([row[key] for row in mine] for key in ("slices", "seconds"))
+        with_workers = [row for row in rows if row["workers"] == workers]
+        x, y = ([row[key] for row in with_workers] for key in ("slices", "seconds"))
         axis.plot(x, y, "o-", label=f"--workers {workers}")
     axis.set(xlabel="slices of 512x512 voxels", ylabel="seconds", xlim=(0, None), ylim=(0, None))
     axis.grid(alpha=0.25)
@@ -89,9 +89,9 @@ def main(config: Config) -> None:
         rows = measure(Path(home), config)
     slopes = {}
     for workers in config.workers:
-        mine = [row for row in rows if row["workers"] == workers]
-        if len(mine) > 1:
-            x, y = ([row[key] for row in mine] for key in ("slices", "seconds"))
+        with_workers = [row for row in rows if row["workers"] == workers]
+        if len(with_workers) > 1:
+            x, y = ([row[key] for row in with_workers] for key in ("slices", "seconds"))
             slope, start = np.polyfit(x, y, 1)
             slopes[workers] = {"seconds_a_slice": float(slope), "start_seconds": float(start)}
     write_json(config.output, {"rows": rows, "fit": slopes})

@@ -88,14 +88,14 @@ def forms(run: Run, settings, config: Config) -> dict:
     slices = run.train.slices[: config.slices]
     warm = SliceDataset(run.data, slices)
     draws = TrainSampler(slices, settings.foreground_fraction, settings.augment, seed=0)
-    found = {"steps": Held(loader(warm, config.batch_size, draws))}
+    loaders = {"steps": Held(loader(warm, config.batch_size, draws))}
     pin = run.device.type == "cuda"
     for wanted in config.workers:
         workers = loader_workers(wanted, run.device)
-        found[f"epoch {workers}"] = loader(warm, config.batch_size, draws, workers, pin)
+        loaders[f"epoch {workers}"] = loader(warm, config.batch_size, draws, workers, pin)
     cold = SliceDataset(run.data, slices, cache_mb=0)
-    found["cold"] = loader(cold, config.batch_size, draws, workers, pin)
-    return found
+    loaders["cold"] = loader(cold, config.batch_size, draws, workers, pin)
+    return loaders
 
 
 def slowest(epoch: Callable[[], dict], count: int) -> dict[str, float]:
@@ -107,10 +107,10 @@ def slowest(epoch: Callable[[], dict], count: int) -> dict[str, float]:
         where = "self_device_time_total"
     with torch.profiler.profile(activities=activities) as profile:
         epoch()
-    found = {event.key: getattr(event, where) for event in profile.key_averages()}
-    total = sum(found.values())
-    first = sorted(found, key=found.get, reverse=True)[:count]
-    return {name: found[name] / total for name in first}
+    totals = {event.key: getattr(event, where) for event in profile.key_averages()}
+    total = sum(totals.values())
+    first = sorted(totals, key=totals.get, reverse=True)[:count]
+    return {name: totals[name] / total for name in first}
 
 
 def measure(stage: str, data: Path, config: Config) -> dict:
@@ -142,7 +142,7 @@ def measure(stage: str, data: Path, config: Config) -> dict:
                 times[name].append(taken)
     count = len(sources["steps"].sampler)
     result = {"stage": stage, "slices": count, "peak_memory_mb": peak_memory(run.device)}
-    medians = {name: float(np.median(found)) for name, found in times.items()}
+    medians = {name: float(np.median(each)) for name, each in times.items()}
     ratios = {name: np.divide(times[name], times["steps"]) for name in times}
     result |= {f"{name}_slices_a_second": count / taken for name, taken in medians.items()}
     result |= {f"{name}_over_steps": float(np.median(r)) for name, r in ratios.items()}

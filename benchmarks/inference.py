@@ -106,7 +106,7 @@ def measure(name: str, config: Config, device: torch.device) -> dict:
                 taken = passes(form, model, images, device)
                 if turn:
                     times[form].append(taken)
-        medians = {form: float(np.median(found)) for form, found in times.items()}
+        medians = {form: float(np.median(seconds)) for form, seconds in times.items()}
         for form, median in medians.items():
             if batch == 1:
                 result[f"{form}_ms"] = 1000 * median
@@ -136,7 +136,7 @@ def whole_volume(name: str, config: Config, device: torch.device) -> dict:
 def main(config: Config) -> None:
     """Measure all networks, print a table, write the JSON."""
     device = pick_device(config.device)
-    about, found, rows = machine(device), [], []
+    about, results, rows = machine(device), [], []
     for network in config.networks:
         result = measure(network, config, device)
         row = {
@@ -153,10 +153,10 @@ def main(config: Config) -> None:
             result |= alone(whole_volume, network, config, device)
             row["NIfTI to NIfTI, s"] = f"{result['volume_seconds']:.1f}"
             row["its peak memory, MB"] = f"{result['volume_peak_memory_mb']:.0f}"
-        found.append(result)
+        results.append(result)
         rows.append(row)
     about |= {"size": config.size, "rounds": config.rounds}
-    write_json(config.output, {**about, "networks": found})
+    write_json(config.output, {**about, "networks": results})
     print(f"\n{markdown(rows)}\n-> {shown(config.output.resolve())}")
 
 

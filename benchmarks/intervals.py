@@ -89,9 +89,9 @@ def simulate(config: Config, sizes: tuple, spreads: list[str]) -> list[dict[str,
     rows, plans = [], [(size, name) for name in spreads for size in sizes]
     for size, name in tqdm(plans, disable=None, leave=False):
         rng = np.random.default_rng(config.seed)
-        found = [study(rng, size, SPREADS[name]) for _ in range(config.draws)]
-        low, high = np.array([(one.sure.low, one.sure.high) for one in found]).T
-        below, above = np.array([one.bootstrap for one in found]).T
+        studies = [study(rng, size, SPREADS[name]) for _ in range(config.draws)]
+        low, high = np.array([(one.sure.low, one.sure.high) for one in studies]).T
+        below, above = np.array([one.bootstrap for one in studies]).T
         row = dict(zip(("folds", "patients a fold", "seeds"), map(str, size), strict=True))
         row |= {"spreads": name, "coverage": f"{np.mean((low <= 0) & (high >= 0)):.1%}"}
         row["bootstrap's coverage"] = f"{np.mean((below <= 0) & (above >= 0)):.1%}"

@@ -91,8 +91,8 @@ def main(config: Config) -> None:
     for name, setting in SETTINGS.items():
         row = {"setting": name}
         for case in config.cases:
-            found = [measure(case, setting, config) for _ in range(config.rounds)]
-            row[f"{case}, ms"] = f"{statistics.median(found):.0f}"
+            rounds = [measure(case, setting, config) for _ in range(config.rounds)]
+            row[f"{case}, ms"] = f"{statistics.median(rounds):.0f}"
         rows.append(row)
     print(f"{os.cpu_count()} cores, {config.batch_size} x {config.size} pixels\n\n{markdown(rows)}")
 

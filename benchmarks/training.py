@@ -179,7 +179,7 @@ def measure(stage: str, config: Config, device: torch.device) -> dict:
     for _ in range(config.rounds):
         for form, step in steps.items():
             times[form].append(seconds(step, device))
-    medians = {form: float(np.median(found)) for form, found in times.items()}
+    medians = {form: float(np.median(taken)) for form, taken in times.items()}
     ratios = np.divide(times["plain"], times["default"])
     return {
         "stage": stage,
@@ -210,12 +210,12 @@ def main(config: Config) -> None:
         f"at best {peaks['plain'] / 1e12:.2f} TFLOP/s float32, "
         + (f"{peaks['default'] / 1e12:.2f} {half}" if half else "no 16-bit format")
     )
-    found, rows = [], []
+    results, rows = [], []
     for stage in config.models:
         result = measure(stage, config, device)
         for form, top in peaks.items():
             result[f"{form}_share_of_peak"] = result[f"{form}_flops"] / top
-        found.append(result)
+        results.append(result)
         rows.append(
             {
                 "stage": stage,
@@ -230,7 +230,7 @@ def main(config: Config) -> None:
         )
         print(f"{stage}: {rows[-1]['speed-up']}", flush=True)
     about |= {"size": config.size, "batch_size": config.batch_size, "rounds": config.rounds}
-    write_json(config.output, {**about, "peak_flops": peaks, "stages": found})
+    write_json(config.output, {**about, "peak_flops": peaks, "stages": results})
     print(f"\n{markdown(rows)}\n-> {shown(config.output.resolve())}")
 
 

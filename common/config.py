@@ -78,8 +78,8 @@ class Config:
             if not (above and below):
                 flag = "--" + f.name.replace("_", "-")
                 limit = f"at least {low}" if high is None else f"from {low} to {high}"
-                found = " ".join(map(str, values))
-                problems.append(f"{flag} is {found}; it must be {limit}")
+                given = " ".join(map(str, values))
+                problems.append(f"{flag} is {given}; it must be {limit}")
         if problems:
             raise UserError("; ".join(problems))
         name = getattr(self, "name", None)

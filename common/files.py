@@ -124,9 +124,9 @@ def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other.")
     if resume and not (folder / "config.json").exists():
-        there = known_runs(folder.parent, "config.json")
+        runs = known_runs(folder.parent, "config.json")
         lacks = "holds no config.json and cannot be resumed" if held else "holds no run to resume"
-        raise UserError(f"{shown(folder)} {lacks}; there is {', '.join(there) or 'none yet'}.")
+        raise UserError(f"{shown(folder)} {lacks}; there is {', '.join(runs) or 'none yet'}.")
     if held and not (resume or overwrite):
         raise UserError(
             f"{shown(folder)} already holds a run. Continue it with --resume, keep it and train "

@@ -73,10 +73,10 @@ class Checked(NamedTuple):
 
 def rules_of(config: Config) -> Rules:
     """What the flags and the folder's dataset.json ask for."""
-    known = named_classes(config.input)
-    classes = parse_classes(config.classes, known) if config.classes else known
+    named = named_classes(config.input)
+    classes = parse_classes(config.classes, named) if config.classes else named
     classes = {name: values for name, values in classes.items() if values}
-    allowed = (0, *(v for values in known.values() for v in values)) if known else ONE_CLASS
+    allowed = (0, *(v for values in named.values() for v in values)) if named else ONE_CLASS
     return Rules(
         classes or USUAL,
         bool(classes) and {v for values in classes.values() for v in values} != {1},
@@ -107,12 +107,12 @@ def _check(case: Case, rules: Rules) -> Checked:
         unread.append(str(error))
     if unread:
         return Checked(None, None, unread, [], {})
-    found = problems_of(image, label, rules.allowed)
+    errors = problems_of(image, label, rules.allowed)
     how = rules.hu, HU_WINDOW if rules.hu else None
-    odd = image_doubts(image, *how) if found else doubts(image, label, rules.classes, *how)
+    odd = image_doubts(image, *how) if errors else doubts(image, label, rules.classes, *how)
     each = label.voxel_ml
-    ml = {} if found else {v: n * each for v, n in count_values(label.voxels).items()}
-    return Checked(describe(case.name, image, label), fingerprint(image), found, odd, ml)
+    ml = {} if errors else {v: n * each for v, n in count_values(label.voxels).items()}
+    return Checked(describe(case.name, image, label), fingerprint(image), errors, odd, ml)
 
 
 def per_class(cases: list[Checked], labels: dict[str, tuple[int, ...]]) -> list[str]:
@@ -142,8 +142,8 @@ def describe(name: str, image: Volume, label: Volume) -> str:
 def unlisted(cases: list[Case], sound: list[Case], index: bool) -> list[tuple[str, str]]:
     """Unlisted files next to the listed volumes. Where patterns chose the
     files, there being no `index`, it is not odd that they left some."""
-    known = {path for case in cases for path in (case.image, case.label)}
-    found = []
+    listed = {path for case in cases for path in (case.image, case.label)}
+    odd = []
     folders = {path.parent for case in sound for path in (case.image, case.label)}
     channels = {  # nnU-Net's, of which one was chosen
         (case.image.parent, stem(case.label))
@@ -152,12 +152,12 @@ def unlisted(cases: list[Case], sound: list[Case], index: bool) -> list[tuple[st
     }
     for path in sorted(p for folder in folders for p in folder.iterdir() if is_nifti_name(p)):
         if path.name.startswith("._"):
-            found.append((path.name, "a shadow file of macOS, no volume: remove it"))
+            odd.append((path.name, "a shadow file of macOS, no volume: remove it"))
         elif (path.parent, without_channel(stem(path))) in channels:
             continue
-        elif index and path not in known:
-            found.append((path.name, f"in {shown(path.parent)}, and not in dataset.json"))
-    return found
+        elif index and path not in listed:
+            odd.append((path.name, f"in {shown(path.parent)}, and not in dataset.json"))
+    return odd
 
 
 def main(config: Config) -> None:
@@ -167,25 +167,25 @@ def main(config: Config) -> None:
             f"{shown(config.input)} does not exist or is not a folder; name one with --input, "
             "fetch Task09_Spleen with download_task09.py, or make a phantom with make_phantom.py."
         )
-    cases, lost = find_cases(config)
+    cases, unusable = find_cases(config)
     listed = config.images is None and not is_nnunet(config.input)
-    bad, rules = {name for name, _ in lost}, rules_of(config)
-    there = [case for case in cases if case.name not in bad]
-    checked = run_all(partial(check, rules=rules), there, config.workers, "checking")
-    checked = {case.name: found for case, found in zip(there, checked, strict=True)}
+    bad, rules = {name for name, _ in unusable}, rules_of(config)
+    readable = [case for case in cases if case.name not in bad]
+    checked = run_all(partial(check, rules=rules), readable, config.workers, "checking")
+    checked = {case.name: result for case, result in zip(readable, checked, strict=True)}
     same = twins({name: case.fingerprint for name, case in checked.items() if case.fingerprint})
-    rows = [("error", *problem) for problem in lost]
+    rows = [("error", *problem) for problem in unusable]
     rows += [("error", names[0], f"the same image as {', '.join(names[1:])}") for names in same]
     rows += [("error", name, text) for name, case in checked.items() for text in case.errors]
     count, unit = len(rows), "HU" if rules.hu else "values"
     rows += [("warning", name, text) for name, case in checked.items() for text in case.warnings]
-    rows += [("warning", *found) for found in unlisted(cases, there, listed)]
+    rows += [("warning", *finding) for finding in unlisted(cases, readable, listed)]
     print(f"{'case':<16} {'shape':>13} {'spacing mm':>15} ori {unit:>9} {'class ml':>12}")
     print("\n".join(case.line for case in checked.values() if case.line))
     if rules.several:
         print("\n" + "\n".join(per_class([*checked.values()], rules.classes)))
-        found = {value for case in checked.values() for value in case.ml}
-        texts = [line.partition(": ") for line in remarks(rules.classes, found)]
+        held = {value for case in checked.values() for value in case.ml}
+        texts = [line.partition(": ") for line in remarks(rules.classes, held)]
         rows += [(level, "labels", text) for level, _, text in texts]
     if shared := overlapping(rules.classes):
         text = f"regions overlap (values {', '.join(map(str, shared))}): name classes that do not"

@@ -90,8 +90,10 @@ def size_of(path: Path) -> int:
 
 def receive(url: str, part: Path) -> bool:
     """Append what is missing of `url` to `part`; whether it is whole now."""
-    have = size_of(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    received = size_of(part)
+    request = urllib.request.Request(
+        url, headers={"Range": f"bytes={received}-"} if received else {}
+    )
     try:
         answer = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
@@ -100,14 +102,16 @@ def receive(url: str, part: Path) -> bool:
         raise
     with answer:
         # A server, or a proxy, that knows no ranges sends everything again.
-        told = (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-")
-        have = have if answer.status == 206 and told else 0
+        continues = (answer.headers.get("Content-Range") or "").startswith(f"bytes {received}-")
+        received = received if answer.status == 206 and continues else 0
         rest = answer.headers.get("Content-Length")
-        total = have + int(rest) if rest else None
+        total = received + int(rest) if rest else None
         if total:
-            require_space(part.parent, (total - have) / 1e6)
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=NAME, disable=None)
-        with part.open("ab" if have else "wb") as file, bar:
+            require_space(part.parent, (total - received) / 1e6)
+        bar = tqdm(
+            total=total, initial=received, unit="B", unit_scale=True, desc=NAME, disable=None
+        )
+        with part.open("ab" if received else "wb") as file, bar:
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -165,21 +169,21 @@ def main(config: Config) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
     with lock_folder(target):
         wanted, given = config.md5.lower(), archive.exists()
-        found = archive if given else part
+        downloaded = archive if given else part
         if not given and (not part.exists() or md5_of(part) != wanted):
             fetch(config.url, part)
-        if (md5 := md5_of(found)) != wanted:
-            size = size_of(found)
+        if (md5 := md5_of(downloaded)) != wanted:
+            size = size_of(downloaded)
             if not given:
                 part.unlink()
             raise UserError(
-                f"{shown(found)} ({size:,} bytes) has MD5 {md5}, expected {wanted}: it is "
+                f"{shown(downloaded)} ({size:,} bytes) has MD5 {md5}, expected {wanted}: it is "
                 f"damaged or another file. {'Remove it' if given else 'It is removed'}; run this "
                 "again."
             )
         if config.keep_archive:
-            found = found.replace(archive)
-        unpack(found, target)
+            downloaded = downloaded.replace(archive)
+        unpack(downloaded, target)
         part.unlink(missing_ok=True)
     print(f"{shown(target)} is whole; check it with check_volumes.py, cut it with slice_nifti.py")
 

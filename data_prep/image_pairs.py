@@ -49,8 +49,8 @@ class Pair:
 def find_pairs(config: PairsConfig) -> list[Pair]:
     """The pairs in the two folders, by name. UserError naming every file without a partner, or
     without a patient, or the images that become the same slice."""
-    found = match_names(config)
-    names, files = [name for name, _, _ in found], [image for _, image, _ in found]
+    matches = match_names(config)
+    names, files = [name for name, _, _ in matches], [image for _, image, _ in matches]
     slices = name_slices(names, files, config.patient, config.patient_csv)
     by_slice = defaultdict(list)
     for file, place in zip(files, slices, strict=True):
@@ -62,7 +62,7 @@ def find_pairs(config: PairsConfig) -> list[Pair]:
         )
     return [
         Pair(image, masks, case, index, source_of(image, config.images))
-        for (_, image, masks), (case, index) in zip(found, slices, strict=True)
+        for (_, image, masks), (case, index) in zip(matches, slices, strict=True)
     ]
 
 
@@ -78,13 +78,13 @@ def match_names(config: PairsConfig) -> list[tuple[str, Path, tuple[Path, ...]]]
     else:
         files = pictures_in(config.images)
         mask_files = [path for path in files if kind_of(path, folders[0]) == "masks"]
-        told = 0 < len(mask_files) < len(files)  # by folders called images and masks
-        if not told and config.image_suffix == config.mask_suffix:
+        by_folder = 0 < len(mask_files) < len(files)  # by folders called images and masks
+        if not by_folder and config.image_suffix == config.mask_suffix:
             raise UserError(f"{shown(config.images)}: no masks are named. {NO_MASKS}")
-        image_files = [path for path in files if path not in {*mask_files}] if told else files
+        image_files = [path for path in files if path not in {*mask_files}] if by_folder else files
         images = _by_name(image_files, folders[0], config.image_suffix)
-        masks = _by_name(mask_files if told else files, folders[0], config.mask_suffix)
-        if told:
+        masks = _by_name(mask_files if by_folder else files, folders[0], config.mask_suffix)
+        if by_folder:
             joined = _join(images, masks)
         else:  # what is a mask is not an image, and the other way round
             shorter = len(config.image_suffix) < len(config.mask_suffix)
@@ -110,22 +110,22 @@ def match_names(config: PairsConfig) -> list[tuple[str, Path, tuple[Path, ...]]]
 def _by_name(files: list[Path], folder: Path, suffix: str) -> dict[str, Path]:
     """Of these files those whose names end in `suffix`, by name (see `name_of`). UserError if none
     does, or two have the same name."""
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for path in files:
         if path.stem.endswith(suffix):
             name = name_of(path, folder, suffix)
-            if name in found:
-                both = " and ".join(str(source_of(p, folder)) for p in (path, found[name]))
+            if name in by_name:
+                both = " and ".join(str(source_of(p, folder)) for p in (path, by_name[name]))
                 raise UserError(
                     f"{shown(folder)} holds {both}, two pictures of one name: keep one, or tell "
                     "images from masks by --image-suffix and --mask-suffix."
                 )
-            found[name] = path
-    if not found:
+            by_name[name] = path
+    if not by_name:
         raise UserError(
             f"{shown(folder)} holds no pictures with names ending in {suffix}. {NO_MASKS}"
         )
-    return found
+    return by_name
 
 
 def _join(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, tuple[Path, ...]]:

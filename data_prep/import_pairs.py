@@ -148,7 +148,7 @@ def convert(
             f"{turned * loaded.turned}"
         )
     # Slices of air are alike in all patients.
-    told = hashlib.sha256(image.tobytes()).hexdigest() if image.min() < image.max() else None
+    fingerprint = hashlib.sha256(image.tobytes()).hexdigest() if image.min() < image.max() else None
     covered = float((mask > 0).mean())
     mask = to_square(mask, (1, 1), config.size, mask=True)
     row = Slice(pair.case, pair.index, int((mask > 0).sum()), pair.source)
@@ -157,7 +157,7 @@ def convert(
     pictures = {"images": Image.fromarray(image), "masks": mask_picture(mask, colours)}
     for kind, picture in pictures.items():
         picture.save(config.partial / kind / f"{row.name}.png", compress_level=4)
-    return Converted(row, told, values, covered, masks, loaded.turned)
+    return Converted(row, fingerprint, values, covered, masks, loaded.turned)
 
 
 def convert_all(
@@ -171,33 +171,33 @@ def convert_all(
     with ThreadPoolExecutor() as pool:
         work = pool.map(lambda pair: convert(pair, config, labels), pairs)
         done = list(tqdm(work, total=len(pairs), disable=None, leave=False))
-    good = [found for found in done if not isinstance(found, UserError)]
-    masks = [mask for found in good for mask in found.masks]
-    problems = [found for found in done if isinstance(found, UserError)] + contradictions(masks)
+    good = [pair for pair in done if not isinstance(pair, UserError)]
+    masks = [mask for pair in good for mask in pair.masks]
+    problems = [error for error in done if isinstance(error, UserError)] + contradictions(masks)
     if problems:
         advice = f"\n{ADVICE}" if any(isinstance(p, NotTwoValues) for p in problems) else ""
         lines = bullets([*map(str, problems)])
         raise UserError(f"{len(problems)} of {len(pairs)} pairs cannot be used:{lines}{advice}")
     refuse_leaks(good)
-    rows, values = [found.row for found in good], set().union(*(found.values for found in good))
+    rows, values = [pair.row for pair in good], set().union(*(pair.values for pair in good))
     if labels and not any(row.foreground for row in rows):
         held = ", ".join(map(str, sorted(values))) or "nothing but 0"
         classes = " ".join(config.classes)
         raise UserError(f"no mask holds any of {classes}: nothing to learn; they hold {held}.")
     lines = remarks(labels, values) + remarks_on(masks, config.threshold)
-    lines += turned_alone([c.turned for c in good], [c.masks[0].turned for c in good])
+    lines += turned_alone([pair.turned for pair in good], [pair.masks[0].turned for pair in good])
     if len(labels) < 2:
-        shown_in = [found for found in good if found.covered]
-        gone = sum(not found.row.foreground for found in shown_in)
+        shown_in = [pair for pair in good if pair.covered]
+        gone = sum(not pair.row.foreground for pair in shown_in)
         lines += vanished("the foreground", gone, len(shown_in), config.size)
-        lines += inverted([found.covered for found in good])
+        lines += inverted([pair.covered for pair in good])
     return sorted(rows, key=lambda row: (row.case, row.index)), lines
 
 
 def refuse_leaks(done: list[Converted]) -> None:
     """UserError naming every image that two patients share."""
-    case_of = {found.row.source: found.row.case for found in done}
-    prints = {found.row.source: found.fingerprint for found in done if found.fingerprint}
+    case_of = {pair.row.source: pair.row.case for pair in done}
+    prints = {pair.row.source: pair.fingerprint for pair in done if pair.fingerprint}
     same = [names for names in twins(prints) if len({case_of[name] for name in names}) > 1]
     if same:
         lines = bullets([" = ".join(names) for names in same])
@@ -229,12 +229,12 @@ def main(config: Config) -> None:
         for kind in ("images", "masks"):
             (config.partial / kind).mkdir(parents=True)
         try:
-            rows, said = convert_all(pairs, config, labels)
+            rows, remarks = convert_all(pairs, config, labels)
             write_set(config.partial, info, rows, splits)
             replace_folder(config.partial, config.output)
         finally:
             shutil.rmtree(config.partial, ignore_errors=True)
-    print("".join(f"{line}\n" for line in said), end="")
+    print("".join(f"{line}\n" for line in remarks), end="")
     if not config.classes:
         print("note: what the masks show is called spleen; --classes NAME names something else")
     print(in_short(rows, splits, info, config.output))

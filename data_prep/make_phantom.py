@@ -111,11 +111,11 @@ def main(config: Config) -> None:
     }
     target = config.output / "dataset.json"
     if target.exists():
-        found = read_json(target)
-        if found == listing and not config.overwrite:
+        earlier = read_json(target)
+        if earlier == listing and not config.overwrite:
             print(f"{shown(config.output)} already holds these {config.patients} patients")
             return
-        if not isinstance(found, dict) or found.get("description") != listing["description"]:
+        if not isinstance(earlier, dict) or earlier.get("description") != listing["description"]:
             raise UserError(f"{shown(target)} is no phantom's and stays; choose another --output.")
         if not config.overwrite:
             raise UserError(

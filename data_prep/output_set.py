@@ -41,10 +41,10 @@ def known_colours(config: SliceSetConfig, about: dict) -> dict:
 
 def keep_others(config: SliceSetConfig) -> None:
     """What somebody has put beside the set's own files, like splits of their own, stays there."""
-    ours = {*("images", "masks", ".done", "manifest.csv", "splits.json", "dataset.json")}
-    there = () if config.overwrite or not config.output.exists() else config.output.iterdir()
-    for path in there:
-        if path.name in ours or fnmatch(path.name, ".*.tmp*"):
+    own = {*("images", "masks", ".done", "manifest.csv", "splits.json", "dataset.json")}
+    files = () if config.overwrite or not config.output.exists() else config.output.iterdir()
+    for path in files:
+        if path.name in own or fnmatch(path.name, ".*.tmp*"):
             continue
         if path.is_dir():
             shutil.copytree(path, config.partial / path.name, dirs_exist_ok=True)

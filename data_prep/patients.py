@@ -29,23 +29,23 @@ def name_slices(
     if rule and table:
         raise UserError("--patient and --patient-csv exclude each other.")
     if table:
-        said, listed = shown(table), patients_listed(table)
+        source, listed = shown(table), patients_listed(table)
         named = [(_look_up(listed, *pair, table), None) for pair in _both(names, files)]
     elif rule:
-        said, pattern = f"--patient {rule!r}", patient_rule(rule)
+        source, pattern = f"--patient {rule!r}", patient_rule(rule)
         # With a / in the rule it is one on folders, too.
         texts = names if "/" in rule else [name.rpartition("/")[2] for name in names]
         matches = [pattern.search(text) for text in texts]
         named = [(m and m[1], m[2] if m and pattern.groups > 1 else None) for m in matches]
     elif any("/" in name for name in names):
-        said, named = "the sub-folders", [(name, None) for name in _folders(names)]
+        source, named = "the sub-folders", [(name, None) for name in _folders(names)]
     else:
-        said, named = "the file names", [(name, "0") for name in names]
+        source, named = "the file names", [(name, "0") for name in names]
         _each_alone(names)
     missed = [shown(file) for file, (patient, _) in _both(files, named) if not patient]
     if missed:
-        raise UserError(f"{said} gives no patient for {len(missed)} images:{bullets(missed)}")
-    return _numbered(named, said)
+        raise UserError(f"{source} gives no patient for {len(missed)} images:{bullets(missed)}")
+    return _numbered(named, source)
 
 
 def _both(first: Sequence, second: Sequence) -> Iterator[tuple]:
@@ -91,7 +91,7 @@ def _folders(names: Sequence[str]) -> list[str]:
     return folders
 
 
-def _numbered(named: Sequence[tuple[str, str | None]], said: str) -> list[tuple[str, int]]:
+def _numbered(named: Sequence[tuple[str, str | None]], source: str) -> list[tuple[str, int]]:
     """Patients and slice numbers as they are safe in the names of files."""
     counters: dict[str, int] = {}
     owners: dict[str, str] = {}
@@ -100,11 +100,11 @@ def _numbered(named: Sequence[tuple[str, str | None]], said: str) -> list[tuple[
         case = file_name(patient, "case")
         if owners.setdefault(case, patient) != patient:
             raise UserError(
-                f"{said}: the patients {owners[case]!r} and {patient!r} would both be {case!r}; "
+                f"{source}: the patients {owners[case]!r} and {patient!r} would both be {case!r}; "
                 "give them names of letters A to Z and digits, with --patient-csv perhaps."
             )
         if number is not None and not number.isdecimal():
-            raise UserError(f"{said}: the slice number {number!r} is not a number.")
+            raise UserError(f"{source}: the slice number {number!r} is not a number.")
         counters[case] = counters.get(case, -1) + 1
         result.append((case, counters[case] if number is None else int(number)))
     return result
@@ -117,18 +117,18 @@ def patients_listed(path: Path) -> Listed:
     table: Listed = {}
     endings = (*ENDINGS, *(ending for group in OTHERS for ending in group))
     rows = read_table(path, COLUMNS)
-    if lost := [row["patient"] for row in rows if not row["file"]]:
-        raise UserError(f"{shown(path)} names no file for {', '.join(lost[:5])}.")
+    if without_file := [row["patient"] for row in rows if not row["file"]]:
+        raise UserError(f"{shown(path)} names no file for {', '.join(without_file[:5])}.")
     for row in rows:
         file = Path(unicodedata.normalize("NFC", row["file"].replace("\\", "/")))
         name = file.stem if file.suffix.lower() in endings else file.name
         parts = (name, *_folders_above(file))
         table.setdefault(name, []).append((parts, row["patient"]))
     contradicting = {
-        f"{parts[0]} under {' and under '.join(found)}": None
+        f"{parts[0]} under {' and under '.join(several)}": None
         for entries in table.values()
         for parts, _ in entries
-        if len(found := _patients(entries, parts)) > 1
+        if len(several := _patients(entries, parts)) > 1
     }
     _refuse_two_patients([*contradicting], path)
     return table
@@ -144,18 +144,18 @@ def _look_up(listed: Listed, name: str, file: Path, path: Path) -> str | None:
     """The patient of a picture, listed by its whole name or without its suffix; None if neither."""
     *folders, short = name.split("/")
     for last in (unicodedata.normalize("NFC", file.stem), short):
-        found = _patients(listed.get(last, ()), (last, *reversed(folders)))
-        if len(found) > 1:
-            _refuse_two_patients([f"{last} under {' and under '.join(found)}"], path)
-        if found and found[0]:
-            return found[0]
+        patients = _patients(listed.get(last, ()), (last, *reversed(folders)))
+        if len(patients) > 1:
+            _refuse_two_patients([f"{last} under {' and under '.join(patients)}"], path)
+        if patients and patients[0]:
+            return patients[0]
     return None
 
 
 def _patients(entries: Sequence, parts: tuple[str, ...]) -> list[str]:
     """The different patients of the entries that can be the file with these parts: of the folders
     as many are compared as both name."""
-    fitting = [p for known, p in entries if all(a == b for a, b in zip(known, parts, strict=False))]
+    fitting = [p for path, p in entries if all(a == b for a, b in zip(path, parts, strict=False))]
     return list(dict.fromkeys(fitting))
 
 

@@ -222,9 +222,9 @@ def prepare(config: Config, cases: list[Case], about: dict) -> None:
     not a data set, or was made with other flags and `--overwrite` was not given."""
     index, home = config.output / "dataset.json", config.partial
     earlier = read_json(index) if index.exists() else None
-    ours = isinstance(earlier, dict) and about.items() <= earlier.items()
-    ours = ours and not any(key in earlier and key not in about for key in SPECIAL)
-    check_output(config.output, config.overwrite or ours)
+    same_set = isinstance(earlier, dict) and about.items() <= earlier.items()
+    same_set = same_set and not any(key in earlier and key not in about for key in SPECIAL)
+    check_output(config.output, config.overwrite or same_set)
     if config.overwrite:
         shutil.rmtree(home, ignore_errors=True)
         shutil.rmtree(config.output / ".done", ignore_errors=True)

@@ -31,10 +31,10 @@ def read_table(path: Path, columns: Mapping[str, Sequence[str]]) -> list[dict[st
     for key, names in columns.items():
         place = next((header.index(name) for name in names if name in header), None)
         if place is None:
-            found = ", ".join(filter(None, header)) or "nothing"
+            named = ", ".join(filter(None, header)) or "nothing"
             either = " or ".join(names)
             raise UserError(
-                f"{shown(path)} has no column {either} in its first line; found: {found}."
+                f"{shown(path)} has no column {either} in its first line; found: {named}."
             )
         if header.count(header[place]) > 1:
             raise UserError(f"{shown(path)} has two columns {header[place]}; remove one.")

@@ -64,10 +64,10 @@ def listing(folder: Path, channel: int | None = None) -> tuple[list[Case], list[
     tests = {by_path.get(path, stem(path)) for path in tests}
     problems, cases = [], set()
     for name, (image, label) in zip(names, pairs, strict=True):
-        found, text = with_channel(image, channel)
+        file, text = with_channel(image, channel)
         problems += [(name, text)] if text else []
-        cases.add(Case(name, found, label))
-        for path in () if text else (found, label):
+        cases.add(Case(name, file, label))
+        for path in () if text else (file, label):
             # By its name: a link that the user has made may lead to another disk.
             if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
                 problems.append((name, f"{path} is listed, outside its folder"))
@@ -115,16 +115,16 @@ def with_channel(image: Path, channel: int | None) -> tuple[Path, str]:
     if is_file(image):
         return image, ""
     name, ending = re.fullmatch(r"(.*?)((?:\.nii)?(?:\.gz)?)", image.name, re.I | re.S).groups()
-    there = [image.with_name(f"{name}_{number:04d}{ending}") for number in range(100)]
-    there = [path for path in there if is_file(path)]
-    if len(there) == 1 and channel is None:
-        return there[0], ""
-    if not there:
+    files = [image.with_name(f"{name}_{number:04d}{ending}") for number in range(100)]
+    files = [path for path in files if is_file(path)]
+    if len(files) == 1 and channel is None:
+        return files[0], ""
+    if not files:
         return image, ""
     if channel is None:
-        return image, f"{shown(image)} has {len(there)} channels; choose one with --channel"
-    wanted = image.with_name(f"{name}_{channel:04d}{ending}")
-    return (wanted, "") if wanted in there else (image, f"{shown(wanted)} is missing")
+        return image, f"{shown(image)} has {len(files)} channels; choose one with --channel"
+    chosen = image.with_name(f"{name}_{channel:04d}{ending}")
+    return (chosen, "") if chosen in files else (image, f"{shown(chosen)} is missing")
 
 
 def is_file(path: Path) -> bool:
@@ -170,22 +170,22 @@ def problems_of(
 
     `allowed` are the values that the label may hold; None: any whole number from 0 on.
     """
-    found = []
+    problems = []
     if image.voxels.shape != label.voxels.shape:
         flat = len(image.header.get_data_shape()) == 2
         text = " (a 2D image is a 3D volume of one slice)" if flat else ""
-        found.append(
+        problems.append(
             f"the label's shape is {label.stored_shape}, its image's {image.stored_shape}{text}: "
             f"{RESAMPLE}"
         )
-    elif (apart := beside(image, label)) > APART:
-        found.append(
-            f"the label's affine differs from its image's: it lies up to {apart:.3g} voxels beside "
-            f"it: {RESAMPLE}, or, if its header alone is wrong, give it the image's affine"
+    elif (distance := beside(image, label)) > APART:
+        problems.append(
+            f"the label's affine differs from its image's: it lies up to {distance:.3g} voxels "
+            f"beside it: {RESAMPLE}, or, if its header alone is wrong, give it the image's affine"
         )
     if not np.isfinite(image.voxels).all():
-        found.append("the image holds NaN or infinite voxels")
-    return found + _odd_values(label.voxels, allowed)
+        problems.append("the image holds NaN or infinite voxels")
+    return problems + _odd_values(label.voxels, allowed)
 
 
 def beside(image: Volume, label: Volume) -> float:
@@ -221,8 +221,8 @@ def read_case(
     """
     image = read_volume(case.image, channel)
     label = read_label(case.label, image)
-    if found := problems_of(image, label, allowed):
-        raise UserError(f"{shown(case.label)}: {'; '.join(found)}.")
+    if problems := problems_of(image, label, allowed):
+        raise UserError(f"{shown(case.label)}: {'; '.join(problems)}.")
     return image, label
 
 
@@ -236,6 +236,6 @@ def fingerprint(image: Volume) -> str:
 def twins(prints: dict[str, str]) -> list[list[str]]:
     """Cases that hold the same image, by their fingerprints: a leak across any split."""
     same: dict[str, list[str]] = {}
-    for name, found in prints.items():
-        same.setdefault(found, []).append(name)
+    for name, fingerprint in prints.items():
+        same.setdefault(fingerprint, []).append(name)
     return [names for names in same.values() if len(names) > 1]

@@ -29,16 +29,16 @@ def image_doubts(
     `window` are the values that will be shown as black and white; None where they will be chosen by
     the image's own.
     """
-    found = value_doubts(image.voxels, hu)
-    if window and not found:
-        found = window_doubts(image.voxels, *window)
+    odd = value_doubts(image.voxels, hu)
+    if window and not odd:
+        odd = window_doubts(image.voxels, *window)
     used = [s for s, n in zip(image.spacing, image.voxels.shape, strict=True) if n > 1]
     least, most = min(used, default=1), max(used, default=1)
     (low, high), (unit, mm) = SPACING_MM, geometry.unit_of(image.header)
     stated = "" if mm == 1 else f"; the header's unit is {unit}"
     for spacing in [least] * (least < low) + [most] * (most > high + ROUNDING_MM):
-        found.append(f"a spacing of {spacing:g} mm{stated}")
-    return found + _affine_doubts(image)
+        odd.append(f"a spacing of {spacing:g} mm{stated}")
+    return odd + _affine_doubts(image)
 
 
 def value_doubts(voxels: np.ndarray, hu: bool) -> list[str]:
@@ -82,25 +82,25 @@ def _is_padding(voxels: np.ndarray) -> bool:
 
 def _affine_doubts(image: Volume) -> list[str]:
     """What is odd about how an image's voxels lie in the patient."""
-    found, affine = [], in_mm(image.stored_affine, image.header)
+    odd, affine = [], in_mm(image.stored_affine, image.header)
     forms = [form(coded=True)[0] for form in (image.header.get_qform, image.header.get_sform)]
     if all(form is None for form in forms):
-        found.append(f"the header states no orientation; taken as {image.stored_orientation}")
+        odd.append(f"the header states no orientation; taken as {image.stored_orientation}")
     elif geometry.is_none(affine):
-        found.append(
+        odd.append(
             "the affine states no geometry (cubes of 1 mm from 0 on): left and right, ml and mm "
             "may be wrong"
         )
     if all(form is not None for form in forms) and not _same_axes(*forms):
-        found.append("qform and sform turn it differently; sform is followed")
+        odd.append("qform and sform turn it differently; sform is followed")
     if (tilt := geometry.tilt(affine)) > geometry.TILT_DEGREES:
-        found.append(
+        odd.append(
             f"its axes are sheared by {tilt:.0f} degrees (gantry tilt?); slices are cut along "
             "them, not at right angles"
         )
     if (turn := round(geometry.obliquity(affine), 1)) > geometry.OBLIQUE_DEGREES:
-        found.append(f"its axes are turned by {turn:.0f} degrees: its slices are not axial ones")
-    return found
+        odd.append(f"its axes are turned by {turn:.0f} degrees: its slices are not axial ones")
+    return odd
 
 
 def _same_axes(a: np.ndarray, b: np.ndarray) -> bool:
@@ -110,10 +110,10 @@ def _same_axes(a: np.ndarray, b: np.ndarray) -> bool:
 
 def label_doubts(image: Volume, label: Volume) -> list[str]:
     """Whether a label that can be used lies a little beside its image (see `problems_of`)."""
-    apart = beside(image, label)
-    if apart * max(image.spacing) <= MOVED_MM:
+    distance = beside(image, label)
+    if distance * max(image.spacing) <= MOVED_MM:
         return []
-    return [f"the label's affine differs from its image's by {apart:.2g} voxels; it is used"]
+    return [f"the label's affine differs from its image's by {distance:.2g} voxels; it is used"]
 
 
 def side_doubts(image: Volume, foreground: np.ndarray) -> list[str]:
@@ -140,7 +140,7 @@ def doubts(
     `image_doubts`.
     """
     each = [np.isin(label.voxels, values) for values in labels.values()]
-    found = [] if any(foreground.any() for foreground in each) else ["the label is empty"]
-    found += label_doubts(image, label) + image_doubts(image, hu, window)
+    odd = [] if any(foreground.any() for foreground in each) else ["the label is empty"]
+    odd += label_doubts(image, label) + image_doubts(image, hu, window)
     left = on_the_left([*labels]) if hu else None
-    return found + (side_doubts(image, each[left - 1]) if left else [])
+    return odd + (side_doubts(image, each[left - 1]) if left else [])

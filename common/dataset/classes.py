@@ -37,47 +37,47 @@ def file_name(name: str, otherwise: str) -> str:
 
 def parse_classes(
     words: Sequence[str],
-    known: Mapping[str, tuple[int, ...]] | None = None,
+    named: Mapping[str, tuple[int, ...]] | None = None,
     flag: str = "--classes",
 ) -> dict[str, tuple[int, ...]]:
     """`NAME=VALUE[,VALUE]` words as values by name, in the order given.
 
-    A bare NAME has the values that are `known` for it; `all`, alone, is everything known, but for
+    A bare NAME has the values that are `named` for it; `all`, alone, is all that is named, but for
     nnU-Net's `ignore`.
     UserError for anything else, for a name given twice and for a value under two names.
     """
-    known = known or {}
+    named = named or {}
     if [*words] == ["all"]:
-        if not known:
+        if not named:
             raise UserError(f"{flag} all: no dataset.json names the labels; give NAME=VALUE.")
-        if lost := [name for name, values in known.items() if not values]:
+        if undefined := [name for name, values in named.items() if not values]:
             raise UserError(
-                f"{flag} all: dataset.json gives no whole numbers for {', '.join(lost)}; give "
+                f"{flag} all: dataset.json gives no whole numbers for {', '.join(undefined)}; give "
                 "NAME=VALUE."
             )
-        kept = {name: values for name, values in known.items() if name != IGNORE}
+        kept = {name: values for name, values in named.items() if name != IGNORE}
         words = [f"{name}={','.join(map(str, values))}" for name, values in kept.items()]
-    found: dict[str, tuple[int, ...]] = {}
+    classes: dict[str, tuple[int, ...]] = {}
     for word in words:
         name, equals, text = word.partition("=")
         name = plain_name(name)
-        values = [v.strip() for v in text.split(",")] if equals else known.get(name)
+        values = [v.strip() for v in text.split(",")] if equals else named.get(name)
         if not values:
             if name == "all":
                 raise UserError(f"{flag} all stands alone, for all that dataset.json names.")
-            names = f"known are {', '.join(known)}; or " if known else ""
+            names = f"known are {', '.join(named)}; or " if named else ""
             raise UserError(f"{flag} {word}: {names}give its values too, as in {word}=2,3.")
         if not (name and all(re.fullmatch("[0-9]{1,9}", str(v)) and int(v) for v in values)):
             raise UserError(
                 f"{flag} {word!r}: NAME=VALUE or NAME=VALUE,VALUE is expected, with whole numbers "
                 "from 1 on (0 is background)."
             )
-        if name in found:
-            both = ",".join(map(str, (*found[name], *values)))
+        if name in classes:
+            both = ",".join(map(str, (*classes[name], *values)))
             raise UserError(f"{flag} names {name} twice; its values go together: {name}={both}.")
-        found[name] = tuple(sorted({int(v) for v in values}))
+        classes[name] = tuple(sorted({int(v) for v in values}))
     owners: dict[int, str] = {}
-    for name, values in found.items():
+    for name, values in classes.items():
         for value in values:
             if owners.setdefault(value, name) != name:
                 raise UserError(
@@ -85,9 +85,9 @@ def parse_classes(
                     f"overlap cannot be one label map: name parts that do not, {flag} "
                     "NAME=VALUE NAME=VALUE,VALUE."
                 )
-    if len(found) > MOST:
-        raise UserError(f"{flag} names {len(found)} classes; an 8-bit mask holds {MOST}.")
-    return found
+    if len(classes) > MOST:
+        raise UserError(f"{flag} names {len(classes)} classes; an 8-bit mask holds {MOST}.")
+    return classes
 
 
 def on_the_left(classes: Sequence[str]) -> int | None:
@@ -107,14 +107,14 @@ def named_in(listed) -> dict[str, tuple[int, ...]]:
     nnU-Net's `{"spleen": 1, "kidneys": [2, 3]}`, whose regions may overlap. One whose values are
     not whole numbers has none; `parse_classes` refuses it."""
     labels = listed.get("labels") if isinstance(listed, dict) else None
-    found: dict[str, tuple[int, ...]] = {}
+    classes: dict[str, tuple[int, ...]] = {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
         turned = isinstance(value, str) and not value.isdecimal()
         name, values = (value, key) if turned else (key, value)
         values, name = _whole(values), plain_name(str(name))
         if name and values != [0]:
-            found[name] = tuple(sorted({*found.get(name, ()), *values} - {0}))
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+            classes[name] = tuple(sorted({*classes.get(name, ()), *values} - {0}))
+    return dict(sorted(classes.items(), key=lambda item: item[1]))
 
 
 def _whole(values) -> list[int]:
@@ -151,14 +151,14 @@ def count_values(label: np.ndarray) -> dict[int, int]:
     return {int(v): int(n) for v, n in zip(values, counts, strict=True) if v}
 
 
-def remarks(labels: Mapping[str, tuple[int, ...]], found: set[int]) -> list[str]:
-    """What is odd about labels, where `found` are the values of the whole set (without 0)."""
+def remarks(labels: Mapping[str, tuple[int, ...]], held: set[int]) -> list[str]:
+    """What is odd about labels, where `held` are the values of the whole set (without 0)."""
     lines = []
     for name, values in labels.items():
-        if missed := [str(v) for v in values if v not in found]:
+        if missed := [str(v) for v in values if v not in held]:
             lines.append(f"warning: {name}: no label of the set holds {', '.join(missed)}")
     named = {v for values in labels.values() for v in values}
-    if rest := sorted(found - named):
+    if rest := sorted(held - named):
         shown = ", ".join(map(str, rest[:12])) + (" ..." if len(rest) > 12 else "")
         lines.append(f"note: --classes does not name the values {shown}: background")
     return lines

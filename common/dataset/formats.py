@@ -122,6 +122,6 @@ def foreign_files(paths: Iterable[Path]) -> str:
                 head = file.read(352)
         except (OSError, EOFError, zlib.error):
             continue
-        if found := foreign(head, path.name):
-            return f"{path.name} is {found}"
+        if kind := foreign(head, path.name):
+            return f"{path.name} is {kind}"
     return ""

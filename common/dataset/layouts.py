@@ -137,8 +137,8 @@ def _by_pattern(folder: Path, images: str, masks: str) -> tuple[list[Case], list
         for key in paths.keys() - others.keys()
     ]
     pairs = first.keys() & second.keys()
-    taken = [names[key] for key in pairs]
-    problems += [(n, "two volumes of this name") for n in {*taken} if taken.count(n) > 1]
+    used = [names[key] for key in pairs]
+    problems += [(n, "two volumes of this name") for n in {*used} if used.count(n) > 1]
     cases = [Case(names[key], first[key], second[key]) for key in pairs]
     return sorted(cases, key=lambda case: case.name), sorted(problems)
 
@@ -159,15 +159,15 @@ def _matches(folder: Path, pattern: str, flag: str) -> dict[tuple[str, ...], Pat
     regex = "".join(groups.get(word, re.escape(word)) for word in words)
     regex = re.compile(f"{regex}(?i:{re.escape(ending)})")
     either = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in ending)
-    found = {}
+    paths = {}
     for path in sorted(folder.glob(text + either)) if pattern else ():
         match = regex.fullmatch(path.relative_to(folder).as_posix())
         # macOS's shadow files `._x.nii.gz` are no volumes.
         if match and path.is_file() and not path.name.startswith("."):
-            found[match.groups()] = path
-    if not found:
+            paths[match.groups()] = path
+    if not paths:
         raise UserError(f"{flag} {pattern!r} finds no file in {shown(folder)}.")
-    return found
+    return paths
 
 
 def named_classes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -237,12 +237,12 @@ def patient_of(names: Sequence[str], pattern: str | None) -> dict[str, str]:
     if pattern is None:
         return {name: name for name in names}
     rule = patient_rule(pattern)
-    found = {name: match[1] for name in names if (match := rule.search(name)) and match[1]}
-    if missed := [name for name in names if name not in found]:
+    patients = {name: match[1] for name in names if (match := rule.search(name)) and match[1]}
+    if missed := [name for name in names if name not in patients]:
         raise UserError(
             f"--patient {pattern!r} gives no patient for {len(missed)} volumes:{bullets(missed)}"
         )
-    return found
+    return patients
 
 
 def looks_grouped(names: Iterable[str]) -> int:
@@ -255,15 +255,15 @@ def looks_grouped(names: Iterable[str]) -> int:
 def set_doubts(config: VolumesConfig, names: Sequence[str] | None, hu: bool) -> list[str]:
     """What is odd about a whole set and may be meant: an HU window (`hu`) for images that are not
     CT; volumes whose `names` look like several of one patient each."""
-    found = []
+    odd = []
     if hu and not is_ct(config.input, config.channel):
-        found.append(
+        odd.append(
             f"dataset.json calls the images {modality(config.input, config.channel)}; the window "
             "in HU (-160..240) is meant for CT. For others: --percentiles 0.5 99.5"
         )
     if count := looks_grouped(names or ()):
-        found.append(
+        odd.append(
             f"the names look like {count} patients with several volumes each; one of them can be "
             'on both sides of the split. Say what a patient is: --patient "^(.+?)_[^_]+$"'
         )
-    return found
+    return odd

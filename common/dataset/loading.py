@@ -129,12 +129,12 @@ class SliceDataset(Dataset):
         image, mask = pair[:1].float() / 255, pair[1:]
         if seed is not None:
             image, mask = augmented(image, mask, seed)
-        here = self.slices[index]
+        slice_ = self.slices[index]
         return {
             "image": image,
             "mask": mask[0].long(),
-            "name": here.name,
-            "case": here.case,
+            "name": slice_.name,
+            "case": slice_.case,
         }
 
 
@@ -174,13 +174,13 @@ class TrainSampler(Sampler):
     def __init__(
         self, slices: list[Slice], foreground: float, augment: bool, seed: int, rank=0, world=1
     ):
-        here = [i for i, s in enumerate(slices) if s.foreground]
+        with_foreground = [i for i, s in enumerate(slices) if s.foreground]
         rest = [i for i, s in enumerate(slices) if not s.foreground]
-        if foreground and here and rest:
-            count = max(len(here), round(foreground * len(slices)))
-            self.groups = [(here, count), (rest, len(slices) - count)]
+        if foreground and with_foreground and rest:
+            count = max(len(with_foreground), round(foreground * len(slices)))
+            self.groups = [(with_foreground, count), (rest, len(slices) - count)]
         else:
-            self.groups = [(here + rest, len(slices))]
+            self.groups = [(with_foreground + rest, len(slices))]
         self.total, self.augment, self.seed = len(slices), augment, seed
         self.rank, self.world = rank, world
         self.epoch = 0
@@ -233,8 +233,8 @@ def unbroken(batches: DataLoader) -> Iterator[dict]:
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except (RuntimeError, ConnectionError, EOFError) as error:
         # Torch says so itself, or the connection to a process that is gone breaks first.
-        told = str(error).startswith("DataLoader worker (pid")
-        if not told and (isinstance(error, RuntimeError) or not batches.num_workers):
+        of_a_worker = str(error).startswith("DataLoader worker (pid")
+        if not of_a_worker and (isinstance(error, RuntimeError) or not batches.num_workers):
             raise
         raise UserError(
             "a loader process was ended from outside, most likely for want of memory: try fewer "

@@ -59,8 +59,8 @@ def _alike(a: Mask, b: Mask) -> bool:
     if a.palette and b.palette:
         return a.colour == b.colour
     first, second = ((255,) * 3 if m.colour in USUAL else m.colour for m in (a, b))
-    apart = max(abs(x - y) for x, y in zip(first, second, strict=True))
-    return apart <= (ALIKE if a.lossy or b.lossy else 0)
+    difference = max(abs(x - y) for x, y in zip(first, second, strict=True))
+    return difference <= (ALIKE if a.lossy or b.lossy else 0)
 
 
 def remarks_on(

@@ -109,22 +109,22 @@ def _as_255(foreground: np.ndarray) -> np.ndarray:
 def _of_palette(loaded: Loaded, path: Path, threshold: int | None) -> tuple[np.ndarray, Mask]:
     """A palette's mask, by its numbers: 0 is background, one other the foreground."""
     values = _numbers(loaded.image)
-    found = np.unique(values).tolist()
+    numbers = np.unique(values).tolist()
     listed = loaded.image.getpalette() or []  # R, G, B of each number in turn
-    shades = {number: tuple(listed[3 * number : 3 * number + 3]) for number in found}
-    ramp = all(shades[n] in ((n,) * 3, ()) for n in found)
+    shades = {number: tuple(listed[3 * number : 3 * number + 3]) for number in numbers}
+    ramp = all(shades[n] in ((n,) * 3, ()) for n in numbers)
     if threshold is not None:
-        if len(found) > 2 and not ramp:
+        if len(numbers) > 2 and not ramp:
             raise UserError(
-                f"{shown(path)} holds {len(found)} numbers of a palette, in no order of "
+                f"{shown(path)} holds {len(numbers)} numbers of a palette, in no order of "
                 "brightness that --threshold could cut: save it as grey, or name its numbers with "
                 "--classes NAME=VALUE[,VALUE]."
             )
         return _cut(values, threshold, path, palette=True)
-    foreground = _other_than_0(found, path, "palette numbers")
+    foreground = _other_than_0(numbers, path, "palette numbers")
     if foreground == 255 and not ramp and shades[255] != (255, 255, 255):
         raise NotTwoValues(
-            f"{shown(path)} holds the palette numbers {', '.join(map(str, found))}; 255 often "
+            f"{shown(path)} holds the palette numbers {', '.join(map(str, numbers))}; 255 often "
             "marks what is to be left out. --classes NAME=1 takes it as background, NAME=255 as "
             "foreground."
         )
@@ -157,14 +157,14 @@ def _mask(mask: np.ndarray, path: Path, foreground, **more) -> Mask:
     return Mask(path, float(mask.mean()), colour, **more)
 
 
-def _other_than_0(found: list, path: Path, what: str):
+def _other_than_0(values: list, path: Path, what: str):
     """The value that is not background; None of an empty mask. NotTwoValues if there are several,
     or if 0 is missing and the other is none of the usual."""
-    others = [value for value in found if value != 0]
-    if len(others) > 1 or others and 0 not in found and others[0] not in (1, 255):
-        some = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-        kind = what if len(found) > 1 else what.removesuffix("s")
-        raise NotTwoValues(f"{shown(path)} holds {len(found)} {kind}: {some}.")
+    others = [value for value in values if value != 0]
+    if len(others) > 1 or others and 0 not in values and others[0] not in (1, 255):
+        some = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+        kind = what if len(values) > 1 else what.removesuffix("s")
+        raise NotTwoValues(f"{shown(path)} holds {len(values)} {kind}: {some}.")
     return others[0] if others else None
 
 
@@ -203,13 +203,13 @@ def _has_third(colours: np.ndarray, foreground: np.ndarray, expected: np.ndarray
     """Whether areas of a lossy picture, `colours` `(H, W, channels)`, have another colour than is
     `expected` in foreground and background: even areas, or any far from the edges that the format
     blurs."""
-    apart = np.abs(colours - expected).max(axis=-1)
+    difference = np.abs(colours - expected).max(axis=-1)
     bands = np.moveaxis(colours, -1, 0)
     spread = [ndimage.maximum_filter(b, 3) - ndimage.minimum_filter(b, 3) for b in bands]
     even = np.max(spread, axis=0) <= EVEN
     inside = ndimage.binary_erosion(foreground, iterations=BLUR, border_value=1)
     inside |= ndimage.binary_erosion(~foreground, iterations=BLUR, border_value=1)
-    odd = (apart > NOISE) & even | (apart > FAR) & inside
+    odd = (difference > NOISE) & even | (difference > FAR) & inside
     return np.count_nonzero(odd) > FEW
 
 

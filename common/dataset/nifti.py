@@ -85,16 +85,16 @@ def read_bytes(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{shown(path)} is damaged or cut short ({error}).") from None
     if not claimed <= len(content) <= claimed + SLACK:
-        found = "less" if len(content) < claimed else "much more"
-        raise UserError(f"{shown(path)} holds {found} than the {claimed} bytes its header claims.")
+        length = "less" if len(content) < claimed else "much more"
+        raise UserError(f"{shown(path)} holds {length} than the {claimed} bytes its header claims.")
     return content
 
 
 def claimed_bytes(head: bytes, path: Path) -> int:
     """How long the unpacked file should be, from its first bytes. UserError for what is not NIfTI,
     has too many voxels, or a spacing that is none."""
-    if found := foreign(head, path.name):
-        raise UserError(f"{shown(path)} is {found}")
+    if kind := foreign(head, path.name):
+        raise UserError(f"{shown(path)} is {kind}")
     if 348 not in (int.from_bytes(head[:4], order) for order in ("little", "big")):
         begins = f"it begins with {ascii(head[:12].decode('latin-1'))}" if head else "it is empty"
         raise UserError(f"{shown(path)} is not a NIfTI file, packed or not: {begins}.")

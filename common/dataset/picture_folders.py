@@ -41,25 +41,25 @@ def pictures_in(
     of an empty folder with a `hint` on what to do.
     """
     if not folder.is_dir():
-        found = "is not a folder" if folder.exists() else "does not exist"
+        state = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(
-            f"The folder {shown(folder)} {found}: name the pictures' with --images, the masks' "
+            f"The folder {shown(folder)} {state}: name the pictures' with --images, the masks' "
             "with --masks."
         )
     files = list(_files(folder, DEEPEST))
     pictures = [path for path in files if path.suffix.lower() in ENDINGS]
-    here = {path: True for path in pictures if nested or path.parent == folder}
+    direct = {path: True for path in pictures if nested or path.parent == folder}
     if not pictures:
         why = _why(files) if files else f" It is empty. {hint}".rstrip()
         raise UserError(f"{shown(folder)} holds no pictures ({' '.join(ENDINGS)}).{why}")
     others = Counter(ending for path in files if (ending := _other(path)))
     left = [f"{count} {ending}" for ending, count in sorted(others.items())]
-    below = [path for path in pictures if path not in here]
-    if here and (more := [p for p in below if not (other and p.is_relative_to(other))]):
+    below = [path for path in pictures if path not in direct]
+    if direct and (more := [p for p in below if not (other and p.is_relative_to(other))]):
         left.append(f"the pictures in sub-folders ({len(more)}), as there are others beside them")
     if left:
         print(f"note: not read in {shown(folder)}: {', '.join(left)}", flush=True)
-    return [*here] or pictures
+    return [*direct] or pictures
 
 
 def _files(folder: Path, depth: int) -> Iterator[Path]:
@@ -86,8 +86,8 @@ def _why(files: list[Path]) -> str:
         ending, count = kinds.most_common(1)[0]
         how = next(advice for endings, advice in OTHERS.items() if ending in endings)
         return f" It holds {count} {ending} files: {how}."
-    if found := foreign_files(files):
-        return f" {found}"
+    if kind := foreign_files(files):
+        return f" {kind}"
     kinds = Counter(path.suffix.lower() or "files without an ending" for path in files)
     listed = ", ".join(f"{count} {ending}" for ending, count in kinds.most_common(3))
     return f" It holds {listed}."

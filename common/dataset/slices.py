@@ -70,8 +70,8 @@ class SliceSet:
     @cached_property
     def patients(self) -> dict[str, str]:
         """The patient of each case; the case itself where dataset.json does not say otherwise."""
-        known = self.info.get("patients", {})
-        return {s.case: str(known.get(s.case, s.case)) for s in self.slices}
+        listed = self.info.get("patients", {})
+        return {s.case: str(listed.get(s.case, s.case)) for s in self.slices}
 
     @property
     def colours(self) -> list[str] | None:
@@ -183,13 +183,14 @@ def write_set(folder: Path, info: dict, slices: list[Slice], splits: dict) -> No
 
 def in_short(slices: list[Slice], splits: dict, info: dict, folder: Path) -> str:
     """One line on a data set that was just written, with `info` as its dataset.json."""
-    classes, whose = info["classes"], info.get("patients", {})
+    classes, patient_of = info["classes"], info.get("patients", {})
     class_name = classes[0] if len(classes) == 1 else f"any of {len(classes)} classes"
-    sizes = {p: len({whose.get(c, c) for c in splits[p]}) for p in ("train", "val", "test")}
+    sizes = {p: len({patient_of.get(c, c) for c in splits[p]}) for p in ("train", "val", "test")}
     parts = ", ".join(f"{size} {part}" for part, size in sizes.items())
     return (
         f"{len(slices)} slices ({sum(s.foreground > 0 for s in slices)} with {class_name}) of "
-        f"{len({whose.get(s.case, s.case) for s in slices})} patients: {parts} -> {shown(folder)}"
+        f"{len({patient_of.get(s.case, s.case) for s in slices})} patients: {parts} -> "
+        f"{shown(folder)}"
     )
 
 
@@ -218,8 +219,8 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
     if twice:
         some = ", ".join(twice[:5])
         raise UserError(f"{shown(folder / 'manifest.csv')} lists slices twice: {some}.")
-    if lost := sorted(info.get("patients", {}).keys() - {s.case for s in slices}):
-        some = ", ".join(lost[:5])
+    if unknown := sorted(info.get("patients", {}).keys() - {s.case for s in slices}):
+        some = ", ".join(unknown[:5])
         raise UserError(
             f"{shown(folder / 'dataset.json')}: patients names {some}, of which manifest.csv lists "
             "no slice; a case that is misspelt there would count as a patient of its own."
@@ -258,8 +259,8 @@ def check_same_views(trained: dict, data: SliceSet, path: Path) -> str:
 
     Only slices of volumes tell: pictures that were imported have no window.
     """
-    theirs, ours = trained.get("window"), data.info.get("window")
-    if not theirs or not ours:
+    before, now = trained.get("window"), data.info.get("window")
+    if not before or not now:
         return ""
     planes = [about.get("axis") or "axial" for about in (trained, data.info)]
     if planes[0] != planes[1]:
@@ -267,7 +268,7 @@ def check_same_views(trained: dict, data: SliceSet, path: Path) -> str:
             f"{shown(path)} was trained on {planes[0]} slices; those of {shown(data.folder)} are "
             f"{planes[1]}."
         )
-    same = theirs == ours and trained.get("channel") == data.info.get("channel")
+    same = before == now and trained.get("channel") == data.info.get("channel")
     where = f"another window or channel than those of {shown(data.folder)}"
     return "" if same else f"note: {shown(path)} was trained on slices of {where}"
 

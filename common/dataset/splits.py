@@ -85,10 +85,10 @@ def with_labels(splits: dict, percent: float) -> dict:
     split's own `student`.
     """
     rng = _draws(*(splits.get(name, 0) for name in ("seed", "folds", "fold")))
-    known = rng.permutation(splits["student"]).tolist()
-    rest = rng.permutation([c for c in splits["train"] if c not in known]).tolist()
+    half = rng.permutation(splits["student"]).tolist()
+    rest = rng.permutation([c for c in splits["train"] if c not in half]).tolist()
     count = count_of(percent, len(splits["train"]))
-    return {**splits, "student": sorted((known + rest)[:count])}
+    return {**splits, "student": sorted((half + rest)[:count])}
 
 
 def split_patients(patients: Mapping[str, str], seed: int, folds: int, fold: int) -> dict:
@@ -118,20 +118,21 @@ def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str,
     outside train; a patient without slices; nobody in a part that is `needed`.
     """
     path = data.folder / name
-    there = sorted(found.name for found in data.folder.glob("splits*.json"))
-    splits = read_json(path, f"There are {', '.join(there)}: see --splits." if there else MAKE_DATA)
+    others = sorted(file.name for file in data.folder.glob("splits*.json"))
+    hint = f"There are {', '.join(others)}: see --splits." if others else MAKE_DATA
+    splits = read_json(path, hint)
     parts = [splits.get(p) for p in PARTS] if isinstance(splits, dict) else [None]
     if not all(isinstance(p, list) and all(isinstance(c, str) for c in p) for p in parts):
         raise UserError(f"{shown(path)} lacks one of the lists of cases {', '.join(PARTS)}.")
     problems = [f"{part} is empty" for part in needed if not splits[part]]
-    known = {s.case for s in data.slices}
+    with_slices = {s.case for s in data.slices}
     for part in PARTS:
-        problems += [f"{part}: {c} has no slices" for c in splits[part] if c not in known]
+        problems += [f"{part}: {c} has no slices" for c in splits[part] if c not in with_slices]
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        there = {data.patients.get(c, c): c for c in splits[b]}
+        case_of = {data.patients.get(c, c): c for c in splits[b]}
         for case in splits[a]:
-            if (patient := data.patients.get(case, case)) in there:
-                other = "" if case in splits[b] else f"{there[patient]}, of the same patient, "
+            if (patient := data.patients.get(case, case)) in case_of:
+                other = "" if case in splits[b] else f"{case_of[patient]}, of the same patient, "
                 problems.append(f"{case} is in {a} and {other}in {b}")
     problems += [
         f"student: {c} is not in train" for c in splits["student"] if c not in splits["train"]
@@ -151,15 +152,17 @@ def check_patients(
     belongs to. Scores of a split rebuilt after a training would be scores on training patients,
     even with another volume of theirs.
     """
-    parts, whose = trained["patients"], trained.get("patient_of") or {}
+    parts, patient_of = trained["patients"], trained.get("patient_of") or {}
     learned, chosen = ("train", "unlabelled", "teacher"), ("val", "teacher_val")
     asked = {"test": (*learned, *chosen), "val": learned}
     seen = {p: [c for part in names for c in parts.get(part, ())] for p, names in asked.items()}
     for part in subset:
         cases = seen.get(part, ())
-        known = {whose.get(case, data.patients.get(case, case)) for case in cases} | {*cases}
-        here = {case: {case, data.patients.get(case, case)} for case in splits[part]}
-        if leaked := sorted(case for case, names in here.items() if names & known):
+        trained_on = {patient_of.get(case, data.patients.get(case, case)) for case in cases} | {
+            *cases
+        }
+        names_of = {case: {case, data.patients.get(case, case)} for case in splits[part]}
+        if leaked := sorted(case for case, names in names_of.items() if names & trained_on):
             raise UserError(
                 f"{shown(path)} has been trained or chosen on {part} patients of this split "
                 f"({', '.join(leaked[:5])}): the split has changed since, or it is of another data "
@@ -183,11 +186,11 @@ def write_splits(data: Path, folds: Iterable[int], of: int, shares: set[int]) ->
 
     UserError if `shares` cannot be dealt (see `_check_shares`).
     """
-    known = read_set(data)
-    patients = known.patients
+    slices = read_set(data)
+    patients = slices.patients
     for fold in tuple(folds) or (None,):
         if fold is None:
-            splits = read_splits(known, "splits.json", ("train",))
+            splits = read_splits(slices, "splits.json", ("train",))
         else:
             splits = split_patients(patients, 0, of, fold)
             write_json(data / split_name(fold, of, None), splits)

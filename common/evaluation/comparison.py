@@ -34,9 +34,9 @@ def pooled(results: list[dict]) -> dict[str, float | None]:
     return over_classes(pool(rows, results[0]["classes"]))
 
 
-def is_summary(found: dict) -> bool:
+def is_summary(content: dict) -> bool:
     """Whether a JSON is a summary.json, and of this version: each class with its own metrics."""
-    return {"subset", "weights", "classes", "per_class", "cases"} <= found.keys()
+    return {"subset", "weights", "classes", "per_class", "cases"} <= content.keys()
 
 
 def gain(
@@ -52,14 +52,14 @@ def gain(
     every = [*results.values(), *base.values()]
     if len({_kind(result) for result in every}) > 1:
         return None
-    mine, theirs = (by_patient([*found.values()], "dice", class_name) for found in (results, base))
-    if mine.keys() != theirs.keys():
+    patients = [by_patient([*runs.values()], "dice", class_name).keys() for runs in (results, base)]
+    if patients[0] != patients[1]:
         return None
     pairs = {run: (results[run], base[run]) for run in results if run in base}
     gains = {
         run: _paired(*(by_patient([r], "dice", class_name) for r in p)) for run, p in pairs.items()
     }
-    gains = {run: found for run, found in gains.items() if found}
+    gains = {run: of_patients for run, of_patients in gains.items() if of_patients}
     means = [*patient_means(gains).values()]
     if not means:
         return None
@@ -76,12 +76,12 @@ def dice_interval(results: dict[Run, dict]) -> tuple[float, float | None, float 
     """A model's mean Dice over patients and its 95 % interval, from results by (fold, seed); None
     if no patient has a score."""
     each = {run: by_patient([result]) for run, result in results.items()}
-    known = {run: {p: v for p, v in row.items() if v is not None} for run, row in each.items()}
-    known = {run: row for run, row in known.items() if row}
-    means = [*patient_means(known).values()]
+    defined = {run: {p: v for p, v in row.items() if v is not None} for run, row in each.items()}
+    defined = {run: row for run, row in defined.items() if row}
+    means = [*patient_means(defined).values()]
     if not means:
         return None
-    sure = estimate(known)
+    sure = estimate(defined)
     return sum(means) / len(means), getattr(sure, "low", None), getattr(sure, "high", None)
 
 
@@ -95,23 +95,23 @@ def seed_spread(results: dict[Run, dict], base: dict[Run, dict]) -> float | None
     seed."""
     seeds = sorted({seed for _, seed in results} & {seed for _, seed in base})
     each = [
-        [{r: v for r, v in found.items() if r[1] == s} for found in (results, base)] for s in seeds
+        [{r: v for r, v in runs.items() if r[1] == s} for runs in (results, base)] for s in seeds
     ]
     gains = [gain(*pair) for pair in each]
-    return mean_and_spread(found["mean"] for found in gains if found)["std"]
+    return mean_and_spread(gained["mean"] for gained in gains if gained)["std"]
 
 
-def _paired(mine: dict, theirs: dict) -> dict[str, float]:
+def _paired(scores: dict, base: dict) -> dict[str, float]:
     """Differences in points of the patients whose scores are defined in both."""
-    cases = [c for c in mine if mine[c] is not None and theirs.get(c) is not None]
-    return {c: 100 * (mine[c] - theirs[c]) for c in cases}
+    cases = [c for c in scores if scores[c] is not None and base.get(c) is not None]
+    return {c: 100 * (scores[c] - base[c]) for c in cases}
 
 
-def in_words(found: dict) -> str:
+def in_words(gained: dict) -> str:
     """`+3.1 [+0.4, +6.0]`: a gain's mean and interval in points."""
-    if found["low"] is None:
-        return f"{found['mean']:+.1f}"
-    return f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
+    if gained["low"] is None:
+        return f"{gained['mean']:+.1f}"
+    return f"{gained['mean']:+.1f} [{gained['low']:+.1f}, {gained['high']:+.1f}]"
 
 
 def reference(folder: Path, stage: str) -> Path:
@@ -145,41 +145,41 @@ def compare(
     other = read_json(path)
     if not is_summary(other):
         return f"{title}: {shown(path)} is no summary.json of this version; run metrics.py there"
-    known = other.get("stage", stage)
-    if stage and known not in (stage, result.get("stage")):
-        return f"{title}: not compared; {shown(path)} is of {known}, not of {stage}"
-    if stage and known != stage:
-        title = f"gain over {known} ({other['run']})"
+    other_stage = other.get("stage", stage)
+    if stage and other_stage not in (stage, result.get("stage")):
+        return f"{title}: not compared; {shown(path)} is of {other_stage}, not of {stage}"
+    if stage and other_stage != stage:
+        title = f"gain over {other_stage} ({other['run']})"
     run = (None, 0)
-    found = gain({run: result}, {run: other})
+    gained = gain({run: result}, {run: other})
     patients = [by_patient([r]).keys() for r in (other, result)]
-    if found is None and patients[0] == patients[1] and _kind(other) == _kind(result):
+    if gained is None and patients[0] == patients[1] and _kind(other) == _kind(result):
         return f"{title}: no patient has a score in both, here and in {shown(path)}"
-    if found is None:
+    if gained is None:
         other_classes = result["classes"] != other["classes"]
-        theirs, ours = (
+        of_other, of_this = (
             f"{len(by_patient([r]))} {r['subset']} patients, {r['weights']} epoch"
             + (f", of {', '.join(r['classes'])}" if other_classes else "")
             for r in (other, result)
         )
-        return f"{title}: not compared; {shown(path)} is of {theirs}, this run of {ours}"
-    sure = "" if found["low"] is None else " (95 % CI over patients; one training of each)"
-    chance = "" if found["wilcoxon"] is None else f", Wilcoxon p {found['wilcoxon']:.2g}"
+        return f"{title}: not compared; {shown(path)} is of {of_other}, this run of {of_this}"
+    sure = "" if gained["low"] is None else " (95 % CI over patients; one training of each)"
+    chance = "" if gained["wilcoxon"] is None else f", Wilcoxon p {gained['wilcoxon']:.2g}"
     unequal = unequal_settings(path.parent, folder) if folder else []
     return (
-        f"{title}: {in_words(found)} Dice points per patient{sure}, "
-        f"better in {found['better']} of {found['n']}{chance}"
+        f"{title}: {in_words(gained)} Dice points per patient{sure}, "
+        f"better in {gained['better']} of {gained['n']}{chance}"
         + (f"; NOT ONE RECIPE: {', '.join(unequal)}" if unequal else "")
     )
 
 
-def unequal_settings(theirs: Path, ours: Path) -> list[str]:
+def unequal_settings(other: Path, own: Path) -> list[str]:
     """Where two runs of students differ in what both arms share: `epochs 100, here 60`.
 
     That is the recipe, the patients, the slices' size and the number of processes. What their
     config.json do not say (a run that is older than a flag, a moved summary.json) is left out.
     """
-    files = [folder / "config.json" for folder in (theirs, ours)]
+    files = [folder / "config.json" for folder in (other, own)]
     if not all(file.is_file() for file in files):
         return []
     before, now = map(read_json, files)

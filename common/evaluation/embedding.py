@@ -30,7 +30,7 @@ def draw(features: Tensor, batch: dict, pixels: int = 8) -> Embedding | None:
     `features` `(N, c, h, w)`. The draw depends on the slice's name alone: every network is looked
     at in the same places.
     """
-    found = []
+    samples = []
     for feature, mask, name, patient in zip(
         features, batch["mask"], batch["name"], batch["patient"], strict=True
     ):
@@ -42,9 +42,9 @@ def draw(features: Tensor, batch: dict, pixels: int = 8) -> Embedding | None:
         real = places.classes >= 0
         at = places.positions[real].to(feature.device)
         vectors = features_at(feature[None], at, tuple(kinds.shape[-2:])).float().cpu().numpy()
-        whose = np.full(len(vectors), patient)
-        found.append(Embedding(vectors, places.classes[real].numpy(), whose))
-    return join(found)
+        patients = np.full(len(vectors), patient)
+        samples.append(Embedding(vectors, places.classes[real].numpy(), patients))
+    return join(samples)
 
 
 def join(parts: list[Embedding]) -> Embedding | None:
@@ -62,8 +62,7 @@ def save(path: Path, drawn: Embedding) -> None:
 def load(path: Path) -> Embedding:
     """Read what `save` wrote."""
     with np.load(path, allow_pickle=False) as held:
-        whose = held["patients" if "patients" in held else "cases"]  # the name that it had once
-        return Embedding(held["features"].astype(np.float32), held["kinds"], whose)
+        return Embedding(held["features"].astype(np.float32), held["kinds"], held["patients"])
 
 
 def plane(drawn: Embedding) -> np.ndarray:
@@ -73,8 +72,8 @@ def plane(drawn: Embedding) -> np.ndarray:
     _, directions = np.linalg.eigh(x.T @ x)  # by rising spread
     x = x @ directions[:, :-3:-1]
     for axis, kind in enumerate((1, 2)):
-        here, rest = (x[drawn.kinds == k, axis] for k in (kind, 0))
-        if len(here) and len(rest) and here.mean() < rest.mean():
+        values, rest = (x[drawn.kinds == k, axis] for k in (kind, 0))
+        if len(values) and len(rest) and values.mean() < rest.mean():
             x[:, axis] *= -1
     return x
 
@@ -92,12 +91,12 @@ def separation(drawn: Embedding) -> float:
     """
     right = np.zeros(len(drawn.kinds), dtype=bool)
     for patient in np.unique(drawn.patients):
-        mine = drawn.patients == patient
-        others = drawn.features[~mine]
-        if len(np.unique(drawn.kinds[~mine])) < len(CLASSES):
+        own = drawn.patients == patient
+        others = drawn.features[~own]
+        if len(np.unique(drawn.kinds[~own])) < len(CLASSES):
             return float("nan")
-        known, x = standard(others, others), standard(drawn.features[mine], others)
-        means = np.stack([known[drawn.kinds[~mine] == k].mean(0) for k in range(len(CLASSES))])
+        reference, x = standard(others, others), standard(drawn.features[own], others)
+        means = np.stack([reference[drawn.kinds[~own] == k].mean(0) for k in range(len(CLASSES))])
         nearest = np.linalg.norm(x[:, None] - means, axis=2).argmin(1)
-        right[mine] = nearest == drawn.kinds[mine]
+        right[own] = nearest == drawn.kinds[own]
     return float(np.mean([right[drawn.kinds == k].mean() for k in range(len(CLASSES))]))

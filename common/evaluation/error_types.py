@@ -56,8 +56,8 @@ def of_each_class(
     count: Callable[..., dict[str, int]], classes: int, *masks: np.ndarray
 ) -> dict[str, int]:
     """The sum of `count(*masks)` over the classes' masks in class indices `(H, W)`."""
-    found = [count(*(mask == k for mask in masks)) for k in range(1, classes + 1)]
-    return {kind: sum(errors[kind] for errors in found) for kind in KINDS}
+    counts = [count(*(mask == k for mask in masks)) for k in range(1, classes + 1)]
+    return {kind: sum(errors[kind] for errors in counts) for kind in KINDS}
 
 
 def error_shares(rows: list[tuple[str, int, dict[str, int]]]) -> dict[str, float]:
@@ -67,14 +67,14 @@ def error_shares(rows: list[tuple[str, int, dict[str, int]]]) -> dict[str, float
     count; the same slice may come from several runs.
     """
     truth: dict[str, int] = {}
-    found: dict[str, dict[str, int]] = {}
+    of_model: dict[str, dict[str, int]] = {}
     for case, pixels, errors in rows:
         truth[case] = truth.get(case, 0) + pixels
-        sums = found.setdefault(case, dict.fromkeys(KINDS, 0))
+        sums = of_model.setdefault(case, dict.fromkeys(KINDS, 0))
         for kind in KINDS:
             sums[kind] += errors[kind]
-    known = [case for case in truth if truth[case]]
+    shown = [case for case in truth if truth[case]]
     return {
-        kind: float(np.mean([100 * found[c][kind] / truth[c] for c in known])) if known else 0.0
+        kind: float(np.mean([100 * of_model[c][kind] / truth[c] for c in shown])) if shown else 0.0
         for kind in KINDS
     }

@@ -30,9 +30,9 @@ def save_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
 def drawable(name: str) -> str:
     """A name as matplotlib draws it: dollars make no formula of it, and letters that the font lacks
     are escaped."""
-    known = get_font(findfont(FontProperties())).get_charmap()
+    glyphs = get_font(findfont(FontProperties())).get_charmap()
     letters = (
-        c if ord(c) in known or c == "\n" else c.encode("ascii", "backslashreplace").decode()
+        c if ord(c) in glyphs or c == "\n" else c.encode("ascii", "backslashreplace").decode()
         for c in name
     )
     return "".join(letters).replace("$", r"\$")
@@ -208,14 +208,14 @@ def sheet(
             for drawn, colour in ((truth, TRUTH), (mask, PREDICTION)):
                 if drawn is not None:
                     edge = outlined(image, drawn, colour, scale, 2)
-                    here = (edge == colour).all(-1)
-                    picture[here] = colour
+                    edges = (edge == colour).all(-1)
+                    picture[edges] = colour
         axis.imshow(picture, aspect=aspect, interpolation="nearest")
         axis.set_title(drawable(name), fontsize=8)
-    known = any(truth is not None for *_, truth in rows)
-    words = "\norange: mask" + (", green: truth" if known else "")
+    with_truth = any(truth is not None for *_, truth in rows)
+    words = "\norange: mask" + (", green: truth" if with_truth else "")
     if colours:
-        words = "\ntinted: mask, lines: truth" if known else ""
+        words = "\ntinted: mask, lines: truth" if with_truth else ""
         masks = [m for *_, mask, truth in rows for m in (mask, truth) if m is not None]
         classes_below(figure, patches(colours, masks), columns)
     figure.suptitle(f"{drawable(fill(title, 30 * columns))}{words}", fontsize=9)
@@ -232,8 +232,8 @@ def frame_of(masks: list[np.ndarray]) -> tuple[slice, slice]:
     """The square part of masks `(H, W)` of equal shape that holds all they show, with a margin of
     a quarter and at least a third of the side: its rows and columns."""
     shown = np.any([mask > 0 for mask in masks], axis=0)
-    found = np.argwhere(shown) if shown.any() else np.argwhere(~shown)
-    low, high, most = found.min(0), found.max(0) + 1, min(shown.shape)
+    pixels = np.argwhere(shown) if shown.any() else np.argwhere(~shown)
+    low, high, most = pixels.min(0), pixels.max(0) + 1, min(shown.shape)
     side = min(most, max(int(1.25 * (high - low).max()), -(-most // 3)))
     start = np.clip((low + high - side) // 2, 0, np.array(shown.shape) - side)
     return tuple(slice(int(first), int(first) + side) for first in start)

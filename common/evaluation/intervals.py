@@ -69,11 +69,11 @@ def estimate(values: Mapping[Run, Mapping[str, float]]) -> Estimate | None:
 
 def patient_means(values: Mapping[Run, Mapping[str, float]]) -> dict[str, float]:
     """Each patient's mean over the trainings that scored it."""
-    known: dict[str, list[float]] = {}
+    of_patient: dict[str, list[float]] = {}
     for row in values.values():
         for patient, value in row.items():
-            known.setdefault(patient, []).append(value)
-    return {patient: float(np.mean(found)) for patient, found in sorted(known.items())}
+            of_patient.setdefault(patient, []).append(value)
+    return {patient: float(np.mean(each)) for patient, each in sorted(of_patient.items())}
 
 
 def _analysis(values: Mapping[Run, Mapping[str, float]]) -> dict[str, Effect]:
@@ -82,14 +82,14 @@ def _analysis(values: Mapping[Run, Mapping[str, float]]) -> dict[str, Effect]:
     for (fold, seed), row in values.items():
         folds.setdefault(fold, []).extend((seed, patient, v) for patient, v in row.items())
     each = [_within(rows) for rows in folds.values()]
-    found = {
+    summed = {
         name: Effect(*np.sum([effects[name] for effects in each], axis=0))
         for name in ("patient", "training", "rest")
     }
     groups = [np.array([value for *_, value in rows]) for rows in folds.values()]
     whole = np.concatenate(groups).mean()
     between = sum(len(group) * (group.mean() - whole) ** 2 for group in groups)
-    return {"fold": Effect(between, len(groups) - 1), **found}
+    return {"fold": Effect(between, len(groups) - 1), **summed}
 
 
 def _within(rows: list[tuple]) -> dict[str, Effect]:
@@ -112,18 +112,20 @@ def _within(rows: list[tuple]) -> dict[str, Effect]:
     fit = ols("value ~ C(patient) + C(training)", table).fit()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of the tests beside it: F is 0 / 0 where values are equal
-        found = anova_lm(fit, typ=2)
+        anova = anova_lm(fit, typ=2)
     names = {"patient": "C(patient)", "training": "C(training)", "rest": "Residual"}
-    return {name: Effect(*found.loc[row, ["sum_sq", "df"]]) for name, row in names.items()}
+    return {name: Effect(*anova.loc[row, ["sum_sq", "df"]]) for name, row in names.items()}
 
 
-def _variance(found: Mapping[str, Effect]) -> tuple[float, float]:
+def _variance(effects: Mapping[str, Effect]) -> tuple[float, float]:
     """Number of values x the variance of their mean, and its degrees of freedom."""
-    parts = [found[name] for name in ("patient", "training", "rest")]
+    parts = [effects[name] for name in ("patient", "training", "rest")]
     patient, training, rest = (part.mean_square for part in parts)
     both = patient + training - rest
     spread = sum(part.mean_square**2 / part.freedom for part in parts if part.freedom)
-    choices = [(found[name].mean_square, found[name].freedom) for name in found if name != "rest"]
+    choices = [
+        (effects[name].mean_square, effects[name].freedom) for name in effects if name != "rest"
+    ]
     if both > 0 and spread:
         choices.append((both, both**2 / spread))
     return max(choices)

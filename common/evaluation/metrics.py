@@ -27,8 +27,8 @@ PIXELS = ("overlap_pixels", "predicted_pixels", "true_pixels")
 def count(prediction: Tensor, truth: Tensor, classes: int = 1) -> Tensor:
     """Pixels of each class in class indices `(N, H, W)`: int64 `(N, classes, 3)`, as in PIXELS."""
     masks = [(prediction == k, truth == k) for k in range(1, classes + 1)]
-    found = [torch.stack([p & t, p, t], dim=1).sum((2, 3)) for p, t in masks]
-    return torch.stack(found, dim=1)
+    counts = [torch.stack([p & t, p, t], dim=1).sum((2, 3)) for p, t in masks]
+    return torch.stack(counts, dim=1)
 
 
 def overlap_scores(overlap: int, predicted: int, true: int) -> dict[str, float | None]:
@@ -64,16 +64,16 @@ def per_case(
     several = any(patients[case] != case for case in cases) if patients else False
     rows = {}
     for case in map(str, np.unique(cases)):
-        mine = cases == case
+        of_case = cases == case
         each = {
             class_name: {
                 **dict(zip(PIXELS, pixels, strict=True)),
                 **overlap_scores(*pixels),
                 **(surfaces or {}).get(case, {}).get(class_name, {}),
             }
-            for class_name, pixels in zip(classes, counts[mine].sum(0).tolist(), strict=True)
+            for class_name, pixels in zip(classes, counts[of_case].sum(0).tolist(), strict=True)
         }
-        rows[case] = {"slices": int(mine.sum()), **over_classes(each), "per_class": each}
+        rows[case] = {"slices": int(of_case.sum()), **over_classes(each), "per_class": each}
         if several:
             rows[case]["patient"] = patients[case]
     return rows
@@ -88,10 +88,10 @@ def of_patients(
     """
     values: dict[str, list[float]] = {}
     for case, row in rows:
-        known = values.setdefault(row.get("patient", case), [])
+        of_patient = values.setdefault(row.get("patient", case), [])
         value = (row["per_class"][class_name] if class_name else row)[score]
         if value is not None:
-            known.append(value)
+            of_patient.append(value)
     return {patient: float(np.mean(v)) if v else None for patient, v in sorted(values.items())}
 
 
@@ -105,18 +105,18 @@ def pool(rows: Iterable[dict], classes: list[str]) -> dict[str, dict]:
     """Each class's overlap scores of the pixels of all rows together."""
     each = [row["per_class"] for row in rows]
     counts = {o: [sum(row[o][name] for row in each) for name in PIXELS] for o in classes}
-    return {class_name: overlap_scores(*found) for class_name, found in counts.items()}
+    return {class_name: overlap_scores(*pixels) for class_name, pixels in counts.items()}
 
 
 def mean_and_spread(values: Iterable[float | None]) -> dict:
     """Mean, standard deviation (n - 1; None for one value), count, and how many were undefined."""
     values = list(values)
-    known = np.array([v for v in values if v is not None], dtype=float)
+    defined = np.array([v for v in values if v is not None], dtype=float)
     return {
-        "mean": float(known.mean()) if known.size else None,
-        "std": float(known.std(ddof=1)) if known.size > 1 else None,
-        "n": int(known.size),
-        "undefined": len(values) - int(known.size),
+        "mean": float(defined.mean()) if defined.size else None,
+        "std": float(defined.std(ddof=1)) if defined.size > 1 else None,
+        "n": int(defined.size),
+        "undefined": len(values) - int(defined.size),
     }
 
 
@@ -137,8 +137,8 @@ def per_patient_and_pooled(
     """`per_patient` of these scores and `pooled` of rows by case, and each class's own."""
 
     def means(class_name: str | None = None) -> dict[str, dict]:
-        found = {s: of_patients(each.items(), s, class_name).values() for s in scores}
-        return {s: mean_and_spread(values) for s, values in found.items()}
+        scores_of = {s: of_patients(each.items(), s, class_name).values() for s in scores}
+        return {s: mean_and_spread(values) for s, values in scores_of.items()}
 
     pools = pool(each.values(), classes)
     own = {
@@ -148,10 +148,10 @@ def per_patient_and_pooled(
     return {"per_patient": means(), "pooled": over_classes(pools), "per_class": own}
 
 
-def each_of_several(found: dict) -> dict[str, dict]:
+def each_of_several(summary: dict) -> dict[str, dict]:
     """The classes of a case's row or of a summary; none where one class's scores are the
     whole's."""
-    return found["per_class"] if len(found["per_class"]) > 1 else {}
+    return summary["per_class"] if len(summary["per_class"]) > 1 else {}
 
 
 def number(value: float | None) -> str:

@@ -110,14 +110,14 @@ def _about(result: dict, data: SliceSet) -> str:
 
 def _scores(result: dict) -> str:
     """Mean and spread over patients, and pooled over all slices."""
-    known = [s for s in TITLES if s in result["per_patient"]]
+    scored = [s for s in TITLES if s in result["per_patient"]]
     lines = [
         [
             TITLES[s],
             with_spread(result["per_patient"][s]),
             number(result["pooled"][s]) if s in result["pooled"] else "",
         ]
-        for s in known
+        for s in scored
     ]
     return _table(["", "per patient", "pooled over slices"], lines)
 
@@ -127,17 +127,17 @@ def _classes(result: dict) -> list[str]:
     several = each_of_several(result)
     if not several:
         return []
-    known = [s for s in TITLES if s in result["per_patient"]]
+    scored = [s for s in TITLES if s in result["per_patient"]]
     lines = [
         [
             class_name,
-            *(with_spread(row["per_patient"][s]) for s in known),
+            *(with_spread(row["per_patient"][s]) for s in scored),
             row["per_patient"]["dice"]["n"],
             number(row["pooled"]["dice"]),
         ]
         for class_name, row in several.items()
     ]
-    head = ["", *(TITLES[s] for s in known), "patients", "Dice, pooled"]
+    head = ["", *(TITLES[s] for s in scored), "patients", "Dice, pooled"]
     return ["<h2>Classes</h2>", _table(head, lines)]
 
 
@@ -149,14 +149,14 @@ def _order(result: dict) -> list[str]:
 
 def _patients(result: dict) -> str:
     """A line a patient, the worst first."""
-    known = [s for s in TITLES if s in result["per_patient"]]
+    scored = [s for s in TITLES if s in result["per_patient"]]
     lines = []
     for case in _order(result):
         row = result["cases"][case]
-        lines.append([case, row["slices"], *(number(row[s]) for s in known)])
+        lines.append([case, row["slices"], *(number(row[s]) for s in scored)])
     several = any("patient" in row for row in result["cases"].values())
     first = "volume" if several else "patient"
-    return _table([first, "slices", *(TITLES[s] for s in known)], lines)
+    return _table([first, "slices", *(TITLES[s] for s in scored)], lines)
 
 
 def _dice_of_patients(result: dict) -> dict[str, float | None]:
@@ -166,12 +166,12 @@ def _dice_of_patients(result: dict) -> dict[str, float | None]:
 
 def _dots(result: dict) -> bytes:
     """Each patient's Dice as a dot, in their order, and the mean as a line; a PNG."""
-    known = sorted(dice for dice in _dice_of_patients(result).values() if dice is not None)
+    defined = sorted(dice for dice in _dice_of_patients(result).values() if dice is not None)
     figure = Figure((8, 2.4), layout="constrained")
     axis = figure.subplots()
-    axis.plot(range(1, len(known) + 1), known, "o", color="#0072b2", ms=5)
-    if known:
-        axis.axhline(float(np.mean(known)), color="#d55e00", lw=1)
+    axis.plot(range(1, len(defined) + 1), defined, "o", color="#0072b2", ms=5)
+    if defined:
+        axis.axhline(float(np.mean(defined)), color="#d55e00", lw=1)
     axis.set(xlabel="patients, by their Dice", ylabel="Dice", ylim=(-0.02, 1.02), xticks=[])
     axis.spines[["top", "right"]].set_visible(False)
     stream = io.BytesIO()

@@ -24,11 +24,11 @@ from common.settings import DATA
 
 def data_of(folder: Path, given: Path | None) -> SliceSet:
     """The data set that a run is scored on: the one given, else the one its inference read."""
-    there = ", ".join(known_runs(folder.parent, "inference.json"))
+    runs = ", ".join(known_runs(folder.parent, "inference.json"))
     hint = "Run inference.py first."
     if not folder.exists():
-        others = f"There are {there}: choose one with --name."
-        hint = others if there else "Run train.py, then inference.py."
+        others = f"There are {runs}: choose one with --name."
+        hint = others if runs else "Run train.py, then inference.py."
     done = read_json(folder / "inference.json", hint)
     return read_set(given or Path(done.get("data", DATA)), "Name it with --data.")
 
@@ -55,15 +55,15 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     check_partners(folder / "predictions", data, slices)
     cases, counts, surfaces = [], [], {}
     for case in dict.fromkeys(s.case for s in slices):
-        mine = [s for s in slices if s.case == case]
-        prediction = [data.prediction(folder, s) for s in mine]
-        truth = [data.truth(s) for s in mine]
-        for s, *pair in zip(mine, prediction, truth, strict=True):
+        of_case = [s for s in slices if s.case == case]
+        prediction = [data.prediction(folder, s) for s in of_case]
+        truth = [data.truth(s) for s in of_case]
+        for s, *pair in zip(of_case, prediction, truth, strict=True):
             if pair[0].shape != pair[1].shape:
                 raise UserError(f"{s.name}.png: prediction and truth differ in size; predict again")
             counts.append(count(*(torch.from_numpy(m)[None] for m in pair), len(data.classes)))
-        cases += [case] * len(mine)
-        if spacing := spacing_of(case, mine, data):
+        cases += [case] * len(of_case)
+        if spacing := spacing_of(case, of_case, data):
             pair = np.stack(prediction), np.stack(truth)
             surfaces[case] = {
                 class_name: surface_scores(*(mask == k for mask in pair), spacing)

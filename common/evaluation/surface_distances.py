@@ -49,9 +49,9 @@ def surface_scores(
     # Both surfaces lie in the box of the union: the rest of a 512x512x129 volume is not touched.
     box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]
     surfaces = [_surface(mask[box]) for mask in (prediction, truth)]
-    there, back = (_distances(*pair, steps) for pair in (surfaces, surfaces[::-1]))
-    every = np.concatenate([there, back])
-    hd95 = max(np.percentile(way, 95) for way in (there, back))
+    forth, back = (_distances(*pair, steps) for pair in (surfaces, surfaces[::-1]))
+    every = np.concatenate([forth, back])
+    hd95 = max(np.percentile(way, 95) for way in (forth, back))
     return _named(hd95, every.mean(), (every <= 1).mean(), (every <= 2).mean())
 
 
@@ -62,11 +62,11 @@ def _distances(own: np.ndarray, other: np.ndarray, steps: np.ndarray) -> np.ndar
     Few voxels in a large box, as far islands make it, are sought in a tree; else a distance
     transform of the box is faster. Both are exact; the transform needs right angles.
     """
-    mine, theirs = np.argwhere(own) @ steps.T, np.argwhere(other) @ steps.T
+    points, other_points = np.argwhere(own) @ steps.T, np.argwhere(other) @ steps.T
     lengths = np.linalg.norm(steps, axis=0)
     askew = np.abs((steps / lengths).T @ (steps / lengths) - np.eye(len(lengths))).max() > SKEW
-    if askew or len(mine) + len(theirs) < own.size / 20:
-        return KDTree(theirs).query(mine)[0]
+    if askew or len(points) + len(other_points) < own.size / 20:
+        return KDTree(other_points).query(points)[0]
     return ndimage.distance_transform_edt(~other, sampling=lengths)[own]
 
 

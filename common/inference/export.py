@@ -59,11 +59,13 @@ def export(model: nn.Module, run: Trained, path: Path) -> None:
             verbose=False,
         )
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        found = torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
-        apart = float((found - expected).abs().max())
-        if apart > TOLERANCE:
-            raise UserError(f"--export: the ONNX differs by {apart:.1g} from PyTorch; not kept.")
+        exported = torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
+        difference = float((exported - expected).abs().max())
+        if difference > TOLERANCE:
+            raise UserError(
+                f"--export: the ONNX differs by {difference:.1g} from PyTorch; not kept."
+            )
     print(
         f"{shown(path)}: image (N, 3, {size}, {size}) -> probability, "
-        f"{path.stat().st_size / 1e6:.1f} MB; differs by {apart:.1g} from PyTorch"
+        f"{path.stat().st_size / 1e6:.1f} MB; differs by {difference:.1g} from PyTorch"
     )

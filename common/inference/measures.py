@@ -29,9 +29,9 @@ def findings(
     truth, its scores and their means over the classes (else None)."""
     each, steps = {}, spacing if affine is None else affine[:3, :3]
     for value, class_name in enumerate(classes, start=1):
-        mine = mask == value
-        scores = None if truth is None else volume_scores(mine, truth == value, steps)
-        each[class_name] = {**measures(mine, spacing, affine), "scores": scores}
+        of_class = mask == value
+        scores = None if truth is None else volume_scores(of_class, truth == value, steps)
+        each[class_name] = {**measures(of_class, spacing, affine), "scores": scores}
     means = None
     if truth is not None:
         means = over_classes({class_name: row["scores"] for class_name, row in each.items()})
@@ -66,10 +66,10 @@ def volume_scores(mask: np.ndarray, truth: np.ndarray, spacing) -> dict:
 def rows(about: dict) -> list[dict]:
     """A table's row for each class of a volume: its name, measures and scores, if there are any."""
     named = {"volume": about["volume"], "doubts": "; ".join(about["doubts"])}
-    found = [
+    of_classes = [
         named | {"class": k} | row | (row["scores"] or {}) for k, row in about["per_class"].items()
     ]
-    return [{column: row.get(column) for column in COLUMNS} for row in found]
+    return [{column: row.get(column) for column in COLUMNS} for row in of_classes]
 
 
 def in_words(about: dict) -> str:
@@ -83,14 +83,14 @@ def in_words(about: dict) -> str:
     }
     if len(each) == 1:
         (class_name, row), mean = *each.items(), ""
-        found = (
+        parts = (
             f"{volumes[class_name]}, {row['length_mm']:.0f} mm long, "
             f"in {row['slices_with_class']} of {about['slices']} slices"
         )
     else:
         seen, mean = [o for o, row in each.items() if row["slices_with_class"]], "mean "
-        found = ", ".join(volumes[class_name] for class_name in seen) or "nothing"
-    text = f"{about['volume']}: {found}"
+        parts = ", ".join(volumes[class_name] for class_name in seen) or "nothing"
+    text = f"{about['volume']}: {parts}"
     if scores := about["scores"]:
         text += f"; {mean}Dice {number(scores['dice'])}, HD95 {number(scores['hd95_mm'])} mm"
     return "; ".join([text, *about["doubts"]])

@@ -72,10 +72,12 @@ def list_pictures(run: Trained, config: InferenceConfig) -> tuple[list[PictureJo
         if not single and config.ground_truth.is_file():
             raise UserError("--ground-truth must be a folder where --images is one.")
         truths = truths_of(files, folder, config.ground_truth)
-        if lost := [shown(file) for file, truth in zip(files, truths, strict=True) if not truth]:
+        if without_truth := [
+            shown(file) for file, truth in zip(files, truths, strict=True) if not truth
+        ]:
             raise UserError(
-                f"{shown(config.ground_truth)} holds no true mask of the same name for {len(lost)} "
-                f"pictures:{bullets(lost)}"
+                f"{shown(config.ground_truth)} holds no true mask of the same name for "
+                f"{len(without_truth)} pictures:{bullets(without_truth)}"
             )
     masks = [output] if named else _masks_of(files, folder, output, run.suffixes)
     names = [source_of(file, folder) for file in files]
@@ -110,17 +112,19 @@ def picture_files(path: Path, output: Path, truth: Path | None) -> list[Path]:
             f"--images {shown(path)} holds NIfTI volumes, no pictures: volumes are segmented with "
             "--volume."
         )
-    apart = [other.resolve() for other in (output, truth) if other]
-    apart = [other for other in apart if other.is_relative_to(home)]
-    apart += [table.parent.resolve() for table in path.rglob(TABLE) if is_own(table, COLUMNS)]
+    not_pictures = [other.resolve() for other in (output, truth) if other]
+    not_pictures = [other for other in not_pictures if other.is_relative_to(home)]
+    not_pictures += [
+        table.parent.resolve() for table in path.rglob(TABLE) if is_own(table, COLUMNS)
+    ]
     files = [file for file in pictures_in(path, nested=True) if file.is_file()]
-    found = [f for f in files if not any(f.resolve().is_relative_to(a) for a in apart)]
-    found = [f for f in found if kind_of(f, path) != "masks"] or found
-    if len(found) < len(files):
-        print(f"note: not read in {shown(path)}: masks ({len(files) - len(found)})")
-    if not found:
+    pictures = [f for f in files if not any(f.resolve().is_relative_to(a) for a in not_pictures)]
+    pictures = [f for f in pictures if kind_of(f, path) != "masks"] or pictures
+    if len(pictures) < len(files):
+        print(f"note: not read in {shown(path)}: masks ({len(files) - len(pictures)})")
+    if not pictures:
         raise UserError(f"--images {shown(path)} holds no pictures but masks.")
-    return found
+    return pictures
 
 
 def _is_picture(path: Path) -> bool:

@@ -50,7 +50,7 @@ def predict_pictures(model: nn.Module, run: Trained, config: InferenceConfig) ->
         read_truth = reader_of(run, config.ground_truth, threshold)
         for line in check_truths(run, [job.truth for job in jobs], read_truth, threshold):
             print(line)
-    known = _earlier(table)
+    table_rows = _earlier(table)
     if window := run.checkpoint.get("window"):
         print(
             f"note: {shown(run.path)} was trained on slices of volumes, shown in the range "
@@ -59,9 +59,11 @@ def predict_pictures(model: nn.Module, run: Trained, config: InferenceConfig) ->
     print(f"epoch {run.checkpoint['epoch']}, on {run.device}")
     done: dict[str, dict] = {}
     problems: list[str] = []
-    if table and known:  # no old row beside a new mask, whenever this ends
+    if table and table_rows:  # no old row beside a new mask, whenever this ends
         coming = {job.place for job in jobs}
-        _write_table(table, {place: rows for place, rows in known.items() if place not in coming})
+        _write_table(
+            table, {place: rows for place, rows in table_rows.items() if place not in coming}
+        )
     try:
         for first in range(0, len(jobs), config.batch_size):
             batch = jobs[first : first + config.batch_size]
@@ -69,11 +71,11 @@ def predict_pictures(model: nn.Module, run: Trained, config: InferenceConfig) ->
     finally:
         for job in jobs if table else ():
             if job.place in done:
-                known[job.place] = _rows(done[job.place], job.place)
+                table_rows[job.place] = _rows(done[job.place], job.place)
             elif not untouched(job):  # it failed half made
-                known.pop(job.place, None)
+                table_rows.pop(job.place, None)
         if table:
-            _write_table(table, known)
+            _write_table(table, table_rows)
     _sum_up(run, config, list(done.values()), table)
     if problems:
         raise UserError(
@@ -145,8 +147,8 @@ def _write(run, config, job: PictureJob, image, truth, maps: Tensor, doubts: lis
     Its probability maps `(classes, size, size)` go back to its own pixels before they are decided.
     """
     classes, suffixes = run.classes, run.suffixes if config.probabilities else []
-    found = from_square(maps[None], image.shape, (1, 1))
-    mask = decided(found)[0].cpu().numpy()
+    probabilities = from_square(maps[None], image.shape, (1, 1))
+    mask = decided(probabilities)[0].cpu().numpy()
     if config.largest_component:
         mask = largest_components(mask, len(classes))
     about = {
@@ -168,7 +170,7 @@ def _write(run, config, job: PictureJob, image, truth, maps: Tensor, doubts: lis
         mask_picture(mask * shade, colours).save(temporary, compress_level=4)
     figures.save_picture(job.overlay, _overlay(image, truth, mask, colours))
     if suffixes:
-        for path, level in zip(job.maps(suffixes), in_16_bits(found[0]), strict=True):
+        for path, level in zip(job.maps(suffixes), in_16_bits(probabilities[0]), strict=True):
             figures.save_picture(path, level)
     about["files"] = checksums(job, suffixes)
     write_json(job.record, about)
@@ -180,11 +182,13 @@ def _findings(mask: np.ndarray, truth: np.ndarray | None, classes: list[str]) ->
     mask, its scores (else None); `scores`: their means over the classes."""
     each = {}
     for value, class_name in enumerate(classes, start=1):
-        mine, pixels = mask == value, int(np.count_nonzero(mask == value))
+        of_class, pixels = mask == value, int(np.count_nonzero(mask == value))
         scores = None
         if truth is not None:
             true = truth == value
-            scores = overlap_scores(np.count_nonzero(mine & true), pixels, np.count_nonzero(true))
+            scores = overlap_scores(
+                np.count_nonzero(of_class & true), pixels, np.count_nonzero(true)
+            )
         each[class_name] = {"pixels": pixels, "share": pixels / mask.size, "scores": scores}
     means = None
     if truth is not None:
@@ -211,12 +215,12 @@ def _seen_before(job: PictureJob, config: InferenceConfig, run: Trained) -> list
 
 def _in_words(about: dict) -> str:
     """`a.png: polyp 512 pixels (3.1 %)`, and the scores if there are."""
-    found = [
+    parts = [
         f"{class_name} {row['pixels']} pixels ({row['share']:.1%})"
         for class_name, row in about["per_class"].items()
         if row["pixels"] or len(about["per_class"]) == 1
     ]
-    text = f"{about['picture']}: {', '.join(found) or 'nothing'}"
+    text = f"{about['picture']}: {', '.join(parts) or 'nothing'}"
     if scores := about["scores"]:
         mean = "mean " if len(about["per_class"]) > 1 else ""
         text += f"; {mean}Dice {number(scores['dice'])}, IoU {number(scores['iou'])}"
@@ -226,20 +230,20 @@ def _in_words(about: dict) -> str:
 def _rows(about: dict, place: str) -> list[dict]:
     """The table's row for each class of a picture, whose mask is at `place`."""
     named = {"picture": about["picture"], "mask": place, "doubts": "; ".join(about["doubts"])}
-    found = [
+    of_classes = [
         named | {"class": class_name} | row | (row["scores"] or {})
         for class_name, row in about["per_class"].items()
     ]
-    return [{column: row.get(column) for column in COLUMNS} for row in found]
+    return [{column: row.get(column) for column in COLUMNS} for row in of_classes]
 
 
 def _earlier(table: Path | None) -> dict[str, list[dict]]:
     """The rows of an earlier table by mask, of those that are still there."""
-    found: dict[str, list[dict]] = {}
+    rows: dict[str, list[dict]] = {}
     for row in own_rows(table, COLUMNS) if table else ():
         if (table.parent / row["mask"]).is_file():
-            found.setdefault(row["mask"], []).append(row)
-    return found
+            rows.setdefault(row["mask"], []).append(row)
+    return rows
 
 
 def _write_table(table: Path, rows: dict[str, list[dict]]) -> None:
@@ -258,13 +262,13 @@ def _sum_up(run: Trained, config: InferenceConfig, done: list[dict], table: Path
             for class_name in run.classes
         }
         # Recall is defined where the truth shows foreground.
-        lost = [
+        never_true = [
             class_name for class_name, s in each.items() if all(row["recall"] is None for row in s)
         ]
-        if lost:
+        if never_true:
             print(
-                f"warning: no true mask shows {', '.join(lost)}: do they hold the same values as "
-                "the masks that the run was trained on?"
+                f"warning: no true mask shows {', '.join(never_true)}: do they hold the same "
+                "values as the masks that the run was trained on?"
             )
         dice = mean_and_spread(about["scores"]["dice"] for about in done)
         if dice["n"] > 1:

@@ -55,8 +55,8 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
         raise UserError(
             f"{shown(run.path)} was trained on {plane} slices; --volume cuts axial ones."
         )
-    known = run.checkpoint.get("window") or None not in (config.hu_low, config.hu_high)
-    guess = "" if known else " (a guess: see --hu-low, --hu-high)"
+    certain = run.checkpoint.get("window") or None not in (config.hu_low, config.hu_high)
+    guess = "" if certain else " (a guess: see --hu-low, --hu-high)"
     jobs, problems = list_jobs(run, config), []
     table = jobs[0].mask.with_name("volumes.csv") if config.volume.is_dir() else None
     measured, dice, seen = earlier_rows(table) if table else {}, [], 0
@@ -100,11 +100,11 @@ def _segment_one(model: nn.Module, run: Trained, config, job: Job, window) -> di
     truth, odd = _read_truth(job.truth, volume, run) if job.truth else (None, [])
     mask = np.empty(volume.voxels.shape, np.uint8)
     maps = [np.empty(volume.voxels.shape, np.float32) for _ in endings]
-    for first, found in class_maps(model, run, volume, config, bounds):
-        part = slice(first, first + len(found))
-        mask[..., part] = from_views(decided(found).cpu().numpy())
+    for first, probabilities in class_maps(model, run, volume, config, bounds):
+        part = slice(first, first + len(probabilities))
+        mask[..., part] = from_views(decided(probabilities).cpu().numpy())
         for k, kept in enumerate(maps):
-            kept[..., part] = from_views(found[:, k].cpu().numpy())
+            kept[..., part] = from_views(probabilities[:, k].cpu().numpy())
     if config.largest_component:
         mask = largest_components(mask, len(classes))
     left = on_the_left(classes) if hu else None
@@ -146,8 +146,8 @@ def seen_before(volume: Path, run: Trained) -> list[str]:
     named = {stem(volume), without_channel(stem(volume))}
     part = next((part for part, names in parts.items() if named & {*names}), None)
     own = f"training's {part}"
-    whose = {"teacher": "teacher's train", "teacher_val": "teacher's val"}.get(part, own)
-    return [f"a patient of this name is among the {whose} patients"] if part else []
+    role = {"teacher": "teacher's train", "teacher_val": "teacher's val"}.get(part, own)
+    return [f"a patient of this name is among the {role} patients"] if part else []
 
 
 def class_maps(
@@ -178,8 +178,8 @@ def _read_truth(path: Path, volume: Volume, run: Trained) -> tuple[np.ndarray, l
     """
     truth, labels = read_label(path, volume), run.checkpoint.get("labels")
     allowed = None if labels else range(len(run.classes) + 1)
-    if found := problems_of(volume, truth, allowed):
-        raise UserError(f"{shown(path)}: {'; '.join(found)}.")
+    if problems := problems_of(volume, truth, allowed):
+        raise UserError(f"{shown(path)}: {'; '.join(problems)}.")
     odd = label_doubts(volume, truth)
     if not labels:
         return truth.voxels.astype(np.uint8), odd

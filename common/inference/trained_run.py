@@ -60,8 +60,8 @@ class Trained:
     def suffixes(self) -> list[str]:
         """What a file name gets of each of several classes; of one nothing."""
         plain = [file_name(name, "class") for name in self.classes]
-        apart = len({*plain}) == len(plain)
-        names = plain if apart else [f"{k}-{name}" for k, name in enumerate(plain, start=1)]
+        unique = len({*plain}) == len(plain)
+        names = plain if unique else [f"{k}-{name}" for k, name in enumerate(plain, start=1)]
         return [""] if len(names) == 1 else [f"_{name}" for name in names]
 
     def setting(self, name: str):

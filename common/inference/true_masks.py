@@ -29,12 +29,12 @@ def truths_of(pictures: list[Path], folder: Path, truth: Path) -> list[Path | No
         raise UserError(f"--ground-truth {shown(truth)} does not exist.")
     if not truth.is_dir():
         return [truth for _ in pictures]
-    found: dict[str, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
     for path in pictures_in(truth, nested=True):
-        found.setdefault(name_of(path, truth, ""), []).append(path)
+        by_name.setdefault(name_of(path, truth, ""), []).append(path)
     chosen = []
     for picture in pictures:
-        fitting = found.get(name_of(picture, folder, ""), [])
+        fitting = by_name.get(name_of(picture, folder, ""), [])
         if len(fitting) > 1:
             fitting = [p for p in fitting if p.name == picture.name] or fitting
         if len(fitting) > 1:

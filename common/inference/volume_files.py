@@ -67,8 +67,8 @@ def list_jobs(run: Trained, config: InferenceConfig) -> list[Job]:
         if not single and not config.ground_truth.is_dir():
             raise UserError("--ground-truth must be a folder where --volume is one.")
         truths = [truth_of(v, config.ground_truth) for v in volumes]
-    if lost := [shown(path) for path in truths if path and not path.is_file()]:
-        raise UserError(f"{len(lost)} true masks are missing:{bullets(lost)}")
+    if missing := [shown(path) for path in truths if path and not path.is_file()]:
+        raise UserError(f"{len(missing)} true masks are missing:{bullets(missing)}")
     jobs = [Job(*files) for files in zip(volumes, truths, masks, strict=True)]
     check_outputs(jobs, map_endings(run, config))
     try:
@@ -97,21 +97,21 @@ def truth_of(volume: Path, truth: Path) -> Path:
     own = truth / volume.name
     if own.is_file():
         return own
-    there = {path.name: path for path in truth.iterdir() if is_nifti_name(path)}
+    truths = {path.name: path for path in truth.iterdir() if is_nifti_name(path)}
     for name in (stem(volume), without_channel(stem(volume))):
-        if found := [path for path in there.values() if stem(path) == name]:
-            return min(found)
+        if fitting := [path for path in truths.values() if stem(path) == name]:
+            return min(fitting)
     return own
 
 
 def earlier_rows(table: Path) -> dict[str, list[dict]]:
     """The rows of an earlier volumes.csv by volume, of those whose masks are still there.
     UserError as of `own_rows`."""
-    found: dict[str, list[dict]] = {}
+    rows: dict[str, list[dict]] = {}
     for row in own_rows(table, COLUMNS):
         if table.with_name(f"{stem(Path(row['volume']))}.nii.gz").exists():
-            found.setdefault(row["volume"], []).append(row)
-    return found
+            rows.setdefault(row["volume"], []).append(row)
+    return rows
 
 
 def own_rows(table: Path, columns: Sequence[str]) -> list[dict]:
@@ -149,11 +149,11 @@ def check_outputs(jobs: list[Job], maps: list[str]) -> None:
     given = {path.resolve() for job in jobs for path in job[:2] if path}
     taken = set()
     for job in jobs:
-        files, ours = job.written(maps), earlier_files(job)
-        foreign = [p for p in files if p.exists() and p not in ours]
-        lost = [p for p in [*files, *sorted(ours)] if p.resolve() in given | taken] + foreign
-        if lost:
-            raise UserError(f"{shown(lost[0])} would be replaced; choose another --output.")
+        files, earlier = job.written(maps), earlier_files(job)
+        foreign = [p for p in files if p.exists() and p not in earlier]
+        at_risk = [p for p in [*files, *sorted(earlier)] if p.resolve() in given | taken] + foreign
+        if at_risk:
+            raise UserError(f"{shown(at_risk[0])} would be replaced; choose another --output.")
         taken |= {path.resolve() for path in files}
 
 
@@ -185,13 +185,13 @@ def earlier_files(job: Job) -> set[Path]:
     """
     try:
         listed = json.loads(job.record.read_text(encoding="utf-8"))["files"]
-        known = {job.mask.parent / name: of for name, of in listed.items()}
-        if any(".." in p.parts or not p.is_relative_to(job.mask.parent) for p in known):
+        recorded = {job.mask.parent / name: of for name, of in listed.items()}
+        if any(".." in p.parts or not p.is_relative_to(job.mask.parent) for p in recorded):
             return set()
-        found = {p for p, of in known.items() if p.is_file() and of in (None, _checksum(p))}
+        unchanged = {p for p, of in recorded.items() if p.is_file() and of in (None, _checksum(p))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or somebody's own
         return set()
-    return found | {job.record}
+    return unchanged | {job.record}
 
 
 def _checksum(path: Path) -> str:
@@ -207,10 +207,10 @@ def volume_files(path: Path) -> list[Path]:
     files = [f for f in inside if is_nifti_name(f) and not f.name.startswith(".")]
     files = [f for f in files if f.is_file()]  # no folder, no pipe, no link to nowhere
     if not files and any(f.suffix.lower() in ENDINGS for f in inside):
-        found = (
+        volumes = (
             "holds no .nii or .nii.gz but pictures" if path.is_dir() else "is no .nii or .nii.gz"
         )
-        raise UserError(f"--volume {shown(path)} {found}: pictures are predicted with --images.")
+        raise UserError(f"--volume {shown(path)} {volumes}: pictures are predicted with --images.")
     if not files:
         hint = foreign_files(sorted(path.rglob("*")) if path.is_dir() else inside)
         raise UserError(f"{shown(path)} is, or holds, no .nii or .nii.gz. {hint}".strip())

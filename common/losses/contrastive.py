@@ -87,12 +87,12 @@ def sample_pixels(labels: Tensor, kinds: int, count: int) -> Places:
     flat = labels.flatten()
     keys = torch.rand(flat.shape, device=flat.device) + 1
     count = min(count, len(flat))
-    positions, found = [], []
+    positions, classes = [], []
     for c in range(kinds):
         best = torch.where(flat == c, keys, 0.0).topk(count, sorted=False)
         positions.append(best.indices)
-        found.append(torch.where(best.values > 0, c, -1))
-    return Places(torch.cat(positions), torch.cat(found), labels, kinds)
+        classes.append(torch.where(best.values > 0, c, -1))
+    return Places(torch.cat(positions), torch.cat(classes), labels, kinds)
 
 
 def features_at(features: Tensor, positions: Tensor, size: tuple[int, int]) -> Tensor:

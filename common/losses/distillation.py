@@ -68,8 +68,10 @@ class Distiller(nn.Module):
         student_channels = _channels(student, size)
         teacher_channels = _channels(teacher, size) if teacher else student_channels
         keys = {scale: self.maps[scale] for scale in self.weights}
-        if lost := sorted({*keys.values()} - (student_channels.keys() & teacher_channels.keys())):
-            raise UserError(f"Student or teacher has no feature map {', '.join(lost)}.")
+        if missing := sorted(
+            {*keys.values()} - (student_channels.keys() & teacher_channels.keys())
+        ):
+            raise UserError(f"Student or teacher has no feature map {', '.join(missing)}.")
         self.scales = nn.ModuleDict(
             {s: self._contrast(student_channels[k], teacher_channels[k]) for s, k in keys.items()}
         )
@@ -171,12 +173,12 @@ class Distiller(nn.Module):
         if self.teacher is None:
             features = {name: value.detach() for name, value in output.features.items()}
             return Output(output.logits.detach(), features, None)
-        known = self.teacher(images, reconstruct=False)
+        view = self.teacher(images, reconstruct=False)
         if control in ("other-image", "other-features"):
-            features = {name: _other(value) for name, value in known.features.items()}
-            logits = _other(known.logits) if control == "other-image" else known.logits
+            features = {name: _other(value) for name, value in view.features.items()}
+            logits = _other(view.logits) if control == "other-image" else view.logits
             return Output(logits, features, None)
-        return known
+        return view
 
 
 def _other(values: Tensor) -> Tensor:

@@ -223,34 +223,34 @@ def check_hash(path: Path) -> None:
     compares the hash of what it downloads only, and takes a flipped bit for a weight."""
     if not path.is_file():
         return
-    named, found = path.stem.rpartition("-")[2], hashlib.sha256(path.read_bytes()).hexdigest()
-    if not found.startswith(named):
+    named, digest = path.stem.rpartition("-")[2], hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(named):
         raise UserError(
-            f"{shown(path)} is damaged or another file: its SHA-256 begins with {found[:8]}, its "
+            f"{shown(path)} is damaged or another file: its SHA-256 begins with {digest[:8]}, its "
             f"name says {named}. Remove it, and it is fetched again, or put the right one there."
         )
 
 
-def take_resnet(model: TransUNet, theirs: nn.Module) -> None:
+def take_resnet(model: TransUNet, resnet: nn.Module) -> None:
     """The weights of torchvision's ResNet-50 up to its third level."""
-    pairs = [(model.stem[0], theirs.conv1), (model.stem[1], theirs.bn1)]
-    pairs += zip(model.levels, (theirs.layer1, theirs.layer2, theirs.layer3), strict=True)
-    for mine, other in pairs:
-        mine.load_state_dict(other.state_dict())
+    pairs = [(model.stem[0], resnet.conv1), (model.stem[1], resnet.bn1)]
+    pairs += zip(model.levels, (resnet.layer1, resnet.layer2, resnet.layer3), strict=True)
+    for own, other in pairs:
+        own.load_state_dict(other.state_dict())
 
 
-def take_vit(transformer: Transformer, theirs: nn.Module) -> None:
+def take_vit(transformer: Transformer, vit: nn.Module) -> None:
     """The layers, last norm and position embeddings of torchvision's vision transformer."""
-    for mine, other in zip(transformer.blocks, theirs.encoder.layers, strict=False):
-        mine.norm1.load_state_dict(other.ln_1.state_dict())
-        mine.norm2.load_state_dict(other.ln_2.state_dict())
+    for own, other in zip(transformer.blocks, vit.encoder.layers, strict=False):
+        own.norm1.load_state_dict(other.ln_1.state_dict())
+        own.norm2.load_state_dict(other.ln_2.state_dict())
         attention = other.self_attention
         joined = {"weight": attention.in_proj_weight, "bias": attention.in_proj_bias}
-        mine.attention.qkv.load_state_dict(joined)
-        mine.attention.out.load_state_dict(attention.out_proj.state_dict())
-        mine.mlp.load_state_dict(other.mlp.state_dict())
-    transformer.norm.load_state_dict(theirs.encoder.ln.state_dict())
-    places = theirs.encoder.pos_embedding.detach()[:, 1:]  # without the class token's
+        own.attention.qkv.load_state_dict(joined)
+        own.attention.out.load_state_dict(attention.out_proj.state_dict())
+        own.mlp.load_state_dict(other.mlp.state_dict())
+    transformer.norm.load_state_dict(vit.encoder.ln.state_dict())
+    places = vit.encoder.pos_embedding.detach()[:, 1:]  # without the class token's
     side = round(places.shape[1] ** 0.5)
     raster = places.transpose(1, 2).unflatten(2, (side, side))
     transformer.positions.data.copy_(resized(raster, transformer.positions.shape[-2:]))

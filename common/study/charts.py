@@ -43,14 +43,14 @@ def _two_panels(models: list[str], **sharing) -> tuple[Figure, tuple]:
     return figure, figure.subplots(1, 2, **sharing)
 
 
-def gains(path: Path, found: dict[str, tuple[str, dict]]) -> None:
+def gains(path: Path, gained: dict[str, tuple[str, dict]]) -> None:
     """A line a model: its mean gain in Dice points over its base, and the 95 % interval.
 
-    `found` maps a model to its base's name and its gain (`common.evaluation.comparison.gain`).
+    `gained` maps a model to its base's name and its gain (`common.evaluation.comparison.gain`).
     """
-    figure = Figure((8, 1.0 + 0.4 * len(found)), layout="constrained")
+    figure = Figure((8, 1.0 + 0.4 * len(gained)), layout="constrained")
     axis = figure.subplots()
-    for place, (_, gain) in enumerate(found.values()):
+    for place, (_, gain) in enumerate(gained.values()):
         if gain["low"] is not None:
             axis.plot([gain["low"], gain["high"]], [place, place], color="#0072b2", lw=2)
         axis.plot(gain["mean"], place, "o", color="#0072b2", ms=7)
@@ -59,10 +59,10 @@ def gains(path: Path, found: dict[str, tuple[str, dict]]) -> None:
     axis.axvline(0, color="black", lw=0.8)
     low, high = axis.get_xlim()
     axis.set_xlim(min(low, -2), max(high, 2))  # a tenth of a point must not look large
-    names = [f"{model} over {base}" for model, (base, _) in found.items()]
-    axis.set_yticks(range(len(found)), names)
+    names = [f"{model} over {base}" for model, (base, _) in gained.items()]
+    axis.set_yticks(range(len(gained)), names)
     axis.set(xlabel="gain in Dice points per patient (95 % interval from six patients on)")
-    axis.set_ylim(len(found) - 0.5, -0.5)
+    axis.set_ylim(len(gained) - 0.5, -0.5)
     axis.spines[["top", "right"]].set_visible(False)
     save_figure(path, figure)
 
@@ -144,20 +144,20 @@ def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
     save_figure(path, figure)
 
 
-def repairs(path: Path, found: dict[str, tuple[str, dict, dict]]) -> None:
+def repairs(path: Path, changes: dict[str, tuple[str, dict, dict]]) -> None:
     """Two bars a model: errors of the base that it fixes, and new errors that it introduces.
 
-    `found` maps a model to its base's name and two dicts kind -> % of the foreground pixels.
+    `changes` maps a model to its base's name and two dicts kind -> % of the foreground pixels.
     """
-    figure = Figure((8, 1.2 + 0.45 * len(found)), layout="constrained")
+    figure = Figure((8, 1.2 + 0.45 * len(changes)), layout="constrained")
     axis = figure.subplots()
-    _stack(axis, [repaired for _, repaired, _ in found.values()])
-    _stack(axis, [made for *_, made in found.values()], sign=-1)
+    _stack(axis, [repaired for _, repaired, _ in changes.values()])
+    _stack(axis, [made for *_, made in changes.values()], sign=-1)
     axis.axvline(0, color="black", lw=0.8)
     low, high = axis.dataLim.intervalx
     room = 0.05 * (high - low) or 1.0  # beside the bars
     axis.set_xlim(low - room, high + room)
-    names = [f"{model} after {base}" for model, (base, *_) in found.items()]
+    names = [f"{model} after {base}" for model, (base, *_) in changes.items()]
     _name_bars(
         axis, names, "newly wrong  |  repaired, in % of the foreground pixels, mean over patients"
     )

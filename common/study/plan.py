@@ -42,8 +42,8 @@ def data_steps(config) -> tuple[Path, list[Step]]:
         classes = study_classes(volumes, classes)
     index = (volumes / "dataset.json",)
     cut = read_json(data / "dataset.json") if (data / "dataset.json").exists() else {}
-    theirs = record.exists() and cut.get("name") == volumes.name
-    if theirs and not index[0].exists() and not config.overwrite:
+    of_these_volumes = record.exists() and cut.get("name") == volumes.name
+    if of_these_volumes and not index[0].exists() and not config.overwrite:
         raise UserError(
             f"{shown(volumes)} is gone, of which {shown(data)} was made. Go on with the slices "
             f"themselves, --data {shown(data)} --name {config.name} instead of the flags on "
@@ -107,11 +107,11 @@ def steps_of(training: Training, config, data: Path) -> list[Step]:
     train += shlex.split(getattr(config, group))
     taught, scored, against = (), (), ()
     if arm.teacher:
-        theirs = [
+        references = [
             steps_of(training_of(other, fold, seed, config), config, data)
             for other in (arm.teacher, arm.plain)
         ]
-        taught, scored = theirs[0][:1], (theirs[0][-1], theirs[1][-1])
+        taught, scored = references[0][:1], (references[0][-1], references[1][-1])
         tutor = taught[0].leaves.with_name(f"{config.teacher_weights}.pt")
         train += [*shlex.split(config.distilled), *flags(teacher=tutor)]
         against = flags(teacher=scored[0].leaves, plain=scored[1].leaves)
@@ -129,5 +129,5 @@ def steps_of(training: Training, config, data: Path) -> list[Step]:
 def trainings_of(config) -> list[Training]:
     """All trainings of the study: every arm of every fold and seed."""
     units = product(config.folds or (None,), config.seeds)
-    found = [training_of(arm, *unit, config) for unit in units for arm in config.arms()]
-    return [*dict.fromkeys(found)]  # a teacher that several seeds share appears once
+    trainings = [training_of(arm, *unit, config) for unit in units for arm in config.arms()]
+    return [*dict.fromkeys(trainings)]  # a teacher that several seeds share appears once

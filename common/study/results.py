@@ -40,18 +40,18 @@ def add_up(
     comparison.png (masks of the first run of each model on its best, median and worst patient).
     `kind` is the subset and the weights that all runs must have been scored with, or UserError.
     """
-    summaries = {m: {k: _scored(r, kind) for k, r in found.items()} for m, found in runs.items()}
+    summaries = {m: {k: _scored(r, kind) for k, r in each.items()} for m, each in runs.items()}
     gains = write_study(folder, summaries, bases)
     for name in PICTURES:  # a smaller study leaves no picture of a larger one behind
         (folder / f"{name}.png").unlink(missing_ok=True)
-    results = {model: list(found.values()) for model, found in summaries.items()}
-    first = {model: next(iter(found.values())) for model, found in runs.items()}
+    results = {model: list(each.values()) for model, each in summaries.items()}
+    first = {model: next(iter(each.values())) for model, each in runs.items()}
     if gains:
-        charts.gains(folder / "gains.png", {m: (bases[m], found) for m, found in gains.items()})
+        charts.gains(folder / "gains.png", {m: (bases[m], gained) for m, gained in gains.items()})
         pairs = {(bases[m], m): [by_patient(results[x]) for x in (bases[m], m)] for m in gains}
         charts.patients(folder / "patients.png", pairs)
     _draw_trainings(folder, runs, [*gains])
-    charts.cost(folder / "cost.png", {m: _cost(found) for m, found in results.items()})
+    charts.cost(folder / "cost.png", {m: _cost(each) for m, each in results.items()})
     _draw_errors(folder, runs, {m: bases[m] for m in gains}, data)
     _draw_embedding(folder / "embedding.png", first)
     if points:
@@ -63,7 +63,7 @@ def add_up(
 
 def _draw_trainings(folder: Path, runs: dict[str, dict], compared: list[str]) -> None:
     """curves.png, and terms.png of those `compared` models that have more than one loss."""
-    logs = {m: [read_csv(r / "log.csv") for r in found.values()] for m, found in runs.items()}
+    logs = {m: [read_csv(r / "log.csv") for r in folders.values()] for m, folders in runs.items()}
     charts.curves(folder / "curves.png", logs)
     distilled = {m: logs[m] for m in compared if len(figures.losses(logs[m][0][0])) > 1}
     if distilled:
@@ -95,9 +95,9 @@ def _draw_errors(folder: Path, runs: dict[str, dict], bases: dict[str, str], dat
         """What `count_errors(truth, mask of each model)` finds, over the runs of all models."""
         rows = []
         for key in runs[models[0]]:
-            found = [runs[model][key] for model in models]
-            for s in data.of(read_json(found[0] / "inference.json")["cases"]):
-                truth, masks = data.truth(s), (data.prediction(run, s) for run in found)
+            folders = [runs[model][key] for model in models]
+            for s in data.of(read_json(folders[0] / "inference.json")["cases"]):
+                truth, masks = data.truth(s), (data.prediction(run, s) for run in folders)
                 errors = of_each_class(count_errors, len(data.classes), truth, *masks)
                 rows.append((data.patients[s.case], int((truth > 0).sum()), errors))
         return error_shares(rows)
@@ -133,9 +133,9 @@ def _scored(run: Path, kind: tuple[str, str]) -> dict:
 
 def _cost(results: list[dict]) -> dict:
     """A model's mean Dice over patients, its parameters, its median latency."""
-    known = [dice for dice in by_patient(results).values() if dice is not None]
+    defined = [dice for dice in by_patient(results).values() if dice is not None]
     return {
-        "dice": float(np.mean(known)) if known else 0.0,
+        "dice": float(np.mean(defined)) if defined else 0.0,
         "parameters": results[0]["parameters"],
         "latency_ms": float(np.median([result["latency_ms"] for result in results])),
     }
@@ -152,8 +152,8 @@ def _compare_masks(path: Path, runs: dict[str, Path], dice: dict, data: SliceSet
     places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"}
     rows = []
     for place, title in places.items():
-        theirs = [s for s in data.of(seen) if data.patients[s.case] == order[place]]
-        best = max(theirs, key=lambda s: s.foreground)
+        of_patient = [s for s in data.of(seen) if data.patients[s.case] == order[place]]
+        best = max(of_patient, key=lambda s: s.foreground)
         truth = data.truth(best)
         masks = {m: data.prediction(run, best) for m, run in runs.items()}
         row = {
@@ -170,5 +170,5 @@ def _compare_masks(path: Path, runs: dict[str, Path], dice: dict, data: SliceSet
 def slice_dice(mask: np.ndarray, truth: np.ndarray, classes: int = 1) -> float:
     """Dice of one slice, mean over the classes that either mask shows; 1 if both are empty."""
     counts = count(*(torch.from_numpy(m)[None] for m in (mask, truth)), classes)[0].tolist()
-    known = [d for row in counts if (d := overlap_scores(*row)["dice"]) is not None]
-    return float(np.mean(known)) if known else 1.0
+    defined = [d for row in counts if (d := overlap_scores(*row)["dice"]) is not None]
+    return float(np.mean(defined)) if defined else 1.0

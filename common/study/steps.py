@@ -97,23 +97,23 @@ def check_outdated(steps: list[Step], overwrite: bool, above: Iterable[Step] = (
     """UserError naming the trainings and data sets that exist but were made with other flags than
     `steps` would make them, unless `overwrite` allows to replace them.
 
-    With them go the trainings `above` that stand on their data.
+    The trainings `above`, which depend on their data, go with them.
     """
-    found = []
+    outdated = []
     for step in steps:
-        known, folder = step.known(), step.leaves.parent
-        there = (folder / "config.json").exists() if step.trains else step.leaves.exists()
-        ours = step.trains or (step.makes_data and known)
-        if ours and there and known.get("key") != key(step):
-            found.append(shown(folder))
-    there = [s.leaves.parent for s in above if s.trains]
-    if found:
-        found += [shown(folder) for folder in there if (folder / "config.json").exists()]
-    if found and not overwrite:
+        record, folder = step.known(), step.leaves.parent
+        exists = (folder / "config.json").exists() if step.trains else step.leaves.exists()
+        made_here = step.trains or (step.makes_data and record)
+        if made_here and exists and record.get("key") != key(step):
+            outdated.append(shown(folder))
+    dependent = [s.leaves.parent for s in above if s.trains]
+    if outdated:
+        outdated += [shown(folder) for folder in dependent if (folder / "config.json").exists()]
+    if outdated and not overwrite:
         raise UserError(
-            f"{len(found)} runs or data sets of this name were made with other flags or data, or "
-            "by hand. Choose another --name, or replace them with --overwrite."
-            + bullets(list(dict.fromkeys(found)))
+            f"{len(outdated)} runs or data sets of this name were made with other flags or "
+            "data, or by hand. Choose another --name, or replace them with --overwrite."
+            + bullets(list(dict.fromkeys(outdated)))
         )
 
 
@@ -162,8 +162,8 @@ def run_steps(steps: list[Step], log: Path, overwrite: bool = False) -> None:
 
 def _note(step: Step, state: dict) -> None:
     """Write a step's state into its record."""
-    known = read_json(step.record) if step.record.exists() else {}
-    write_json(step.record, {**known, step.script: state})
+    record = read_json(step.record) if step.record.exists() else {}
+    write_json(step.record, {**record, step.script: state})
 
 
 def _say(text: str, out) -> None:
@@ -202,15 +202,15 @@ def flags(**values) -> tuple[str, ...]:
     return tuple(part for pair in pairs for part in pair)
 
 
-def check_words(flag: str, text: str, taken: set[str], why="is set by the study itself") -> None:
+def check_words(flag: str, text: str, reserved: set[str], why="is set by the study itself") -> None:
     """UserError if `text`, given with `flag` to be passed on, has an open quote or sets one of the
-    flags that are `taken`."""
+    flags that are `reserved`."""
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise UserError(f"{flag} {text!r}: {error}.") from None
     given = [word for word in map(current_name, words) if word.startswith("--")]
-    if clash := [word for word in given if word.split("=")[0] in taken]:
+    if clash := [word for word in given if word.split("=")[0] in reserved]:
         raise UserError(f"{flag}: {clash[0]} {why}.")
 
 
@@ -219,12 +219,12 @@ def check_flags(steps: list[Step]) -> dict[Step, TrainConfig]:
 
     Returns each training's settings.
     """
-    found = {}
+    settings = {}
     for step in (s for s in steps if s.trains):
         complaint = io.StringIO()
         try:
             with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(io.StringIO()):
-                found[step] = parse(_config_of(step.script), [*step.command[1:], *step.aside])
+                settings[step] = parse(_config_of(step.script), [*step.command[1:], *step.aside])
         except SystemExit:  # argparse has printed its usage, then what is wrong; or its help
             lines = complaint.getvalue().strip().splitlines() or ["--help asks, and trains nothing"]
             reason = lines[-1].split("error: ")[-1]
@@ -233,7 +233,7 @@ def check_flags(steps: list[Step]) -> dict[Step, TrainConfig]:
             ) from None
         except UserError as error:
             raise UserError(f"{step.script}: {error}") from None
-    return found
+    return settings
 
 
 @cache
@@ -253,22 +253,22 @@ def check_settings(steps: list[Step], overwrite: bool) -> None:
     replace them: then they and their dependents no longer count as done. Runs of another
     key are left to `check_outdated`.
     """
-    found = {}
+    changes = {}
     for step, config in check_flags(steps).items():
         about = step.leaves.parent / "config.json"
         if step.known().get("key") == key(step) and about.exists():
             before = read_json(about)["config"]
             if changed := changed_settings(config, before, FREE_ON_RESUME - {"epochs"}):
-                found[step] = f"{shown(about.parent)}: {', '.join(changed)}"
-    if found and not overwrite:
+                changes[step] = f"{shown(about.parent)}: {', '.join(changed)}"
+    if changes and not overwrite:
         raise UserError(
-            f"{len(found)} runs of this name were trained when other values were the default. "
+            f"{len(changes)} runs of this name were trained when other values were the default. "
             "Give the old ones as flags, choose another --name, or replace these runs with "
-            f"--overwrite.{bullets(list(found.values()))}"
+            f"--overwrite.{bullets(list(changes.values()))}"
         )
 
     def touched(step: Step) -> bool:
-        return step in found or any(map(touched, step.needs))
+        return step in changes or any(map(touched, step.needs))
 
     for step in filter(touched, steps):
         _note(step, {})

@@ -76,39 +76,39 @@ def write_study(
     they are compared with. table.md has one part per patient, with the gains, and one pooled over
     slices, beside the thesis's figures. UserError if models to compare have different patients.
     """
-    results = {model: list(found.values()) for model, found in runs.items()}
+    results = {model: list(each.values()) for model, each in runs.items()}
     for model, base in bases.items():
         if by_patient(results[model]).keys() != by_patient(results[base]).keys():
             raise UserError(f"{model} and {base} were scored on different patients.")
     gains = {model: gain(runs[model], runs[base]) for model, base in bases.items()}
-    gains = {model: found for model, found in gains.items() if found}
-    corrected = holm({m: found["p"] for m, found in gains.items() if found["p"] is not None})
-    gains = {model: {**found, "holm": corrected.get(model)} for model, found in gains.items()}
+    gains = {model: gained for model, gained in gains.items() if gained}
+    corrected = holm({m: g["p"] for m, g in gains.items() if g["p"] is not None})
+    gains = {model: {**g, "holm": corrected.get(model)} for model, g in gains.items()}
     # The thesis's figures are of the spleen.
     classes = next(iter(results.values()))[0]["classes"]
-    beside = THESIS.keys() & runs.keys() and classes == ["spleen"]
+    comparable = THESIS.keys() & runs.keys() and classes == ["spleen"]
     patients, slices, records = [], [], []
-    for model, found in results.items():
-        means = {s: mean_and_spread(by_patient(found, s).values()) for s in SCORES}
+    for model, each in results.items():
+        means = {s: mean_and_spread(by_patient(each, s).values()) for s in SCORES}
         spread = seed_spread(runs[model], runs[bases[model]]) if model in bases else None
-        pool, thesis = pooled(found), THESIS.get(model, {})
+        pool, thesis = pooled(each), THESIS.get(model, {})
         patients.append(
             {
                 "model": model,
-                "parameters": f"{found[0]['parameters']:,}",
+                "parameters": f"{each[0]['parameters']:,}",
                 **{TITLES[s]: with_spread(means[s]) for s in SCORES},
                 **_gain_cells(gains.get(model), bases.get(model), spread),
             }
         )
-        theirs = {f"{TITLES[s]} (thesis)": number(thesis.get(s)) for s in SCORES}
-        ours = {TITLES[s]: number(pool[s]) for s in SCORES}
-        slices.append({"model": model, **ours, **(theirs if beside else {})})
-        records.append(_record(model, found, means, pool, gains.get(model), spread))
+        of_thesis = {f"{TITLES[s]} (thesis)": number(thesis.get(s)) for s in SCORES}
+        measured = {TITLES[s]: number(pool[s]) for s in SCORES}
+        slices.append({"model": model, **measured, **(of_thesis if comparable else {})})
+        records.append(_record(model, each, means, pool, gains.get(model), spread))
     for column in (*CHANCES, "spread over seeds"):  # of few patients, of one seed
         if not any(row[column] for row in patients):
             patients = [{k: v for k, v in row.items() if k != column} for row in patients]
     write_csv(folder / "table.csv", records)
-    note = POOLED + (OTHERS if beside else "")
+    note = POOLED + (OTHERS if comparable else "")
     text = f"{_about(runs)}\n\n{markdown(patients)}\n{note}\n\n{markdown(slices)}"
     if classes := _classes(runs, bases):
         text += f"\n{EACH_CLASS}\n\n{markdown(classes)}"
@@ -120,10 +120,10 @@ def write_study(
 
 def _about(runs: dict[str, dict[tuple, dict]]) -> str:
     """What the first table shows."""
-    keys = {key for found in runs.values() for key in found}
+    keys = {key for of_model in runs.values() for key in of_model}
     folds = sorted({fold for fold, _ in keys if fold is not None})
     seeds = sorted({seed for _, seed in keys})
-    results = [result for found in runs.values() for result in found.values()]
+    results = [result for of_model in runs.values() for result in of_model.values()]
     cases = {row.get("patient", case) for r in results for case, row in r["cases"].items()}
     some = next(iter(next(iter(runs.values())).values()))
     caution = {1: ONE_TRAINING, 2: TWO_TRAININGS}.get(len(seeds), "") if len(folds) < 2 else ""
@@ -141,18 +141,18 @@ def _about(runs: dict[str, dict[tuple, dict]]) -> str:
 
 def _distances(results: dict[str, list[dict]]) -> list[dict[str, str]]:
     """Rows of the surface scores; none unless all patients of all models are whole volumes."""
-    means = [result.get("per_patient", {}) for found in results.values() for result in found]
+    means = [result.get("per_patient", {}) for of_model in results.values() for result in of_model]
     if not all(SURFACE_SCORES.keys() <= mean.keys() for mean in means):
         return []
     return [
         {
             "model": model,
             **{
-                title: with_spread(mean_and_spread(by_patient(found, score).values()))
+                title: with_spread(mean_and_spread(by_patient(of_model, score).values()))
                 for score, title in SURFACE_SCORES.items()
             },
         }
-        for model, found in results.items()
+        for model, of_model in results.items()
     ]
 
 
@@ -161,8 +161,8 @@ def _classes(runs: dict[str, dict[tuple, dict]], bases: dict[str, str]) -> list[
     rows = []
     for class_name in each_of_several(next(iter(next(iter(runs.values())).values()))):
         row = {"class": class_name}
-        for model, found in runs.items():
-            values = by_patient([*found.values()], class_name=class_name).values()
+        for model, of_model in runs.items():
+            values = by_patient([*of_model.values()], class_name=class_name).values()
             row[model] = with_spread(mean_and_spread(values))
         for model, base in bases.items():
             won = gain(runs[model], runs[base], class_name=class_name)
@@ -172,27 +172,27 @@ def _classes(runs: dict[str, dict[tuple, dict]], bases: dict[str, str]) -> list[
     return rows
 
 
-def _gain_cells(found: dict | None, base: str | None, spread: float | None) -> dict[str, str]:
+def _gain_cells(gained: dict | None, base: str | None, spread: float | None) -> dict[str, str]:
     """The cells of a gain; empty for a model that is compared with nothing."""
-    if not found:
+    if not gained:
         return dict.fromkeys(("gain", "better", *CHANCES, "spread over seeds"), "")
     corrected, patients = (
-        "" if None in (found[name], found["low"]) else f"{found[name]:.2g}"
+        "" if None in (gained[name], gained["low"]) else f"{gained[name]:.2g}"
         for name in ("holm", "wilcoxon")
     )  # Wilcoxon's p of fewer than six patients could not fall below 0.06, whatever they show
     return {
-        "gain": f"{in_words(found)} over {base}",
-        "better": f"{found['better']} of {found['n']}",
+        "gain": f"{in_words(gained)} over {base}",
+        "better": f"{gained['better']} of {gained['n']}",
         **dict(zip(CHANCES, (corrected, patients), strict=True)),
         "spread over seeds": "" if spread is None else f"{spread:.1f}",
     }
 
 
-def _record(model, results, means, pool, found, spread) -> dict:
+def _record(model, results, means, pool, gained, spread) -> dict:
     """A model's row of table.csv."""
     row = {"model": model, "parameters": results[0]["parameters"], "runs": len(results)}
     for s in SCORES:
         row |= {f"{s}_mean": means[s]["mean"], f"{s}_std": means[s]["std"], f"{s}_pooled": pool[s]}
     keys = ("mean", "low", "high", "p", "holm", "wilcoxon", "better", "n")
-    row |= {f"gain_{key}": found[key] if found else None for key in keys}
+    row |= {f"gain_{key}": gained[key] if gained else None for key in keys}
     return {**row, "gain_seed_std": spread}

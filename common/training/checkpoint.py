@@ -65,8 +65,10 @@ def load(path: Path, stage: str, hint: str = "") -> dict:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{shown(path)} is not a checkpoint of this repository. {hint}".strip())
     if content.get("stage") != stage:
-        found = content.get("stage")
-        raise UserError(f"{shown(path)} was written by {found}; one of {stage} is expected. {hint}")
+        writer = content.get("stage")
+        raise UserError(
+            f"{shown(path)} was written by {writer}; one of {stage} is expected. {hint}"
+        )
     return content
 
 
@@ -95,8 +97,10 @@ def check_content(content: dict, path: Path) -> None:
     parts = content["patients"]
     if not {"train", "val"} <= parts.keys() or not all(isinstance(p, list) for p in parts.values()):
         raise UserError(f"{shown(path)}: its patients are not lists train and val.")
-    whose = content.get("patient_of", {})
-    if not isinstance(whose, dict) or not all(isinstance(name, str) for name in whose.values()):
+    patient_of = content.get("patient_of", {})
+    if not isinstance(patient_of, dict) or not all(
+        isinstance(name, str) for name in patient_of.values()
+    ):
         raise UserError(f"{shown(path)}: invalid patient_of.")
     _check_classes(content, path)
     try:

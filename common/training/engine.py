@@ -32,9 +32,9 @@ from common.training.runs import Run, prepare, save_epoch, save_the_rest, write_
 def evaluate(model: nn.Module, dataset: SliceDataset, run: Run, config: TrainConfig) -> dict:
     """`metrics.summary` of a model on a data set, at probability 0.5; processes share the work."""
     model.eval()
-    mine = Subset(dataset, range(run.rank, len(dataset), run.world))
+    own_slices = Subset(dataset, range(run.rank, len(dataset), run.world))
     cases, counts = [], [torch.zeros(0, len(run.data.classes), 3, dtype=torch.long)]
-    for batch in loader(mine, config.batch_size):
+    for batch in loader(own_slices, config.batch_size):
         batch = to_device(batch, run.device, config.channels_last)
         with autocast(run.device, config.amp):
             logits = model(batch["image"], reconstruct=False).logits
@@ -63,8 +63,8 @@ def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -
     seen = tqdm(unbroken(batches), total=len(batches), leave=False, disable=quiet)
     for batch, (share, ends) in zip(seen, shares, strict=True):
         batch = to_device(batch, run.device, config.channels_last)
-        apart = run.world > 1 and not ends  # processes exchange gradients once a step
-        with objective.no_sync() if apart else nullcontext():
+        deferred = run.world > 1 and not ends  # processes exchange gradients once a step
+        with objective.no_sync() if deferred else nullcontext():
             with autocast(run.device, config.amp):
                 losses = objective(batch)
             run.scaler.scale(share * sum(losses.values())).backward()
@@ -120,11 +120,11 @@ def shares_of_steps(total: int, batch_size: int, accumulate: int) -> list[tuple[
     mean over its slices, short as the last batch may be.
     """
     sizes = [min(batch_size, total - start) for start in range(0, total, batch_size)]
-    found = []
+    shares = []
     for first in range(0, len(sizes), accumulate):
         step = sizes[first : first + accumulate]
-        found += [(size / sum(step), place + 1 == len(step)) for place, size in enumerate(step)]
-    return found
+        shares += [(size / sum(step), place + 1 == len(step)) for place, size in enumerate(step)]
+    return shares
 
 
 def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:

@@ -129,8 +129,8 @@ def prepare(objective: nn.Module, run: Run, config: TrainConfig) -> None:
     """
     model = objective.model
     with torch.no_grad():
-        found = model.eval()(torch.zeros(1, 3, run.size, run.size, device=run.device))
-    if any(value.shape[-2:].numel() == 1 for value in found.features.values()):
+        output = model.eval()(torch.zeros(1, 3, run.size, run.size, device=run.device))
+    if any(value.shape[-2:].numel() == 1 for value in output.features.values()):
         _check_last_batch(run, config)
     if run.rank == 0:
         require_space(run.folder, 50 + 32e-6 * parameters(objective))
@@ -149,10 +149,10 @@ def prepare(objective: nn.Module, run: Run, config: TrainConfig) -> None:
 def _check_last_batch(run: Run, config: TrainConfig) -> None:
     """UserError if a batch holds one slice where the network's deepest map is one pixel: BatchNorm
     cannot train on a single value."""
-    mine = -(-len(run.train) // run.world)
-    if "unlabelled" in run.cases or mine % config.batch_size != 1 % config.batch_size:
+    own = -(-len(run.train) // run.world)
+    if "unlabelled" in run.cases or own % config.batch_size != 1 % config.batch_size:
         return
-    which = "is one slice" if config.batch_size == 1 else f"leaves one of {mine} slices alone"
+    which = "is one slice" if config.batch_size == 1 else f"leaves one of {own} slices alone"
     raise UserError(
         f"--batch-size {config.batch_size} {which}, and at {run.size}x{run.size} pixels the "
         "network's deepest map is one pixel: BatchNorm cannot train on a single value. Choose "
@@ -192,10 +192,10 @@ def code_version() -> dict[str, str | bool | None]:
     about = {"cwd": ROOT, "env": env, "capture_output": True, "text": True, "check": True}
     git = ("git", "--no-optional-locks")  # many trainings may start at once
     try:
-        told = [subprocess.run([*git, *w.split()], **about).stdout.strip() for w in words]
+        answers = [subprocess.run([*git, *w.split()], **about).stdout.strip() for w in words]
     except (OSError, subprocess.CalledProcessError):
-        told = ["", "", ""]
-    top, commit, changes = told
+        answers = ["", "", ""]
+    top, commit, changes = answers
     if not top or Path(top).resolve() != ROOT:
         return {"commit": None, "code_changed": None}
     return {"commit": commit, "code_changed": bool(changes)}
@@ -215,14 +215,14 @@ def of_data(data: SliceSet) -> dict:
 
 def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best: bool) -> None:
     """The epoch's files: weights before the log, so that the log never promises too much."""
-    whose = run.patient_of | run.data.patients
+    patient_of = run.patient_of | run.data.patients
     about = {
         "stage": run.stage,
         "config": to_json(config),
         **of_data(run.data),
         "parameters": parameters(objective.model),
         "patients": run.cases,
-        "patient_of": {c: whose.get(c, c) for cases in run.cases.values() for c in cases},
+        "patient_of": {c: patient_of.get(c, c) for cases in run.cases.values() for c in cases},
         "slices": run.data.digest(run.cases["train"]),
         "processes": run.world,
         "epoch": len(log),
