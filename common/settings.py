@@ -10,33 +10,12 @@ from common.files import ROOT
 
 DATA = ROOT / "data" / "spleen2d"
 SCALES = ("encoder", "bottleneck", "decoder")
-TERMS = ("prediction", "channelwise", "border", "affinity")  # of whole maps, beside the contrast
 WEIGHTS = ("best", "last")
 # Flags that change nothing of what is learned from the same patients.
 NOT_LEARNED = {
     *("name", "data", "splits", "resume", "overwrite", "save_every"),
     *("device", "workers", "cache_mb", "deterministic"),
 }
-# What `--recipe` sets before the other flags are read. The thesis's terms and weights are those of
-# arXiv 2406.03173; temperatures, encoder maps and the segmentation loss are its released code's.
-RECIPES = {
-    "best": {},
-    "thesis": {
-        "segmentation": 0.4,
-        "segmentation_loss": "batch-dice",
-        "encoder_map": "stride4",
-        "scales": SCALES,
-        "contrast": "image",
-        **dict.fromkeys(TERMS, 0.0),
-        "prediction": 0.2,
-        "encoder": 0.1,
-        "bottleneck": 0.2,
-        "decoder": 0.1,
-        "temperature": 4.0,
-        "contrast_temperature": 0.4,
-    },
-}
-
 # The titles of `--help`.
 HARDWARE = ("device", "amp", "channels_last", "deterministic", "workers", "cache_mb", "fuse")
 TRAINING = {
@@ -136,7 +115,42 @@ class StudentConfig(TrainConfig):
 
 
 @dataclass
-class DistillationConfig(StudentConfig):
+class MapWeights(StudentConfig):
+    """The weights of the terms that compare whole maps, by the terms' names; 0 leaves one out.
+
+    They are the terms of `common.losses.map_terms.MapTerms`.
+    """
+
+    prediction: float = option(0.5, "weight of the prediction-map distillation", low=0.0)
+    channelwise: float = option(0.0, "weight of the channel-wise distillation (CWD)", low=0.0)
+    border: float = option(0.0, "weight of the prediction map at the class's border", low=0.0)
+    affinity: float = option(0.0, "weight of the pairwise affinities of positions", low=0.0)
+
+
+TERMS = tuple(MapWeights.__annotations__)
+# What `--recipe` sets before the other flags are read. The thesis's terms and weights are those of
+# arXiv 2406.03173; temperatures, encoder maps and the segmentation loss are its released code's.
+RECIPES = {
+    "best": {},
+    "thesis": {
+        "segmentation": 0.4,
+        "segmentation_loss": "batch-dice",
+        "encoder_map": "stride4",
+        "scales": SCALES,
+        "contrast": "image",
+        **dict.fromkeys(TERMS, 0.0),
+        "prediction": 0.2,
+        "encoder": 0.1,
+        "bottleneck": 0.2,
+        "decoder": 0.1,
+        "temperature": 4.0,
+        "contrast_temperature": 0.4,
+    },
+}
+
+
+@dataclass
+class DistillationConfig(MapWeights):
     """What a teacher adds to that recipe.
 
     The default weights have the thesis's ratio to each other and to the segmentation loss (0.4
@@ -166,7 +180,6 @@ class DistillationConfig(StudentConfig):
         "contrast of pixels or of images, or plain regression instead",
         choices=("dense", "image", "mse"),
     )
-    prediction: float = option(0.5, "weight of the prediction-map distillation", low=0.0)
     encoder: float = option(0.25, "weight of the contrastive term at the encoder", low=0.0)
     encoder_map: str = option(
         "deepest",
@@ -175,9 +188,6 @@ class DistillationConfig(StudentConfig):
     )
     bottleneck: float = option(0.5, "weight of the contrastive term at the bottleneck", low=0.0)
     decoder: float = option(0.25, "weight of the contrastive term at the decoder", low=0.0)
-    channelwise: float = option(0.0, "weight of the channel-wise distillation (CWD)", low=0.0)
-    border: float = option(0.0, "weight of the prediction map at the class's border", low=0.0)
-    affinity: float = option(0.0, "weight of the pairwise affinities of positions", low=0.0)
     temperature: float = option(2.0, "temperature of the prediction maps", low=0.01)
     channel_temperature: float = option(4.0, "temperature of the channel-wise maps", low=0.01)
     contrast_temperature: float = option(0.1, "temperature of the contrast", low=0.01)

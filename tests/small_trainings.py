@@ -28,9 +28,6 @@ def batch_of(count, size=32):
     return {"image": torch.rand(count, 3, size, size), "mask": mask}
 
 
-MAPS = ("prediction", "channelwise", "border", "affinity")
-
-
 @dataclass
 class Config(DistillationConfig):
     pass

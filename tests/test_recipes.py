@@ -1,14 +1,14 @@
 """`--recipe thesis` is what the thesis and its released code train with."""
 
 import pytest
-from small_trainings import MAPS, batch_of
+from small_trainings import batch_of
 
 from common.config import parse
 from common.errors import UserError
 from common.losses.distillation import Distiller
 from common.models.transunet import teacher_t2
 from common.models.unet import UNet, student_s1, teacher_t1
-from common.settings import RECIPES, SCALES, DistillationConfig
+from common.settings import RECIPES, SCALES, TERMS, DistillationConfig
 
 
 def test_the_thesis_s_recipe_sets_its_terms_and_weights():
@@ -50,9 +50,9 @@ def test_a_network_without_the_map_is_named():
 def test_the_thesis_s_recipe_names_every_term():
     """A new term with a weight of its own must not slip into it."""
     config = parse(DistillationConfig, ["--recipe", "thesis"])
-    terms = {"segmentation", *MAPS, *SCALES}
+    terms = {"segmentation", *TERMS, *SCALES}
     assert terms <= RECIPES["thesis"].keys()
-    assert not any(getattr(config, name) for name in {*MAPS} - {"prediction"})
+    assert not any(getattr(config, name) for name in {*TERMS} - {"prediction"})
 
 
 @pytest.mark.parametrize("order", [1, -1])

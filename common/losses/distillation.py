@@ -16,12 +16,10 @@ from common.losses.contrastive import (
     DenseContrast,
     FeatureHint,
     ImageContrast,
-    PairwiseAffinity,
-    border_of,
     pixel_classes,
     sample_pixels,
 )
-from common.losses.map_terms import ChannelwiseLoss, PredictionMapLoss, shown_channels
+from common.losses.map_terms import MapTerms
 from common.losses.segmentation import BatchDiceLoss, DiceBCELoss
 from common.models.unet import Output, predicted
 from common.settings import SCALES, TERMS, DistillationConfig
@@ -61,9 +59,7 @@ class Distiller(nn.Module):
         self.weights = {s: getattr(config, s) for s in config.scales if getattr(config, s)}
         pooled = config.segmentation_loss == "batch-dice"
         self.segmentation = BatchDiceLoss() if pooled else DiceBCELoss()
-        self.prediction = PredictionMapLoss(config.temperature)
-        self.channelwise = ChannelwiseLoss(config.channel_temperature)
-        self.affinity = PairwiseAffinity()
+        self.map_terms = MapTerms(config)
         self.maps = {s: s for s in SCALES} | {"encoder": self._encoder_map()}
         student_channels = _channels(student, size)
         teacher_channels = _channels(teacher, size) if teacher else student_channels
@@ -128,22 +124,6 @@ class Distiller(nn.Module):
         """Class indices with the border as the last class, if a term asks for it."""
         by_class = self.weights and self.config.contrast == "dense"
         return pixel_classes(labels, max(2, channels)) if by_class else None
-
-    def map_terms(self, student: Output, teacher: Output, labels: Tensor) -> dict[str, Tensor]:
-        """What compares whole maps; `labels` are class indices `(N, H, W)`."""
-        config, losses = self.config, {}
-        logits = student.logits, teacher.logits
-        if weight := config.prediction:
-            losses["prediction"] = weight * self.prediction(*logits)
-        if weight := config.channelwise:
-            shown = shown_channels(labels, student.logits.shape[1])
-            losses["channelwise"] = weight * self.channelwise(*logits, shown)
-        if weight := config.border:
-            losses["border"] = weight * self.prediction(*logits, border_of(labels))
-        if weight := config.affinity:
-            maps = student.features["decoder"], teacher.features["decoder"]
-            losses["affinity"] = weight * self.affinity(*maps)
-        return losses
 
     def scale_terms(
         self, student: Output, teacher: Output, with_border: Tensor | None

@@ -1,13 +1,46 @@
-"""Distillation of what the networks put out: the prediction map, whole, at the border, by channel.
+"""The distillation terms that compare whole maps: `MapTerms` weights and names them all.
 
-The losses take logits `(N, C, H, W)` of student and teacher, compute in float32 even under
-autocast, and return a scalar. One channel stands for two classes: its logit z is the pair (0, z).
+A term's weight is the flag of its name, in `MapWeights` of common/settings.py; so a new term is
+its loss and a line of `MapTerms` here, and a flag there. The losses take logits `(N, C, H, W)` of
+student and teacher, compute in float32 even under autocast, and return a scalar. One channel stands
+for two classes: its logit z is the pair (0, z).
 """
 
 import torch
 from torch import Tensor, nn
 
+from common.losses.contrastive import PairwiseAffinity, border_of
 from common.losses.segmentation import full_precision
+from common.models.unet import Output
+from common.settings import DistillationConfig
+
+
+class MapTerms(nn.Module):
+    """The sum's terms of whole maps, each weighted; those of weight 0 are left out."""
+
+    def __init__(self, config: DistillationConfig):
+        super().__init__()
+        self.config = config
+        self.prediction = PredictionMapLoss(config.temperature)
+        self.channelwise = ChannelwiseLoss(config.channel_temperature)
+        self.affinity = PairwiseAffinity()
+
+    def forward(self, student: Output, teacher: Output, labels: Tensor) -> dict[str, Tensor]:
+        """Scalars by name, from what both networks say of the same images; `labels` are class
+        indices `(N, H, W)`."""
+        config, losses = self.config, {}
+        logits = student.logits, teacher.logits
+        if weight := config.prediction:
+            losses["prediction"] = weight * self.prediction(*logits)
+        if weight := config.channelwise:
+            shown = shown_channels(labels, student.logits.shape[1])
+            losses["channelwise"] = weight * self.channelwise(*logits, shown)
+        if weight := config.border:
+            losses["border"] = weight * self.prediction(*logits, border_of(labels))
+        if weight := config.affinity:
+            maps = student.features["decoder"], teacher.features["decoder"]
+            losses["affinity"] = weight * self.affinity(*maps)
+        return losses
 
 
 def with_background(logits: Tensor) -> Tensor:
