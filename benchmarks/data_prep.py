@@ -35,7 +35,7 @@ class Config(base.Config):
     workers: tuple[int, ...] = option((1, 2), "numbers of processes", low=1, least=1)
     thickness: float = option(3.0, "slice thickness in mm: about 100 slices a volume at 3", low=0.1)
     output: Path = option(
-        ROOT / "results/benchmarks/data_prep.json", "JSON file to write; the figure lies beside it"
+        ROOT / "results/benchmarks/data_prep.json", "JSON file to write; the figure goes next to it"
     )
 
 
@@ -102,7 +102,7 @@ def main(config: Config) -> None:
     print(f"\n{markdown(cells)}")
     for workers, fit in slopes.items():
         slope, begin = 1000 * fit["seconds_a_slice"], fit["start_seconds"]
-        print(f"--workers {workers}: {slope:.1f} ms a slice beside {begin:.1f} s to start")
+        print(f"--workers {workers}: {slope:.1f} ms per slice plus {begin:.1f} s to start")
     print(f"-> {shown(config.output.resolve())}")
 
 

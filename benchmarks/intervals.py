@@ -4,7 +4,7 @@
     python intervals.py --draws 4000          longer, and more exact
 
 Values are drawn from the model that `common/evaluation/intervals.py` assumes, with the spreads seen
-on two data sets. *Coverage*: how often the interval holds the true mean; beside it that of a
+on two data sets. *Coverage*: how often the interval holds the true mean; next to it that of a
 percentile bootstrap over patients, which knows no trainings. *Power*: how often an
 interval excludes 0 where the true gain is 1, 2 or 3 Dice points. Prints Markdown tables.
 """

@@ -4,8 +4,8 @@
     python threads.py --batch-size 16 --size 256 --steps 5
 
 After each parallel part OpenMP's threads wait for the next one, spinning for a while before they
-sleep. On a free machine that saves the time to wake them; beside other work each spin takes the
-core from a thread that has something to do. Each setting is measured *idle*, *busy* (beside a
+sleep. On a free machine that saves the time to wake them; with other work running each spin takes
+the core from a thread that has something to do. Each setting is measured *idle*, *busy* (beside a
 process that computes on one core), and *twice* (two such trainings at once). Prints a table of
 milliseconds per step; the last row is what `common/__init__.py` sets.
 """
@@ -54,7 +54,7 @@ print(statistics.median(times[2:]))
 class Config(Base):
     """What to measure."""
 
-    cases: tuple[str, ...] = option(CASES, "what runs beside it", choices=CASES, least=1)
+    cases: tuple[str, ...] = option(CASES, "what runs at the same time", choices=CASES, least=1)
     batch_size: int = option(4, "images per step", low=1)
     size: int = option(80, "height and width of the images", low=16)
     steps: int = option(25, "measured steps of each process, after two to warm up", low=1)

@@ -28,8 +28,8 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 def settle_threads(environment: MutableMapping[str, str]) -> None:
     """Let waiting threads spin briefly before they sleep, unless the user has said otherwise.
 
-    Left to itself libgomp lets them spin for milliseconds: beside other work, which shared machines
-    and a second training are, that takes the core from whoever has something to do
+    By default libgomp lets them spin for milliseconds. On a shared machine, or with a second
+    training, that takes the core from a thread that has work to do
     (benchmarks/threads.py).
     """
     if not any(name in environment for name in WAITING):

@@ -92,7 +92,7 @@ def to_device(batch: dict, device: torch.device, channels_last: bool) -> dict:
 
 
 def loader_workers(wanted: int, device: torch.device) -> int:
-    """Loader processes: -1 means none beside a CPU training, up to 8 beside a GPU."""
+    """Loader processes: -1 means none for training on a CPU, up to 8 on a GPU."""
     if wanted >= 0:
         return wanted
     return min(8, max(0, (os.cpu_count() or 1) - 1)) if device.type == "cuda" else 0

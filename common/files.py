@@ -38,7 +38,7 @@ def printable(name: str) -> str:
 
 @contextmanager
 def atomic(path: Path):
-    """Yield a temporary path beside `path`; on success it replaces `path`, else it is removed."""
+    """Yield a temporary path next to `path`; on success it replaces `path`, else it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: writers such as Pillow choose the format by it.
@@ -130,7 +130,7 @@ def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
     if held and not (resume or overwrite):
         raise UserError(
             f"{shown(folder)} already holds a run. Continue it with --resume, keep it and train "
-            "beside it with --name NEW, or replace it with --overwrite."
+            "next to it with --name NEW, or replace it with --overwrite."
         )
 
 
@@ -142,7 +142,7 @@ def known_runs(runs: Path, holding: str) -> list[str]:
 def lock_folder(folder: Path):
     """Claim a folder to write for this process: `with lock_folder(...)`, or keep what it returns.
 
-    The lock is a file beside the folder, `.NAME.lock`. It is released on exit, however the process
+    The lock is a file next to the folder, `.NAME.lock`. It is released on exit, however the process
     ends. UserError if another process holds it. Where nothing can be locked (Windows, some network
     disks) nothing is.
     """

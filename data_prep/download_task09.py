@@ -33,7 +33,7 @@ from common.files import ROOT, lock_folder, require_space, shown
 
 NAME = "Task09_Spleen"
 CHUNK = 1 << 20
-TRIES = 5  # connections in a row that bring nothing, before the user has to start anew
+TRIES = 5  # consecutive connections that bring nothing before it gives up
 PAUSE = 3  # seconds before such a connection is tried again
 BROKEN = (ConnectionError, TimeoutError, ssl.SSLError)  # what ends a connection while it is read
 
@@ -47,7 +47,7 @@ class Config(base.Config):
         f"https://msd-for-monai.s3-us-west-2.amazonaws.com/{NAME}.tar", "the archive's address"
     )
     md5: str = option("410d4a301da4e5b2f6f86ec3ddba524e", "the archive's MD5 checksum")
-    keep_archive: bool = option(False, "keep the .tar beside the unpacked folder")
+    keep_archive: bool = option(False, "keep the .tar next to the unpacked folder")
 
 
 def fetch(url: str, part: Path) -> None:
@@ -69,7 +69,7 @@ def fetch(url: str, part: Path) -> None:
             raise UserError(f"{url}: {error}.") from None
         except (urllib.error.URLError, http.client.HTTPException, *BROKEN) as error:
             reason = str(getattr(error, "reason", error))
-        # More than ever before: a server that always starts anew must not keep this going.
+        # More than ever before: a server that always starts over must not keep this going.
         idle = 0 if size_of(part) > most else idle + 1
         most = max(most, size_of(part))
         if idle:

@@ -28,7 +28,7 @@ if there is one, the slice number) or --patient-csv (columns file and patient). 
 sub-folder counts as a patient or, where there is none, every image.
 
 First the pairing and then all files are checked, before anything is kept; every problem of a kind
-is reported in one go.
+is reported at once.
 """
 
 import hashlib
@@ -126,7 +126,7 @@ def read_mask(
         return to_mask(numbers, labels), {*count_values(numbers)}, [mask]
     read = [read_binary(path, config.threshold) for path in pair.masks]
     if odd := [mask for pixels, mask in read if pixels.shape != read[0][0].shape]:
-        raise UserError(f"{shown(odd[0].path)} has another size than the masks beside it.")
+        raise UserError(f"{shown(odd[0].path)} has another size than the other masks of its image.")
     return np.maximum.reduce([pixels for pixels, _ in read]), set(), [mask for _, mask in read]
 
 
@@ -208,7 +208,7 @@ def refuse_leaks(done: list[Converted]) -> None:
 
 
 def main(config: Config) -> None:
-    """Pair, check, convert into a folder beside the output, and move it there when it is whole."""
+    """Pair, check, convert into a folder next to the output, and move it there once complete."""
     classes, labels = classes_of(config)
     pairs = find_pairs(config)
     splits = make_splits([pair.case for pair in pairs], config.seed, config.num_folds, config.fold)

@@ -116,7 +116,9 @@ def main(config: Config) -> None:
             print(f"{shown(config.output)} already holds these {config.patients} patients")
             return
         if not isinstance(earlier, dict) or earlier.get("description") != listing["description"]:
-            raise UserError(f"{shown(target)} is no phantom's and stays; choose another --output.")
+            raise UserError(
+                f"{shown(target)} is not a phantom's and stays; choose another --output."
+            )
         if not config.overwrite:
             raise UserError(
                 f"{shown(config.output)} holds a phantom made with other flags. Choose another "

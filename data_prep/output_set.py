@@ -40,7 +40,7 @@ def known_colours(config: SliceSetConfig, about: dict) -> dict:
 
 
 def keep_others(config: SliceSetConfig) -> None:
-    """What somebody has put beside the set's own files, like splits of their own, stays there."""
+    """Keep what users have added to the set's own files, like splits of their own."""
     own = {*("images", "masks", ".done", "manifest.csv", "splits.json", "dataset.json")}
     files = () if config.overwrite or not config.output.exists() else config.output.iterdir()
     for path in files:

@@ -74,7 +74,7 @@ def _folders(names: Sequence[str]) -> list[str]:
         )
     if bare := [name for name, folder in _both(names, folders) if not folder]:
         raise UserError(
-            f"{len(bare)} pictures lie beside the folders of others, as {bare[0]}: {WITHOUT}."
+            f"{len(bare)} pictures lie next to the folders of others, as {bare[0]}: {WITHOUT}."
         )
     different = sorted(set(folders))
     if split := [folder for folder in different if folder.lower() in A_SPLIT]:

@@ -23,7 +23,7 @@ bounds from each volume's voxels above its minimum, which is what lies outside t
 images (several contrasts) --channel takes one. --axis cuts in another plane; inference.py --volume
 then does not take the model.
 
-Missing files are all named in one go, then all volumes that cannot be used; files are read to
+Missing files are all named at once, then all volumes that cannot be used; files are read to
 their checksum. The set is made in
 OUTPUT.partial and moved when it is whole, so an earlier one is there until then. Interrupted, it
 resumes where it stopped; volumes that have not changed are not sliced again; run twice, it writes

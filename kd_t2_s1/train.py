@@ -3,7 +3,7 @@
     python train.py                                      T2 from teacher_t2_transunet/runs/default
     python train.py --epochs 2 --name check              a quick check that everything works
     python train.py --scales bottleneck --contrast image --name bottleneck-image
-    python train.py --resume                             go on after an interruption
+    python train.py --resume                             continue after an interruption
     torchrun --nproc-per-node 4 train.py                 several GPUs (--batch-size is for each)
 
 The recipe (StudentConfig) is the one of student_s1, term for term; only the distillation terms

@@ -3,7 +3,7 @@
     python train.py                                  the data set in data/spleen2d
     python train.py --epochs 2 --name check          a quick check that everything works
     python train.py --train-on train --name all         on all training patients, not on half
-    python train.py --resume                         go on after an interruption
+    python train.py --resume                         continue after an interruption
     torchrun --nproc-per-node 4 train.py             several GPUs (--batch-size is for each)
 
 The recipe (StudentConfig) is the one of kd_t1_s2 and kd_t2_s2, term for term: half of the training
@@ -27,7 +27,7 @@ from common.training.runs import start
 
 @dataclass
 class Config(StudentConfig):
-    """Nothing beside the students' common recipe."""
+    """Nothing but the students' common recipe."""
 
 
 def main(config: Config) -> None:

@@ -2,7 +2,7 @@
 
     python train.py                                      the data set in data/spleen2d
     python train.py --epochs 2 --width 8 --name check    a quick check that everything works
-    python train.py --resume                             go on after an interruption
+    python train.py --resume                             continue after an interruption
     torchrun --nproc-per-node 4 train.py                 several GPUs (--batch-size is for each)
 
 T1 has 43,236,036 parameters (five levels, 64 to 1024 channels, two decoders) and is trained on

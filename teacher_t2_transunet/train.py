@@ -3,7 +3,7 @@
     python train.py                                      the data set in data/spleen2d
     python train.py --epochs 2 --width 192 --depth 2 --name check      a quick check
     python train.py --encoder-weights imagenet           start from ImageNet's ResNet-50, ViT-B/16
-    python train.py --resume                             go on after an interruption
+    python train.py --resume                             continue after an interruption
     torchrun --nproc-per-node 4 train.py                 several GPUs (--batch-size is for each)
 
 T2 has 109,360,964 parameters (ResNet-50 to stride 16, 12 transformer layers 768 wide, two

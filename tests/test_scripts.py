@@ -94,7 +94,7 @@ def test_whole_volumes_are_segmented_in_their_own_geometry(trained, phantom):
     for stage in ("teacher_t1_unet", "kd_t1_s1"):
         text = run(repo, "inference.py", *flags, "--largest-component", cwd=repo / stage)
         assert "HU -160 to 240, on" in text and text.count("spleen") >= 8
-        assert "Dice, mean over 8 volumes: 0." in text
+        assert "Dice, mean over 8 volumes, 6 of them of patients that were trained" in text
         folder = repo / stage / "runs/default/volumes"
         for path in (phantom / "imagesTr").iterdir():
             image, mask = nib.load(path), nib.load(folder / path.name)

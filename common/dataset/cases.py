@@ -36,7 +36,7 @@ def listing(folder: Path, channel: int | None = None) -> tuple[list[Case], list[
     """The labelled cases of a folder's dataset.json, sorted by name, and what is wrong with it.
 
     They are those of the list "training" and, where there is one, those of the list "validation"
-    that have a label. Images that are listed as NAME and lie there as NAME_0000 (nnU-Net) are
+    that have a label. Images that are listed as NAME and stored as NAME_0000 (nnU-Net) are
     found; `channel` chooses one of several. A problem is the case's name and a text: a file that
     is listed and missing, listed outside the folder, listed twice. UserError if there is no such
     list.

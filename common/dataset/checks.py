@@ -49,7 +49,7 @@ def value_doubts(voxels: np.ndarray, hu: bool) -> list[str]:
     if not hu:
         return []
     if high > PLAUSIBLE_HU[1] or low < PLAUSIBLE_HU[0] and not _is_padding(voxels):
-        return [f"{low:g}..{high:g} is no range of a CT in HU"]
+        return [f"{low:g}..{high:g} is not a range of a CT in HU"]
     inside = low
     if low < LOWEST_HU:
         inside = float(voxels[voxels >= LOWEST_HU].min(initial=high))

@@ -121,7 +121,7 @@ def _by_pattern(folder: Path, images: str, masks: str) -> tuple[list[Case], list
             f"--images {images!r} and --masks {masks!r} have different numbers of stars; each "
             "star stands for the same text in both."
         )
-    truths = set(second.values())  # `x*.nii` finds the masks `x*_gt.nii` too: they are no images
+    truths = set(second.values())  # `x*.nii` finds the masks `x*_gt.nii` too, which are not images
     first = {key: path for key, path in first.items() if path not in truths}
     if not first:
         raise UserError(f"--images {images!r} finds the masks alone in {shown(folder)}.")
@@ -130,7 +130,7 @@ def _by_pattern(folder: Path, images: str, masks: str) -> tuple[list[Case], list
     names = {key: stem(path) if unique else plain("_".join(key)) for key, path in first.items()}
     both = first.keys() & second.keys()
     if both and all(re.fullmatch(f"{re.escape(stem(second[k]))}_\\d{{4}}", names[k]) for k in both):
-        names |= {key: stem(second[key]) for key in both}  # nnU-Net's channel is no part of a name
+        names |= {key: stem(second[key]) for key in both}  # nnU-Net's channel is not part of a name
     problems = [
         (stem(paths[key]), f"{shown(paths[key])} has no {partner}")
         for paths, others, partner in ((first, second, "mask"), (second, first, "image"))
@@ -162,7 +162,7 @@ def _matches(folder: Path, pattern: str, flag: str) -> dict[tuple[str, ...], Pat
     paths = {}
     for path in sorted(folder.glob(text + either)) if pattern else ():
         match = regex.fullmatch(path.relative_to(folder).as_posix())
-        # macOS's shadow files `._x.nii.gz` are no volumes.
+        # macOS's shadow files `._x.nii.gz` are not volumes.
         if match and path.is_file() and not path.name.startswith("."):
             paths[match.groups()] = path
     if not paths:
@@ -200,7 +200,7 @@ def study_classes(volumes: Path, wanted: str | None) -> str | None:
     """The classes that reproduce.py cuts out of volumes that name theirs: those `wanted`, else the
     spleen, else the only one; None where that is the usual label alone.
 
-    UserError where there are several and none is the spleen, and of volumes that are no CT.
+    UserError where there are several and none is the spleen, and for volumes that are not CT.
     """
     if not is_ct(volumes):
         raise UserError(

@@ -13,7 +13,8 @@ ALIKE = 48  # colours of one class in two lossy files differ by no more
 
 def contradictions(masks: Sequence[Mask], flag: str = "--threshold") -> list[NotTwoValues]:
     """What is wrong with masks that each hold two values, but not all the same: one for each file
-    whose foreground has another value or colour than most. 0 and 1 beside 0 and 255 is usual.
+    whose foreground has another value or colour than most. Some with 0 and 1, some with 0 and 255
+    are usual.
 
     `flag` is what cuts masks at a value."""
     groups: list[list[Mask]] = []

@@ -24,7 +24,7 @@ from common.files import shown, write_bytes
 MAX_BYTES = 4 << 30
 HEADER = 352  # bytes before a file's voxels, at least
 SLACK = 1 << 20  # bytes after them that do no harm
-SPACING_MM = (1e-3, 1e3)  # what lies outside is no distance between the voxels of a patient
+SPACING_MM = (1e-3, 1e3)  # anything outside is not a distance between voxels of a patient
 
 
 @dataclass

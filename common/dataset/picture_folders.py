@@ -56,7 +56,7 @@ def pictures_in(
     left = [f"{count} {ending}" for ending, count in sorted(others.items())]
     below = [path for path in pictures if path not in direct]
     if direct and (more := [p for p in below if not (other and p.is_relative_to(other))]):
-        left.append(f"the pictures in sub-folders ({len(more)}), as there are others beside them")
+        left.append(f"the pictures in sub-folders ({len(more)}), as there are others next to them")
     if left:
         print(f"note: not read in {shown(folder)}: {', '.join(left)}", flush=True)
     return [*direct] or pictures

@@ -95,7 +95,7 @@ def check_opaque(image: Image.Image, path: Path) -> None:
         return
     pixels = np.asarray(image.convert("RGBA"))
     hidden = pixels[..., 3] < 255
-    # A black background is see-through at times; else the alpha holds what is shown.
+    # A black background may be transparent; otherwise the alpha holds what is shown.
     silhouette = hidden.any() and not hidden.all() and not pixels[..., :3].any()
     if pixels[hidden][:, :3].any() or silhouette:
         raise UserError(

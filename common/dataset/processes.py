@@ -62,7 +62,8 @@ def _leave_to_parent() -> None:
     alone decides what they mean. A worker that ended while it takes its next case would leave half
     a message to the others.
 
-    A worker whose parent is gone, with its lock on the folder, must not write beside the next one.
+    A worker whose parent is gone, with its lock on the folder, must not write alongside the next
+    one.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -21,7 +21,7 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
     """Split patients, never slices: 70 % train, 10 % val, 20 % test, at least one in each.
 
     With `folds` the test patients are fold number `fold` of that many: over all folds every
-    patient is tested exactly once. Who of the others is in `val` and `student` is drawn anew in
+    patient is tested exactly once. Who of the others is in `val` and `student` is redrawn in
     each fold: drawn once, the folds would train on nearly the same patients. `student` is half of
     the train patients (rounded up). One or two patients cannot be split: they are test patients.
     """
@@ -81,7 +81,7 @@ def _draws(seed: int, folds: int, fold: int) -> np.random.Generator:
 def with_labels(splits: dict, percent: float) -> dict:
     """The same split, with the labels of `percent` of the training patients (at least one).
 
-    Drawn anew in each fold. Nested within one: fewer are a subset of more, and half of them are the
+    Redrawn in each fold. Nested within one: fewer are a subset of more, and half of them are the
     split's own `student`.
     """
     rng = _draws(*(splits.get(name, 0) for name in ("seed", "folds", "fold")))

@@ -144,7 +144,7 @@ def compare(
         )
     other = read_json(path)
     if not is_summary(other):
-        return f"{title}: {shown(path)} is no summary.json of this version; run metrics.py there"
+        return f"{title}: {shown(path)} is not a summary.json of this version; run metrics.py there"
     other_stage = other.get("stage", stage)
     if stage and other_stage not in (stage, result.get("stage")):
         return f"{title}: not compared; {shown(path)} is of {other_stage}, not of {stage}"

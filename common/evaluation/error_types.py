@@ -14,7 +14,7 @@ TOUCHING = np.ones((3, 3), dtype=bool)
 
 
 def untouched(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The components of a bool mask `(H, W)` that share no pixel with `other`."""
+    """The components of a bool mask `(H, W)` that do not overlap `other`."""
     parts, count = ndimage.label(mask, TOUCHING)
     met = np.zeros(count + 1, dtype=bool)
     met[np.unique(parts[other])] = True

@@ -111,7 +111,7 @@ def _within(rows: list[tuple]) -> dict[str, Effect]:
         return {"patient": Effect(squares, patients - 1), "training": nothing, "rest": nothing}
     fit = ols("value ~ C(patient) + C(training)", table).fit()
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of the tests beside it: F is 0 / 0 where values are equal
+        warnings.simplefilter("ignore")  # F, which is not used, is 0 / 0 where values are equal
         anova = anova_lm(fit, typ=2)
     names = {"patient": "C(patient)", "training": "C(training)", "rest": "Residual"}
     return {name: Effect(*anova.loc[row, ["sum_sq", "df"]]) for name, row in names.items()}

@@ -8,7 +8,7 @@ pool) with truth T and prediction P:
 
 A missed class has Dice 0; so has one that is predicted where there is none. Where neither has a
 pixel, the scores are undefined (None): such cases are left out of the mean and counted. A patient's
-score is the mean over the classes where it is defined; each class's own is kept beside it.
+score is the mean over the classes where it is defined; each class's own score is kept as well.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """report.html: one run's scores, patients, worst cases, training and settings on one page.
 
-The page needs no network and no file beside it: pictures are part of it. All text that comes from
+The page needs no network and no other file: its pictures are embedded. All text that comes from
 files (names of cases, runs and classes) is escaped.
 """
 
@@ -148,7 +148,7 @@ def _order(result: dict) -> list[str]:
 
 
 def _patients(result: dict) -> str:
-    """A line a patient, the worst first."""
+    """One line per patient, the worst first."""
     scored = [s for s in TITLES if s in result["per_patient"]]
     lines = []
     for case in _order(result):

@@ -33,7 +33,7 @@ class PictureJob(NamedTuple):
 
     @property
     def record(self) -> Path:
-        """The JSON beside the mask: what was found, and which files belong to it."""
+        """The JSON next to the mask: what was found, and which files belong to it."""
         return self.mask.with_name(f"{self.mask.stem}.json")
 
     @property

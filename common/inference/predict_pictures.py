@@ -37,8 +37,8 @@ LARGEST = 1024  # height or width of an overlay's picture in pixels; above, it i
 
 
 def predict_pictures(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
-    """Predict `--images`: masks as PNG in the pictures' own size, beside each its measures (.json),
-    an overlay, on request probability maps; and a table.
+    """Predict `--images`: masks as PNG in the pictures' own size, each with its measures (.json),
+    an overlay and, on request, probability maps; and a table.
 
     Rows of an earlier table stay as long as their masks do. A picture that cannot be used does not
     stop the others: UserError names all of them at the end.
@@ -59,7 +59,7 @@ def predict_pictures(model: nn.Module, run: Trained, config: InferenceConfig) ->
     print(f"epoch {run.checkpoint['epoch']}, on {run.device}")
     done: dict[str, dict] = {}
     problems: list[str] = []
-    if table and table_rows:  # no old row beside a new mask, whenever this ends
+    if table and table_rows:  # no old row for a new mask, whenever this ends
         coming = {job.place for job in jobs}
         _write_table(
             table, {place: rows for place, rows in table_rows.items() if place not in coming}
@@ -72,7 +72,7 @@ def predict_pictures(model: nn.Module, run: Trained, config: InferenceConfig) ->
         for job in jobs if table else ():
             if job.place in done:
                 table_rows[job.place] = _rows(done[job.place], job.place)
-            elif not untouched(job):  # it failed half made
+            elif not untouched(job):  # it failed half-way
                 table_rows.pop(job.place, None)
         if table:
             _write_table(table, table_rows)

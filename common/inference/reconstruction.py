@@ -1,4 +1,4 @@
-"""What a teacher restores of images with hidden patches: written, and scored beside its input."""
+"""What a teacher restores of images with hidden patches: written, and scored next to its input."""
 
 import zlib
 from pathlib import Path

@@ -44,10 +44,10 @@ from common.settings import InferenceConfig
 
 
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
-    """Segment `--volume`: masks as .nii.gz, and beside each a sheet (.png) and measures (.json).
+    """Segment `--volume`: masks as .nii.gz, each with a sheet (.png) and its measures (.json).
 
-    Of a folder they are a table, too: volumes.csv, one row per volume and class; earlier rows
-    stay in it as long as their masks do. A file that cannot be used does not stop the others:
+    For a folder the measures are also a table: volumes.csv, one row per volume and class; earlier
+    rows stay in it as long as their masks do. A file that cannot be used does not stop the others:
     UserError names all of them at the end.
     """
     wanted = window_of(run, config)
@@ -72,11 +72,11 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
             problems.append(str(error))
         except Exception as error:  # a name or a file like no other
             problems.append(f"{shown(job.volume)}: {unforeseen(error)}")
-        if not untouched(job):  # it failed half made: no old row beside a new mask
+        if not untouched(job):  # it failed half-way: no old row for a new mask
             measured.pop(job.name, None)
         if table and measured:
             write_csv(table, [row for name in sorted(measured) for row in measured[name]])
-        elif table:  # without rows it would not be known as ours
+        elif table:  # without rows it could not be recognised as our table
             table.unlink(missing_ok=True)
     if len(dice) > 1:
         trained = f", {seen} of them of patients that were trained or chosen on" if seen else ""

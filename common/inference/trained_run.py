@@ -30,7 +30,7 @@ from common.training import checkpoint
 class Trained:
     """A finished training to predict with: its folder, its checkpoint, the slices to predict.
 
-    There are no slices, and no data set, where it is to predict volumes or new pictures.
+    There are no slices and no data set if it is to predict volumes or new pictures.
     """
 
     folder: Path

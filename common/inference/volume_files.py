@@ -28,7 +28,7 @@ class Job(NamedTuple):
         return plain(self.volume.name)
 
     def beside(self, ending: str) -> Path:
-        """A file beside the mask, of the same name but for the ending."""
+        """A file next to the mask, with the same name but for the ending."""
         return self.mask.with_name(stem(self.mask) + ending)
 
     def written(self, maps: list[str]) -> list[Path]:
@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
     @property
     def record(self) -> Path:
-        """The JSON beside the mask: what was found, and which files belong to it."""
+        """The JSON next to the mask: what was found, and which files belong to it."""
         return self.beside(".json")
 
 
@@ -125,7 +125,7 @@ def own_rows(table: Path, columns: Sequence[str]) -> list[dict]:
 
 
 def is_own(table: Path, columns: Sequence[str]) -> bool:
-    """Whether a file begins as a table of ours with these columns does."""
+    """Whether a file starts like one of our tables with these columns."""
     with table.open(encoding="utf-8", errors="replace") as file:
         return file.readline().rstrip("\n") == ",".join(columns)
 

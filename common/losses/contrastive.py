@@ -68,7 +68,7 @@ def border_of(mask: Tensor, width: int = 2) -> Tensor:
 def pixel_classes(mask: Tensor, num_classes: int) -> Tensor:
     """Class indices `(N, H, W)` with the border as one more class, numbered `num_classes`.
 
-    Of several classes only the background beside them is border: a small class is nothing but
+    With several classes only the background next to them is border: a small class is nothing but
     border (at 128 pixels an adrenal gland has no pixel that is not), and would lose its own class.
     """
     border = border_of(mask)

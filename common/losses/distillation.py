@@ -1,6 +1,6 @@
 """Knowledge distillation: prediction map, multi-scale contrast, and the objective that joins them.
 
-After arXiv 2406.03173, with what its released code lacks: the projections that bring teacher and
+After arXiv 2406.03173, with what its released code lacks. The projections that bring teacher and
 student features to one dimension belong to the loss, are in the optimizer and are learned; the
 prediction map of a one-channel network is a Bernoulli distribution, not a softmax over one value.
 """
@@ -92,15 +92,15 @@ class Distiller(nn.Module):
         return self._teacher[0]
 
     def get_extra_state(self) -> dict[str, str]:
-        """What a checkpoint keeps of the teacher: which one it was, not its weights."""
+        """What a checkpoint keeps of the teacher: its identity, not its weights."""
         return {"teacher": self.fingerprint}
 
     def set_extra_state(self, state: dict[str, str]) -> None:
-        """UserError if a resumed run was begun with another teacher."""
+        """UserError if a resumed run was started with another teacher."""
         if self.teacher and state["teacher"] != self.fingerprint:
             raise UserError(
-                "This run was begun with another teacher: the weights in --teacher have changed "
-                "since. Train under another --name, or anew with --overwrite."
+                "This run was started with another teacher: the weights in --teacher have changed "
+                "since. Train under another --name, or start over with --overwrite."
             )
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
@@ -141,11 +141,11 @@ class Distiller(nn.Module):
         return losses
 
     def teacher_output(self, images: Tensor, output: Output) -> Output:
-        """What the teacher says of the images; in a control, what stands in its place.
+        """The teacher's output for the images; in a control, what replaces it.
 
         `other-image`: its output for the batch's next image. That one is mostly another patient's,
-        and says at most where a spleen usually lies. A batch of one has no other: zeros then.
-        `other-features`: the same of its features alone, with the maps of the right image.
+        and tells at most where a spleen usually lies. In a batch of one it is zeros.
+        `other-features`: the same for the features alone, with the maps of the right image.
         `no-teacher`: the student's own output. Its maps agree with themselves, and what is left is
         a contrast by the labels alone.
         """
@@ -162,13 +162,13 @@ class Distiller(nn.Module):
 
 
 def _other(values: Tensor) -> Tensor:
-    """Each image's values at the place of another's."""
+    """The values of the batch's next image for each image."""
     return values.roll(1, dims=0) if len(values) > 1 else torch.zeros_like(values)
 
 
 def fingerprint(module: nn.Module) -> str:
     """A hash of all parameters. BatchNorm's statistics are not in it: those of a random teacher
-    are counted anew at each start, and in their last bit depend on the number of threads."""
+    are recomputed at each start, and their last bit depends on the number of threads."""
     digest = hashlib.sha256()
     for value in module.parameters():
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -60,7 +60,7 @@ def convolutions(inputs: int, outputs: int, count: int) -> nn.Sequential:
 
 
 class Up(nn.Module):
-    """Double the size, put the skip beside it, convolve: (inputs, h, w) -> (outputs, 2h, 2w)."""
+    """Double the size, concatenate the skip, convolve: (inputs, h, w) -> (outputs, 2h, 2w)."""
 
     def __init__(self, inputs: int, outputs: int, count: int):
         super().__init__()
@@ -161,7 +161,7 @@ def student_s1(num_classes: int = 1, deep: bool = False) -> UNet:
     """S1: three levels 16-32-64, single convolutions: 57,297 parameters (one class).
 
     A logit depends on 26x26 input pixels: the student cannot know where in the body it is. `deep`
-    is no model of the thesis but the test of that limit: five narrow levels 10-16-22-28-34, 57,187
+    is not a model of the thesis but tests that limit: five narrow levels 10-16-22-28-34, 57,187
     parameters, 110x110 pixels.
     """
     return UNet((10, 16, 22, 28, 34) if deep else (16, 32, 64), count=1, num_classes=num_classes)

@@ -116,8 +116,8 @@ def controls(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 
 def unlabelled(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """What images without labels add, with and without the teacher's predictions on them, beside
-    what their labels would."""
+    """What images without labels add, with and without the teacher's predictions on them, compared
+    with what their labels would add."""
     more = whole.variant(f"{whole.label}, unlabelled too", "unlabelled", "--unlabelled")
     words = ("--unlabelled", "--control", "no-teacher")
     alone = whole.variant("unlabelled too, no teacher", "unlabelledalone", *words)
@@ -128,7 +128,7 @@ def unlabelled(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 
 def deep(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """The student beside one of as many parameters with a wider receptive field; that one
+    """The student and one with as many parameters with a wider receptive field; that one
     distilled, and with the contrast by the labels alone."""
     far = plain.variant(f"{plain.label} deep", "deep", "--deep", base=plain.label)
     name, both = f"KD({teacher.label},{far.label})", {"plain": far, "base": far.label}

@@ -44,7 +44,7 @@ def _two_panels(models: list[str], **sharing) -> tuple[Figure, tuple]:
 
 
 def gains(path: Path, gained: dict[str, tuple[str, dict]]) -> None:
-    """A line a model: its mean gain in Dice points over its base, and the 95 % interval.
+    """One line per model: its mean gain in Dice points over its base, and the 95 % interval.
 
     `gained` maps a model to its base's name and its gain (`common.evaluation.comparison.gain`).
     """
@@ -155,7 +155,7 @@ def repairs(path: Path, changes: dict[str, tuple[str, dict, dict]]) -> None:
     _stack(axis, [made for *_, made in changes.values()], sign=-1)
     axis.axvline(0, color="black", lw=0.8)
     low, high = axis.dataLim.intervalx
-    room = 0.05 * (high - low) or 1.0  # beside the bars
+    room = 0.05 * (high - low) or 1.0  # next to the bars
     axis.set_xlim(low - room, high + room)
     names = [f"{model} after {base}" for model, (base, *_) in changes.items()]
     _name_bars(

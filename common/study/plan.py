@@ -47,7 +47,7 @@ def data_steps(config) -> tuple[Path, list[Step]]:
         raise UserError(
             f"{shown(volumes)} is gone, of which {shown(data)} was made. Go on with the slices "
             f"themselves, --data {shown(data)} --name {config.name} instead of the flags on "
-            "data, or make all anew with --overwrite."
+            "data, or rebuild everything with --overwrite."
         )
     if config.input and not config.input.is_dir():
         raise UserError(f"--input {shown(config.input)} does not exist.")

@@ -1,6 +1,6 @@
 """Run scripts in order: skip what is done, take up what was interrupted, keep one log.
 
-What is done stands in a record beside what was made, so that it survives the loss of a results
+What is done is recorded next to what was made, so that it survives the loss of a results
 folder and travels with the runs from one machine to another.
 """
 

@@ -46,7 +46,7 @@ ONE_TRAINING = (
 TWO_TRAININGS = (
     " Two trainings of each model in one split say little about the spread of trainings: where it "
     "is large, the interval holds in 88 to 91 % of studies instead of 95 (docs/METHOD.md); a third "
-    "seed mends it."
+    "seed helps."
 )
 
 CHANCES = ("p (Holm)", "Wilcoxon p")
@@ -74,7 +74,7 @@ def write_study(
 
     `runs` holds each model's summaries by (fold, seed); `bases` names for some models the one that
     they are compared with. table.md has one part per patient, with the gains, and one pooled over
-    slices, beside the thesis's figures. UserError if models to compare have different patients.
+    slices, next to the thesis's figures. UserError if models to compare have different patients.
     """
     results = {model: list(each.values()) for model, each in runs.items()}
     for model, base in bases.items():

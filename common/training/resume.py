@@ -35,7 +35,7 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
         if log.exists() and len(read_csv(log)) >= config.save_every:
             raise UserError(
                 f"{shown(path)} is gone, and nothing can go on without it; best.pt would be "
-                "replaced. Train under another --name, or anew with --overwrite."
+                "replaced. Train under another --name, or start over with --overwrite."
             )
         run.say(f"nothing to resume in {shown(run.folder)}: starting at epoch 1")
         return []

@@ -65,7 +65,7 @@ def _remember(content: dict, run: Run) -> None:
 
 
 def add_unlabelled(run: Run, config: DistillationConfig) -> None:
-    """With `--unlabelled`, put an image of the other training patients beside every labelled one.
+    """With `--unlabelled`, add an image of the other training patients to every labelled one.
 
     Those are the patients of `train` that the student's share leaves out. UserError if none is.
     """
