@@ -62,7 +62,7 @@ class Config:
     def __post_init__(self):
         """UserError naming every flag whose value is outside its limits.
 
-        Paths become absolute: what is kept of them is read from other folders, too.
+        Paths become absolute: what is stored of them is read from other folders, too.
         """
         for f in fields(self):
             if isinstance(path := getattr(self, f.name), Path):
@@ -88,8 +88,8 @@ class Config:
 
 
 def absolute(path: Path) -> Path:
-    """A path from the root on. What is kept of it is read from other folders, too; its own name
-    stays, if it is a link: that is a volume's or a data set's."""
+    """An absolute path, since what is stored of it is read from other folders, too. If it is a
+    link, its own name stays: that is a volume's or a data set's."""
     named = path.name not in ("", "..")
     return path.parent.resolve() / path.name if named else path.resolve()
 
@@ -100,7 +100,7 @@ def to_json(config) -> dict:
 
 
 def plain(value):
-    """A setting as JSON gives it back: a path as its text, a tuple as a list."""
+    """A setting as it comes back from JSON: a path as text, a tuple as a list."""
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
@@ -218,7 +218,7 @@ def describe(config, title: str) -> str:
 
 
 def reader_has_gone() -> bool:
-    """Whether nobody reads standard output any more: `| head` has read enough."""
+    """Whether standard output is no longer read: `| head` has enough."""
     poll = select.poll()
     poll.register(sys.stdout.fileno())
     return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -227,11 +227,11 @@ def reader_has_gone() -> bool:
 def launch(main, cls) -> None:
     """Run `main(config)` as a script: exit code 1 and one line, no traceback, for a UserError, for
     a full or read-only disk and for a GPU whose memory is too small. Ctrl-C exits with 130 and
-    SIGTERM with 143, both by the way of every `finally`."""
-    # The manual is the script's docstring; under torchrun only rank 0 speaks.
+    SIGTERM with 143, both after every `finally`."""
+    # The manual is the script's docstring; under torchrun only rank 0 prints.
     script = Path(inspect.getfile(main)).resolve()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    for stream in (sys.stdout, sys.stderr):  # names that the console has no letters for
+    for stream in (sys.stdout, sys.stderr):  # names with letters that the console lacks
         stream.reconfigure(errors="backslashreplace")
     try:
         config = parse(cls, None, inspect.getmodule(main).__doc__, script.parent)

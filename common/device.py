@@ -30,10 +30,10 @@ def pick_device(name: str, deterministic: bool = False) -> torch.device:
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here. "
             "Use --device cpu, or install a PyTorch build that matches the GPU's driver."
         )
-    # Some calls take the current device, whatever tensors they get: all work goes to one GPU.
+    # Some calls use the current device, whatever their tensors': all work goes to one GPU.
     index = torch.cuda.current_device() if device.index is None else device.index
     torch.cuda.set_device(index)
-    # What autocast leaves in float32 (losses, --no-amp) is there for its precision: no TF32.
+    # What autocast leaves in float32 (losses, --no-amp) needs the precision: no TF32.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     # Batches of a run have one size, so trying cuDNN's algorithms once pays; which of them is the
@@ -43,7 +43,7 @@ def pick_device(name: str, deterministic: bool = False) -> torch.device:
 
 
 def half_type(device: torch.device) -> torch.dtype | None:
-    """The 16-bit type that the hardware computes fast: bfloat16, on older GPUs float16.
+    """The 16-bit type that is fast on this hardware: bfloat16, on older GPUs float16.
 
     None on a CPU without bfloat16, where autocast is slower than float32.
     """

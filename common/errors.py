@@ -1,4 +1,4 @@
-"""The user's mistakes: one exception, and how several problems are listed in its message."""
+"""User mistakes: one exception, and how its message lists several problems."""
 
 
 class UserError(Exception):
@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 def bullets(problems: list[str], most: int = 20) -> str:
-    """Problems as indented lines, with the number of those beyond `most`."""
+    """Problems as indented lines, and how many more than `most` there are."""
     lines = problems[:most]
     if len(problems) > most:
         lines = [*lines, f"... and {len(problems) - most} more"]

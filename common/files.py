@@ -1,7 +1,7 @@
 """Files on disk: atomic writes, JSON and CSV, run folders.
 
 Every writer here writes a temporary file in the target's own folder and renames it. A reader
-sees the old file or the new one, never half of one, whenever the process is killed.
+sees the old file or the new one, never half of one, even if the process is killed.
 """
 
 import csv
@@ -115,10 +115,10 @@ def require_space(folder: Path, megabytes: float) -> None:
 
 
 def check_run(folder: Path, resume: bool, overwrite: bool) -> None:
-    """UserError if `<stage>/runs/<name>` holds anything and neither flag says what to do with it,
+    """UserError if `<stage>/runs/<name>` is not empty and neither flag says what to do with it,
     or if there is no run to resume.
 
-    A finished training, or a part of one, is never lost to a second `python train.py`.
+    A finished or partial training is never lost to a second `python train.py`.
     """
     held = folder.exists() and any(path.name[0] != "." for path in folder.iterdir())
     if resume and overwrite:
@@ -140,11 +140,11 @@ def known_runs(runs: Path, holding: str) -> list[str]:
 
 
 def lock_folder(folder: Path):
-    """Claim a folder to write for this process: `with lock_folder(...)`, or keep what it returns.
+    """Claim a folder for this process to write: `with lock_folder(...)`, or keep the result.
 
     The lock is a file next to the folder, `.NAME.lock`. It is released on exit, however the process
-    ends. UserError if another process holds it. Where nothing can be locked (Windows, some network
-    disks) nothing is.
+    ends. UserError if another process holds it. Where locking is not possible (Windows, some
+    network disks) it does nothing.
     """
     if fcntl is None:
         return nullcontext()
@@ -177,7 +177,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Move the folder `new` to `target`; what was there is removed after that, not before."""
+    """Move the folder `new` to `target`; the old one is removed only afterwards."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -1,5 +1,5 @@
 """The flags that stages share: of every training, of the students, teachers and distilled students,
-of inference and of scoring. What is a stage's own stands in its script."""
+of inference and of scoring. A stage's own flags are in its script."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +51,12 @@ class TrainConfig(Config):
     epochs: int = option(60, "passes over the training slices", low=1)
     batch_size: int = option(16, "slices per batch", low=1)
     accumulate: int = option(
-        1, "batches a step, as if they were one (BatchNorm and contrasts still see each)", low=1
+        1, "batches per step, as if they were one (BatchNorm and contrasts see each alone)", low=1
     )
     lr: float = option(1e-3, "AdamW learning rate after warm-up; then a cosine to 0", low=0.0)
     weight_decay: float = option(1e-2, "AdamW weight decay", low=0.0)
     warmup: float = option(
-        0.05, "share of all steps with a linearly rising learning rate", low=0.0, high=1.0
+        0.05, "fraction of all steps with a linearly rising learning rate", low=0.0, high=1.0
     )
     clip: float = option(1.0, "largest gradient norm; 0 turns clipping off", low=0.0)
     foreground_fraction: float = option(
@@ -102,7 +102,7 @@ class StudentConfig(TrainConfig):
     """The recipe of a student, with or without a teacher.
 
     Both arms of the comparison inherit it, so that they can differ in nothing but the
-    distillation terms (a test holds them to that).
+    distillation terms (a test enforces this).
     """
 
     epochs: int = option(100, "passes over the training slices", low=1)
@@ -164,7 +164,7 @@ class DistillationConfig(MapWeights):
     recipe: str = option(
         "best",
         "best: the defaults below; thesis: the terms, weights, feature maps and segmentation loss "
-        "of arXiv 2406.03173 (docs/METHOD.md: what is not its); flags beside it change what it "
+        "of arXiv 2406.03173 (docs/METHOD.md says what is not); flags beside it change what it "
         "sets",
         choices=tuple(RECIPES),
     )
@@ -210,10 +210,10 @@ class DistillationConfig(MapWeights):
         if self.unlabelled and not self.augment:
             raise UserError("--unlabelled draws by the augmentation's seed: not with --no-augment.")
         if self.resume:
-            return  # what was allowed when the run was begun
+            return  # what was allowed when the run was started
         scales = [scale for scale in self.scales if getattr(self, scale)]
         if self.unlabelled and not (scales or any(getattr(self, term) for term in TERMS)):
-            raise UserError("--unlabelled has no effect without a term of the teacher's.")
+            raise UserError("--unlabelled has no effect without a distillation term.")
 
 
 @dataclass
@@ -251,7 +251,8 @@ class InferenceConfig(Config):
         "or runs/NAME/pictures)",
     )
     ground_truth: Path | None = option(
-        None, "the true mask of the volume or picture, or a folder of equal names: scores"
+        None,
+        "the true mask of the volume or picture, or a folder of equally named ones: adds scores",
     )
     ground_truth_threshold: int | None = option(
         None, "pixels of true masks of pictures at or above it are foreground", low=1, high=255

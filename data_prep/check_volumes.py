@@ -10,7 +10,7 @@ orientation, range of values, class volume in ml; then the findings. Errors, whi
 refuses too: files that are listed and missing, damaged, shorter than their header claims, not 3D;
 image and label of different shape, or half a voxel and more apart; NaN; an image under two names;
 label values beside 0 and those that dataset.json names (0 and 1 if it names none; any, with
---classes). Warnings, which may be meant: an empty label, one that lies slightly off its image, a
+--classes). Warnings, which may be intended: an empty label, one that lies slightly off its image, a
 constant image, implausible HU, values of which the window shows nothing, implausible spacing,
 sheared or oblique axes, an affine that states nothing, the spleen on the patient's right, a class
 that no label shows, regions that overlap, files that dataset.json does not list, macOS's `._`
@@ -87,10 +87,10 @@ def rules_of(config: Config) -> Rules:
 
 
 def check(case: Case, rules: Rules) -> Checked:
-    """Read a case and look for all that is wrong with it; what cannot be foreseen, too."""
+    """Read a case and look for all that is wrong with it; also what cannot be foreseen."""
     try:
         return _check(case, rules)
-    except Exception as error:  # whatever a file like no other makes a library raise
+    except Exception as error:  # whatever a library raises for an unforeseen file
         return Checked(None, None, [f"{shown(case.image)}: {unforeseen(error)}"], [], {})
 
 

@@ -242,7 +242,7 @@ def test_a_model_of_another_plane_or_of_percentiles(repo, classes, tmp_path, cap
     config = {"device": "cpu", "volume": image, "output": tmp_path / "seg.nii.gz"}
     with pytest.raises(UserError, match="coronal slices; --volume cuts axial ones"):
         inference.main(InferenceConfig(name="coronal", **config))
-    with pytest.raises(UserError, match="trained on no HU"):
+    with pytest.raises(UserError, match="not trained on HU"):
         inference.main(InferenceConfig(name="shares", hu_low=0.0, **config))
     inference.main(InferenceConfig(name="shares", **config))
     assert "percentiles 1 to 99 of each volume" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from common.files import read_json, shown
 
 PAIR = {"image", "label"}
 ONE_CLASS = (0, 1)  # what a label holds where no classes are named
-ROUNDING = 1e-3  # so far from a whole number a label's value is meant as one
+ROUNDING = 1e-3  # a label's value this close to a whole number is meant as one
 RESAMPLE = "resample it on its image (nibabel.processing.resample_from_to(label, image, order=0))"
 APART = 0.5  # voxels between a label and its image; from there on another voxel is nearer
 
@@ -189,7 +189,7 @@ def problems_of(
 
 
 def beside(image: Volume, label: Volume) -> float:
-    """How far at most a label of its image's shape lies beside it, in voxels."""
+    """The largest distance in voxels between a label and its image of the same shape."""
     return displacement(image.affine, label.affine, image.voxels.shape)
 
 

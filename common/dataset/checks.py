@@ -1,4 +1,4 @@
-"""What is odd about a case and may be meant: values, geometry, the label's place, its side."""
+"""What is odd about a case but may be intended: values, geometry, the label's place, its side."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from common.dataset.nifti import Volume, in_mm
 from common.dataset.preprocessing import HU_WINDOW
 
 AIR_HU = -300  # below it is air, in the lungs or around the patient
-LOWEST_HU = -1024  # air; scanners pad what lies outside of their circle with less
+LOWEST_HU = -1024  # air; scanners pad outside their circle with less
 PLAUSIBLE_HU = (-1100, 5000)  # with room for noise in air
 LEAST_SEEN = 0.001  # of the voxels: a window that shows less was meant for other values
 PADDINGS = 4  # different values that may pad a volume
@@ -24,7 +24,7 @@ MOVED_MM = 1e-3  # less is rounding
 def image_doubts(
     image: Volume, hu: bool = True, window: tuple[float, float] | None = HU_WINDOW
 ) -> list[str]:
-    """What looks wrong about an image and may be intended; without `hu` it is not a CT.
+    """What looks wrong about an image but may be intended; without `hu` it is not a CT.
 
     `window` are the values that will be shown as black and white; None where they will be chosen by
     the image's own.
@@ -71,8 +71,8 @@ def window_doubts(voxels: np.ndarray, low: float, high: float) -> list[str]:
 
 
 def _is_padding(voxels: np.ndarray) -> bool:
-    """Whether what is too low for HU is padding: few values, or few voxels between them, as
-    resampling leaves them."""
+    """Whether values too low for HU are padding: few distinct values, or few voxels in between, as
+    resampling leaves."""
     deep = voxels[voxels < PLAUSIBLE_HU[0]]
     if deep.size < 0.01 * voxels.size:
         return True
@@ -109,7 +109,7 @@ def _same_axes(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def label_doubts(image: Volume, label: Volume) -> list[str]:
-    """Whether a label that can be used lies a little beside its image (see `problems_of`)."""
+    """Whether a usable label lies slightly off its image (see `problems_of`)."""
     distance = beside(image, label)
     if distance * max(image.spacing) <= MOVED_MM:
         return []
@@ -123,7 +123,7 @@ def side_doubts(image: Volume, foreground: np.ndarray) -> list[str]:
     if foreground.any() and body.any():
         x, middle = (float(np.argwhere(m.any((1, 2))).mean()) for m in (foreground, body))
         if x > middle:
-            return ["the foreground lies on the patient's right: no spleen, or a wrong header"]
+            return ["the foreground lies on the patient's right: not a spleen, or a wrong header"]
     return []
 
 
@@ -134,7 +134,7 @@ def doubts(
     hu: bool = True,
     window: tuple[float, float] | None = HU_WINDOW,
 ) -> list[str]:
-    """What is odd about an image with its label, and may be meant: the spleen's side, too.
+    """What is odd about an image with its label, but may be intended: the spleen's side, too.
 
     `labels` are the values of each class. Without `hu` the image is not a CT. `window` is as in
     `image_doubts`.

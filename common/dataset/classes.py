@@ -22,16 +22,16 @@ FAR = 1 << 16  # label values below it are counted through a table
 
 
 def plain_name(name: str) -> str:
-    """A class's name as it is used in flags, tables and files: `right kidney` -> `right_kidney`.
+    """A class's name as used in flags, tables and files: `right kidney` -> `right_kidney`.
 
-    Letters of all alphabets stay: it is written, not only filed.
+    Letters of all alphabets stay, as it is also displayed.
     """
     return re.sub(r"[^\w.+-]+", "_", name).strip("_")
 
 
 def file_name(name: str, otherwise: str) -> str:
-    """A name as it is safe in a file's name on every disk: ASCII alone; if nothing is left,
-    `otherwise`."""
+    """A name that is safe in file names on every disk: ASCII only; `otherwise` if nothing is
+    left."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("._") or otherwise
 
 
@@ -98,14 +98,14 @@ def on_the_left(classes: Sequence[str]) -> int | None:
 
 
 def as_words(labels: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """What `parse_classes` makes these of."""
+    """The words from which `parse_classes` makes these."""
     return tuple(f"{name}={','.join(map(str, values))}" for name, values in labels.items())
 
 
 def named_in(listed) -> dict[str, tuple[int, ...]]:
     """The classes that a dataset.json's "labels" names, by value: Decathlon's `{"1": "spleen"}` or
-    nnU-Net's `{"spleen": 1, "kidneys": [2, 3]}`, whose regions may overlap. One whose values are
-    not whole numbers has none; `parse_classes` refuses it."""
+    nnU-Net's `{"spleen": 1, "kidneys": [2, 3]}`, whose regions may overlap. A class whose values
+    are not whole numbers gets none; `parse_classes` refuses it."""
     labels = listed.get("labels") if isinstance(listed, dict) else None
     classes: dict[str, tuple[int, ...]] = {}
     for key, value in labels.items() if isinstance(labels, dict) else ():
@@ -128,7 +128,7 @@ def _whole(values) -> list[int]:
 
 
 def overlapping(labels: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """The values that more than one class has: regions that cannot be one label map."""
+    """Values that belong to more than one class: regions that cannot be one label map."""
     each = [value for values in labels.values() for value in values]
     return sorted({value for value in each if each.count(value) > 1})
 
@@ -143,7 +143,7 @@ def to_mask(label: np.ndarray, labels: Mapping[str, tuple[int, ...]]) -> np.ndar
 
 
 def count_values(label: np.ndarray) -> dict[int, int]:
-    """How many voxels have each value, 0 left out. The values are whole numbers from 0 on."""
+    """How many voxels have each value, without 0. The values are whole numbers from 0 on."""
     if label.dtype.kind in "iu" and label.size and label.max() < FAR:
         counts = np.bincount(label.ravel())
         return {int(v): int(counts[v]) for v in np.flatnonzero(counts) if v}

@@ -1,4 +1,4 @@
-"""What a file is that is not NIfTI-1, by its first bytes or its ending, and how to convert it."""
+"""Files that are not NIfTI-1: what they are, by first bytes or ending, and how to convert them."""
 
 import gzip
 import re
@@ -13,7 +13,7 @@ DICOM = (
     "DICOM is not read: convert the series with dcm2niix (https://github.com/rordenlab/dcm2niix) "
     "and name the .nii.gz."
 )
-# With the reader named, whatever the file is called: by a wrong ending ITK finds none.
+# The reader is named, because ITK finds none by a wrong ending.
 ITK = "convert it with SimpleITK.WriteImage(SimpleITK.ReadImage({name!r}, imageIO='%s'), {nifti!r})"
 NRRD, META = ITK % "NrrdImageIO", ITK % "MetaImageIO"
 NIBABEL = "convert it with nibabel.save(nibabel.load({name!r}), {nifti!r})"
@@ -35,7 +35,7 @@ SIGNATURES = (
     (rb"\s*<(!DOCTYPE|html|\?xml)", "a web page or XML", "download it again"),
     (rb"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
 )
-# Endings of files whose first bytes do not tell.
+# Endings of files that cannot be told by their first bytes.
 ENDINGS = {
     (".nrrd", ".nhdr"): "NRRD",
     (".mha", ".mhd"): "MetaImage",
@@ -88,8 +88,8 @@ def is_dicom(head: bytes, name: str = "") -> bool:
 
 
 def foreign(head: bytes, name: str) -> str:
-    """What a file is, by its first bytes (unpacked) or, where these do not tell, its name, and how
-    it becomes a NIfTI file; empty for NIfTI and for what nothing is known of."""
+    """What a file is, by its first bytes (unpacked) or, failing that, its name, and how
+    it becomes a NIfTI file; empty for NIfTI and for unknown formats."""
     if is_nifti(head):
         return ""
     bare = stem(Path(name))

@@ -1,4 +1,4 @@
-"""What an affine says of a volume's voxels: their size, their axes, how two volumes lie.
+"""What an affine says about a volume's voxels: their size, their axes, how two volumes lie.
 
 Affines are 4x4, from voxel indices to mm.
 """
@@ -40,7 +40,7 @@ def between_planes(affine: np.ndarray) -> np.ndarray:
 
 
 def tilt(affine: np.ndarray) -> float:
-    """By how many degrees the angle between two voxel axes differs from 90, at most."""
+    """The largest deviation in degrees from 90 of the angle between two voxel axes."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosines = np.abs(axes.T @ axes - np.eye(3)).max()
     return float(np.degrees(np.arcsin(min(cosines, 1))))
@@ -52,7 +52,7 @@ def obliquity(affine: np.ndarray) -> float:
 
 
 def is_none(affine: np.ndarray) -> bool:
-    """Whether an affine is what is written where nothing is known: cubes of 1 mm from 0 on, in
+    """Whether an affine is the one written when nothing is known: cubes of 1 mm from 0 on, in
     NIfTI's axes or in those of DICOM and ITK."""
     return any(np.array_equal(affine, np.diag([s, s, 1, 1])) for s in (1, -1))
 
@@ -63,8 +63,8 @@ def canonical(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def displacement(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """How far apart at most, over the corners of a volume, the voxels of one index are by
-    `affine` and by `other`, in voxels of the former."""
+    """The largest distance, over a volume's corners, between a voxel's places by `affine` and by
+    `other`, in voxels of the former."""
     corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in shape))])
     moved = corners @ (np.linalg.inv(affine) @ other).T - corners
     return float(np.linalg.norm(moved[:, :3], axis=1).max())

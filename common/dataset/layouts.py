@@ -25,7 +25,7 @@ from common.files import ROOT, read_json, shown
 
 # A word of a "modality" or "channel_names" that stands for CT, in HU.
 CT = re.compile(r"(?<![a-z])(CT|CTA|CTP|CECT|NCCT|CCTA|LDCT|HRCT|MDCT)(?![a-z])", re.IGNORECASE)
-NNUNET = ("channel_names", "file_ending")  # what dataset.json has there, and no "training"
+NNUNET = ("channel_names", "file_ending")  # keys of its dataset.json, which has no "training"
 
 
 @dataclass
@@ -124,9 +124,9 @@ def _by_pattern(folder: Path, images: str, masks: str) -> tuple[list[Case], list
     truths = set(second.values())  # `x*.nii` finds the masks `x*_gt.nii` too, which are not images
     first = {key: path for key, path in first.items() if path not in truths}
     if not first:
-        raise UserError(f"--images {images!r} finds the masks alone in {shown(folder)}.")
+        raise UserError(f"--images {images!r} finds only the masks in {shown(folder)}.")
     stems = [stem(path) for path in first.values()]
-    unique = len({*stems}) == len(stems)  # not so where every folder holds `image.nii.gz`
+    unique = len({*stems}) == len(stems)  # not if every folder holds `image.nii.gz`
     names = {key: stem(path) if unique else plain("_".join(key)) for key, path in first.items()}
     both = first.keys() & second.keys()
     if both and all(re.fullmatch(f"{re.escape(stem(second[k]))}_\\d{{4}}", names[k]) for k in both):
@@ -197,7 +197,7 @@ def is_ct(folder: Path, channel: int | None = None) -> bool:
 
 
 def study_classes(volumes: Path, wanted: str | None) -> str | None:
-    """The classes that reproduce.py cuts out of volumes that name theirs: those `wanted`, else the
+    """The classes that reproduce.py uses of volumes that name theirs: those `wanted`, else the
     spleen, else the only one; None where that is the usual label alone.
 
     UserError where there are several and none is the spleen, and for volumes that are not CT.
@@ -253,8 +253,8 @@ def looks_grouped(names: Iterable[str]) -> int:
 
 
 def set_doubts(config: VolumesConfig, names: Sequence[str] | None, hu: bool) -> list[str]:
-    """What is odd about a whole set and may be meant: an HU window (`hu`) for images that are not
-    CT; volumes whose `names` look like several of one patient each."""
+    """What is odd about a whole set but may be intended: an HU window (`hu`) for images that are
+    not CT; volumes whose `names` look like several of one patient each."""
     odd = []
     if hu and not is_ct(config.input, config.channel):
         odd.append(

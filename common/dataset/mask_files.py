@@ -45,7 +45,7 @@ def read_binary(path: Path, threshold: int | None) -> tuple[np.ndarray, Mask]:
 
     A palette's numbers count, not its colours; of colours the brightest channel. NotTwoValues if it
     holds more than a background of 0 and one other value and there is no `threshold`; UserError as
-    of `load` and `check_opaque`.
+    in `load` and `check_opaque`.
     """
     loaded = load(path)
     pixels, mask = _binary(loaded, path, threshold)
@@ -76,7 +76,7 @@ def read_numbers(path: Path) -> tuple[np.ndarray, Mask]:
     """A mask of several classes as the numbers that its file holds, a palette's too, uint8 `(H,
     W)`, and what is known of it.
 
-    UserError for colours, for formats that do not keep values, and as of `load`.
+    UserError for colours, for formats that do not keep values, and as in `load`.
     """
     loaded = load(path)
     if loaded.lossy:

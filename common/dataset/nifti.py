@@ -20,10 +20,10 @@ from common.dataset.formats import foreign
 from common.errors import UserError
 from common.files import shown, write_bytes
 
-# A CT of 1024x1024x1000 voxels has 4 GB as float32; what claims more is damaged, or a bomb.
+# A CT of 1024x1024x1000 voxels has 4 GB as float32; anything that claims more is damaged or a bomb.
 MAX_BYTES = 4 << 30
 HEADER = 352  # bytes before a file's voxels, at least
-SLACK = 1 << 20  # bytes after them that do no harm
+SLACK = 1 << 20  # extra bytes at the end that do no harm
 SPACING_MM = (1e-3, 1e3)  # anything outside is not a distance between voxels of a patient
 
 
@@ -70,7 +70,7 @@ def read_bytes(path: Path) -> bytes:
     """The whole content of a NIfTI file, unpacked to its end if it is packed, whatever its name.
 
     `nib.load` stops reading before gzip's checksum and so returns wrong voxels for a bit-flipped
-    file without a word; reading the stream to its end checks every bit. No more is unpacked than
+    file silently; reading the stream to its end checks every bit. No more is unpacked than
     the header claims. UserError if the file is missing, damaged, not NIfTI, or of another length.
     """
     try:
@@ -92,7 +92,7 @@ def read_bytes(path: Path) -> bytes:
 
 def claimed_bytes(head: bytes, path: Path) -> int:
     """How long the unpacked file should be, from its first bytes. UserError for what is not NIfTI,
-    has too many voxels, or a spacing that is none."""
+    has too many voxels, or an impossible spacing."""
     if kind := foreign(head, path.name):
         raise UserError(f"{shown(path)} is {kind}")
     if 348 not in (int.from_bytes(head[:4], order) for order in ("little", "big")):
@@ -126,12 +126,12 @@ def claimed_bytes(head: bytes, path: Path) -> int:
 
 
 def reason(error: Exception) -> str:
-    """An error of another library in short: what it says, or what it is."""
+    """Another library's error in short: its message, or its type."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def read_volume(path: Path, channel: int | None = None, label: bool = False) -> Volume:
-    """Read a 3D NIfTI file; voxels keep the stored type where its scaling is 1 and 0, else float32.
+    """Read a 3D NIfTI file; voxels keep the stored type if its scaling is 1 and 0, else float32.
 
     For a 4D file (several contrasts of one patient) `channel` is read, counted from 0; a `label`
     has none. Axes of length 1 after the third are dropped, a 2D image is a volume of one slice.
@@ -146,7 +146,7 @@ def read_volume(path: Path, channel: int | None = None, label: bool = False) -> 
         stored = image.dataobj
         scaled = (stored.slope, stored.inter) != (1, 0)
         stored = np.asarray(stored, np.float32) if scaled else stored.get_unscaled()
-        if stored.size > math.prod(shape):  # the other channels need no memory
+        if stored.size > math.prod(shape):  # the other channels should not occupy memory
             stored = stored.reshape(*shape, count, order="F")[..., number].copy(order="K")
         affine, sizes = in_mm(image.affine, image.header), _sizes(path, image)
         ornt = nib.io_orientation(affine)
@@ -154,7 +154,7 @@ def read_volume(path: Path, channel: int | None = None, label: bool = False) -> 
     except UserError:
         raise
     except MemoryError:
-        raise UserError(f"{shown(path)} needs more memory than there is.") from None
+        raise UserError(f"{shown(path)} needs more memory than is available.") from None
     except Exception as error:  # nibabel raises many types for a broken header
         raise UserError(f"{shown(path)} is not a sound NIfTI file ({reason(error)}).") from None
     if voxels.dtype.kind not in "iuf":
@@ -214,7 +214,7 @@ def _channel(
         ) * (count > 1)
         raise UserError(f"{shown(path)} has shape {shape}; a 3D volume is expected{some}.")
     if len(shape) <= 3 or label:
-        return 0  # a channel that was taken out of its file before
+        return 0  # a channel that was extracted before
     if (channel or 0) >= count:
         raise UserError(
             f"{shown(path)} has shape {shape}, and no channel {channel}: they count from 0."

@@ -1,4 +1,4 @@
-"""Folders of 2D pictures: the files in them or in their sub-folders, and what is not read."""
+"""Folders of 2D pictures: the files in them or their sub-folders, and what is not read."""
 
 import unicodedata
 from collections import Counter
@@ -11,7 +11,7 @@ from common.files import printable, shown
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp")
 VOLUMES = "data_prep/slice_nifti.py cuts volumes into slices"
-# What else may lie in a folder that should hold pictures, by its ending, and what to do.
+# Other files in a folder that should hold pictures, by their ending, and what to do.
 OTHERS = {
     (".dcm", ".ima", ".dicom"): f"DICOM, which dcm2niix converts to NIfTI; {VOLUMES}",
     (".nii", ".nii.gz"): f"NIfTI; {VOLUMES}",
@@ -23,7 +23,7 @@ OTHERS = {
         "a format that is not read; save them as PNG"
     ),
     (".npy", ".npz", ".mat", ".h5", ".exr", ".raw", ".dng", ".zip", ".tfrecord"): (
-        "a format that is not read; save the pictures in them as PNG, with 8 bits a channel"
+        "a format that is not read; save the pictures in them as PNG, with 8 bits per channel"
     ),
 }
 DEEPEST = 4  # levels of sub-folders that are looked into
@@ -37,7 +37,7 @@ def pictures_in(
     """The picture files in a folder or, if it holds none, in its sub-folders, sorted; with `nested`
     those in both.
 
-    Prints what is left out, but for what lies in the folder `other`. UserError if there are none,
+    Prints what is left out, except what lies in the folder `other`. UserError if there are none,
     of an empty folder with a `hint` on what to do.
     """
     if not folder.is_dir():

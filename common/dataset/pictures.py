@@ -13,12 +13,12 @@ from common.errors import UserError
 from common.files import shown
 
 ORIENTATION = 0x0112  # the tag in EXIF and TIFF that says how a picture is turned or mirrored
-# Formats that need not keep values exactly, by Pillow's names for them.
+# Formats that may not keep values exactly, by Pillow's names.
 LOSSY = {"MPO": "JPEG", **{name: name for name in ("JPEG", "JPEG2000", "WEBP", "AVIF")}}
 
 
 class Loaded(NamedTuple):
-    """A picture as it is to be seen: its pixels upright, the file's format if that does not keep
+    """A picture as it should be seen: its pixels upright, the file's format if that does not keep
     values exactly, whether EXIF had it turned, and the step between grey values of 2 or 4 bits."""
 
     image: Image.Image
@@ -65,10 +65,10 @@ def _check_form(picture: Image.Image, path: Path) -> str:
         raise UserError(f"{shown(path)} holds {pages} pages; save each as a picture of its own.")
     how = picture.tile[0][3] if picture.tile else ""
     raw = str(how[0] if isinstance(how, tuple) and how else how)
-    # Of 16-bit colours Pillow drops the low byte without a word.
+    # Pillow drops the low byte of 16-bit colours silently.
     if picture.mode.startswith(("I", "F")) or re.search(";16[BLN]", raw):
         depth = f"mode {picture.mode}" + ", 16 bits" * (";16" in raw)
-        raise UserError(f"{shown(path)} has {depth}; convert it to 8 bits a channel.")
+        raise UserError(f"{shown(path)} has {depth}; convert it to 8 bits per channel.")
     return raw
 
 
@@ -84,13 +84,13 @@ def _orientation(picture: Image.Image, path: Path) -> int:
 
 
 def to_grey(image: Image.Image, path: Path) -> np.ndarray:
-    """A loaded picture as grey uint8 `(H, W)`. UserError as of `check_opaque`."""
+    """A loaded picture as grey uint8 `(H, W)`. UserError as in `check_opaque`."""
     check_opaque(image, path)
     return np.asarray(image.convert("L"))
 
 
 def check_opaque(image: Image.Image, path: Path) -> None:
-    """UserError for see-through pixels that are not a black background."""
+    """UserError for transparent pixels that are not a black background."""
     if not image.has_transparency_data:
         return
     pixels = np.asarray(image.convert("RGBA"))

@@ -1,4 +1,4 @@
-"""Between CT volumes and the square slices that the networks see: there and back.
+"""From CT volumes to the square slices that the networks see, and back.
 
 Voxel arrays are `(x, y, z)` in canonical orientation (see `common.dataset.nifti`). Views are
 `(row, column)` as a radiologist looks at them: axial with the front on top and the patient's right
@@ -24,10 +24,10 @@ HU_WINDOW = (-160, 240)
 # worst when it is made eight times smaller.
 THIN = 1 / 8
 ROUNDING = 1e-9  # shares this close are equal
-# Of this module's results: counts up when the same volumes give other slices, so that older ones
-# are made again and not taken for them.
+# Counts up when this module makes other slices from the same volumes, so that older ones are made
+# again instead of being reused.
 VERSION = 3
-# Of each slice plane the voxel axes: across the slices, down the rows, along the columns.
+# The voxel axes of each slice plane: across the slices, down the rows, along the columns.
 PLANES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
 
@@ -42,8 +42,9 @@ def bounds_of(voxels: np.ndarray, window) -> tuple[float, float]:
     `{"percentiles": [low, high]}`. UserError if it is neither.
 
     Percentiles are those of the voxels above the volume's minimum. The minimum is what lies outside
-    the patient wherever that was set to one value (skull-stripped heads, padded volumes): counted
-    in, the bounds would say how much of the volume is empty, not how bright the patient is.
+    the patient wherever that was set to one value (skull-stripped heads, padded volumes): if it
+    were counted, the bounds would depend on how much of the volume is empty, not on how bright the
+    patient is.
     """
     try:
         if not isinstance(window, dict):
@@ -208,12 +209,12 @@ def from_square(maps: Tensor, shape: tuple[int, int], spacing: tuple[float, floa
 
 
 def stack(geometry: dict, size: int) -> tuple[int, tuple[float, float, float]]:
-    """How many slices a data set's patient has, and the size in mm of its voxels: between slices,
-    and of a square's pixels, twice.
+    """The number of slices of a data set's patient, and the size of its voxels in mm: the distance
+    of the slices, and a square's pixel, twice.
 
     `geometry` is the patient's entry in dataset.json: `shape`, `affine` and `spacing` as stored,
     and `axis`, the slices' plane, where it is not axial. KeyError, ValueError or IndexError if it
-    is none.
+    is broken.
     """
     order = nib.io_orientation(np.array(geometry["affine"], float))[:, 0].astype(int)
     shape, spacing = np.zeros(3), np.zeros(3)

@@ -18,8 +18,8 @@ def run_all(work, cases: Sequence, workers: int, title: str) -> list:
     """`work(case)` for every case in `workers` processes, in order; memory: one case per process.
 
     What fails in one case does not stop the others: UserError names all bad cases, at the end. A
-    full disk, which is the same for all, does. Interrupted, it ends with the cases that are under
-    way; killed, they end with it.
+    full disk, which affects all, does. Interrupted, it ends with the cases that are under way;
+    killed, they end with it.
     """
     results, problems = [], []
     pool = ProcessPoolExecutor(max(1, min(workers, len(cases))), initializer=_leave_to_parent)
@@ -33,11 +33,11 @@ def run_all(work, cases: Sequence, workers: int, title: str) -> list:
                 raise
             except UserError as error:
                 problems.append(str(error))
-            except Exception as error:  # whatever a file like no other makes a library raise
+            except Exception as error:  # whatever a library raises for an unforeseen file
                 if getattr(error, "errno", None) in OF_THE_MACHINE:
                     raise
                 problems.append(f"{getattr(case, 'name', case)}: {unforeseen(error)}")
-    except BrokenProcessPool:  # met by whoever asks next: `submit` or `result`
+    except BrokenProcessPool:  # raised by whichever is called next: `submit` or `result`
         raise UserError(
             "A worker process was ended from outside, most likely for want of memory. "
             "Try --workers 1; what is finished is kept."
@@ -52,7 +52,7 @@ def run_all(work, cases: Sequence, workers: int, title: str) -> list:
 
 
 def unforeseen(error: Exception) -> str:
-    """An unforeseen error in a line: its type, which may be all that it says, and its text."""
+    """An unforeseen error in one line: its type and its text, if any."""
     text = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -60,7 +60,7 @@ def unforeseen(error: Exception) -> str:
 def _leave_to_parent() -> None:
     """Ctrl-C reaches every process of a terminal, a queue's SIGTERM every one of a job; the parent
     alone decides what they mean. A worker that ended while it takes its next case would leave half
-    a message to the others.
+    a message for the others.
 
     A worker whose parent is gone, with its lock on the folder, must not write alongside the next
     one.
@@ -71,6 +71,7 @@ def _leave_to_parent() -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent's end, however it comes; then end at once, in the middle of a case."""
+    """Wait until the parent ends, for whatever reason; then end at once, even in the middle of a
+    case."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -64,7 +64,7 @@ class SliceSet:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes in the masks; of several, those of the values 1, 2, ..."""
+        """The names of the classes in the masks; with several, of the values 1, 2, ..."""
         return self.info["classes"]
 
     @cached_property
@@ -94,19 +94,19 @@ class SliceSet:
         return [s for s in self.slices if s.case in wanted]
 
     def patients_of(self, cases: Iterable[str]) -> set[str]:
-        """Whose these cases are; a case without slices counts as a patient."""
+        """The patients of these cases; a case without slices counts as a patient."""
         return {self.patients.get(case, case) for case in cases}
 
     def image(self, s: Slice) -> np.ndarray:
-        """A slice's image, uint8 `(H, W)`; errors as of `read_image`."""
+        """A slice's image, uint8 `(H, W)`; errors as in `read_image`."""
         return read_image(self.folder / "images" / f"{s.name}.png")
 
     def truth(self, s: Slice) -> np.ndarray:
-        """A slice's mask as class indices, uint8 `(H, W)`; errors as of `read_mask`."""
+        """A slice's mask as class indices, uint8 `(H, W)`; errors as in `read_mask`."""
         return read_mask(self.folder / "masks" / f"{s.name}.png", self.num_classes)
 
     def prediction(self, run: Path, s: Slice) -> np.ndarray:
-        """What the run in that folder has predicted for a slice, as `truth`."""
+        """What the run in that folder predicted for a slice, in the form of `truth`."""
         return read_mask(run / "predictions" / f"{s.name}.png", self.num_classes)
 
 
@@ -116,10 +116,10 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _pixels(path: Path, modes: dict[str, str]) -> np.ndarray:
-    """The numbers that a PNG of one of these modes holds, a palette's indices too, uint8 `(H, W)`.
+    """The numbers in a PNG of one of these modes, also a palette's indices, uint8 `(H, W)`.
 
-    Pillow decodes a bit-flipped PNG without a word; `verify` compares its checksums, and needs to
-    open the file for itself.
+    Pillow decodes a bit-flipped PNG silently; `verify` compares its checksums, and has to open the
+    file itself.
     """
     try:
         content = path.read_bytes()
@@ -182,7 +182,7 @@ def write_set(folder: Path, info: dict, slices: list[Slice], splits: dict) -> No
 
 
 def in_short(slices: list[Slice], splits: dict, info: dict, folder: Path) -> str:
-    """One line on a data set that was just written, with `info` as its dataset.json."""
+    """One line about a data set that was just written, with `info` as its dataset.json."""
     classes, patient_of = info["classes"], info.get("patients", {})
     class_name = classes[0] if len(classes) == 1 else f"any of {len(classes)} classes"
     sizes = {p: len({patient_of.get(c, c) for c in splits[p]}) for p in ("train", "val", "test")}
@@ -223,7 +223,7 @@ def read_set(folder: Path, hint: str = MAKE_DATA) -> SliceSet:
         some = ", ".join(unknown[:5])
         raise UserError(
             f"{shown(folder / 'dataset.json')}: patients names {some}, of which manifest.csv lists "
-            "no slice; a case that is misspelt there would count as a patient of its own."
+            "no slice; a misspelt case would count as a patient of its own."
         )
     return SliceSet(folder, info, slices)
 
@@ -245,7 +245,7 @@ def check_info(info, path: Path) -> None:
 
 
 def check_same_classes(trained: list[str], data: SliceSet, path: Path) -> None:
-    """UserError if what was made for the classes `trained`, in `path`, meets masks of others."""
+    """UserError if `path`, made for the classes `trained`, is used with masks of other classes."""
     if [n.lower() for n in trained] != [n.lower() for n in data.classes]:
         raise UserError(
             f"{shown(path)} is of {', '.join(trained)}; the masks of {shown(data.folder)} hold "
@@ -276,12 +276,12 @@ def check_same_views(trained: dict, data: SliceSet, path: Path) -> str:
 def check_output(folder: Path, overwrite: bool) -> None:
     """UserError if `folder` holds anything that a new data set must not replace.
 
-    `overwrite` allows to replace a data set, never a folder that is none.
+    `overwrite` allows to replace a data set, never any other folder.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not (folder / "manifest.csv").exists() or not (folder / "splits.json").exists():
-        raise UserError(f"{shown(folder)} is not empty and holds no data set; it stays as it is.")
+        raise UserError(f"{shown(folder)} is not empty and is not a data set; it is left as it is.")
     if not overwrite:
         raise UserError(
             f"{shown(folder)} holds a data set. Choose another --output, or --overwrite it."

@@ -1,4 +1,4 @@
-"""Splits by patient, never by slice: made, shared out, read and checked.
+"""Splits by patient, never by slice: made, dealt, read and checked.
 
 splits.json holds lists of cases: `train`, `val`, `test`, and `student`, the part of train whose
 labels the students may use; seed, folds and fold say how they were dealt.
@@ -20,10 +20,10 @@ PARTS = ("train", "val", "test", "student")
 def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) -> dict:
     """Split patients, never slices: 70 % train, 10 % val, 20 % test, at least one in each.
 
-    With `folds` the test patients are fold number `fold` of that many: over all folds every
-    patient is tested exactly once. Who of the others is in `val` and `student` is redrawn in
-    each fold: drawn once, the folds would train on nearly the same patients. `student` is half of
-    the train patients (rounded up). One or two patients cannot be split: they are test patients.
+    With `folds` the test patients are fold number `fold` of that many: over all folds every patient
+    is tested exactly once. `val` and `student` are drawn from the others anew for each fold; drawn
+    once, the folds would train on nearly the same patients. `student` is half of the train patients
+    (rounded up). One or two patients cannot be split: they are test patients.
     """
     cases = sorted(set(cases))
     check_capitals(cases)
@@ -74,15 +74,15 @@ def count_of(share: float, patients: int) -> int:
 
 
 def _draws(seed: int, folds: int, fold: int) -> np.random.Generator:
-    """The random numbers of a split: of its seed and, where there are folds, of its fold."""
+    """The random generator of a split: seeded by its seed and, with folds, its fold."""
     return np.random.default_rng([seed, fold] if folds else seed)
 
 
 def with_labels(splits: dict, percent: float) -> dict:
     """The same split, with the labels of `percent` of the training patients (at least one).
 
-    Redrawn in each fold. Nested within one: fewer are a subset of more, and half of them are the
-    split's own `student`.
+    Drawn independently in each fold and nested within one: a smaller fraction is a subset of a
+    larger one, and half of the patients are the split's own `student`.
     """
     rng = _draws(*(splits.get(name, 0) for name in ("seed", "folds", "fold")))
     half = rng.permutation(splits["student"]).tolist()
@@ -145,7 +145,7 @@ def read_splits(data: SliceSet, name: str, needed: tuple[str, ...]) -> dict[str,
 def check_patients(
     trained: dict, data: SliceSet, splits: dict, subset: Iterable[str], path: Path
 ) -> None:
-    """UserError if the model in `path` has seen patients that `subset` is to be judged on.
+    """UserError if the model in `path` has seen patients on whom `subset` is evaluated.
 
     `trained` is its checkpoint: the cases that it was trained on (`train`, perhaps `unlabelled`,
     and its teacher's, `teacher`) and chosen by (`val`, `teacher_val`), and which patient each case

@@ -35,7 +35,7 @@ def pooled(results: list[dict]) -> dict[str, float | None]:
 
 
 def is_summary(content: dict) -> bool:
-    """Whether a JSON is a summary.json, and of this version: each class with its own metrics."""
+    """Whether a JSON is a summary.json of this version: each class with its own metrics."""
     return {"subset", "weights", "classes", "per_class", "cases"} <= content.keys()
 
 
@@ -134,8 +134,8 @@ def compare(
 ) -> str:
     """One line: this run's Dice against the one of `stage` whose summary.json is `path`.
 
-    That may also be another run of this run's own stage; the line then says which. With `folder`,
-    this run's own, it says where the two were not trained by one recipe.
+    It may also be another run of this run's own stage; the line then says so. With `folder`,
+    this run's own, it says where their recipes differ.
     """
     if not path.exists():
         return (
@@ -176,8 +176,8 @@ def compare(
 def unequal_settings(other: Path, own: Path) -> list[str]:
     """Where two runs of students differ in what both arms share: `epochs 100, here 60`.
 
-    That is the recipe, the patients, the slices' size and the number of processes. What their
-    config.json do not say (a run that is older than a flag, a moved summary.json) is left out.
+    That is the recipe, the patients, the slices' size and the number of processes. What a
+    config.json does not say (a run older than a flag, a moved summary.json) is left out.
     """
     files = [folder / "config.json" for folder in (other, own)]
     if not all(file.is_file() for file in files):

@@ -1,4 +1,4 @@
-"""How a network's last features tell foreground, border and background apart: drawn, and as a
+"""How well a network's last features separate foreground, border and background: a plot and a
 number."""
 
 import zlib
@@ -27,8 +27,8 @@ def draw(features: Tensor, batch: dict, pixels: int = 8) -> Embedding | None:
     """Some pixels of each class from each slice of a batch that shows foreground; None if none
     does.
 
-    `features` `(N, c, h, w)`. The draw depends on the slice's name alone: every network is looked
-    at in the same places.
+    `features` `(N, c, h, w)`. The draw depends on the slice's name alone: every network is sampled
+    in the same places.
     """
     samples = []
     for feature, mask, name, patient in zip(
@@ -48,7 +48,7 @@ def draw(features: Tensor, batch: dict, pixels: int = 8) -> Embedding | None:
 
 
 def join(parts: list[Embedding]) -> Embedding | None:
-    """Several draws as one; None for none."""
+    """Several draws joined; None for none."""
     return Embedding(*map(np.concatenate, zip(*parts, strict=True))) if parts else None
 
 
@@ -69,7 +69,7 @@ def plane(drawn: Embedding) -> np.ndarray:
     """The two directions of largest spread (principal components) of standardised features,
     `(M, 2)`; foreground lies on the right and the border above, so that planes can be compared."""
     x = standard(drawn.features, drawn.features)
-    _, directions = np.linalg.eigh(x.T @ x)  # by rising spread
+    _, directions = np.linalg.eigh(x.T @ x)  # in order of increasing spread
     x = x @ directions[:, :-3:-1]
     for axis, kind in enumerate((1, 2)):
         values, rest = (x[drawn.kinds == k, axis] for k in (kind, 0))
@@ -79,12 +79,13 @@ def plane(drawn: Embedding) -> np.ndarray:
 
 
 def standard(features: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Features with mean 0 and spread 1 a channel, by the mean and spread of `of`."""
+    """Features with mean 0 and spread 1 per channel, by the mean and spread of `of`."""
     return (features - of.mean(0)) / (of.std(0) + 1e-6)
 
 
 def separation(drawn: Embedding) -> float:
-    """Share of pixels nearest to their own class's mean: a patient's by the means of all others.
+    """Fraction of pixels nearest to their own class's mean: a patient's pixels by the means of all
+    others.
 
     Mean over the classes, so chance is 1/3; in the full space of standardised features. NaN if a
     patient's others do not show every class.

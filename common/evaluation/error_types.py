@@ -1,7 +1,6 @@
-"""What kind of error a mask makes: an island where nothing is, a border in the wrong place, ...
+"""The kinds of errors in a mask: an island where nothing is, a border in the wrong place, ...
 
-Components are 8-connected. `KINDS` are in the order of the figures: what is false, then what is
-missed.
+Components are 8-connected. `KINDS` are in the order of the figures: false pixels, then missed ones.
 """
 
 from collections.abc import Callable
@@ -24,9 +23,9 @@ def untouched(mask: np.ndarray, other: np.ndarray) -> np.ndarray:
 def error_maps(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     """Where each kind of error lies on one slice: two masks `(H, W)` -> bool maps `(H, W)`.
 
-    `false island`: predicted components that meet no class. `beyond the border`: other false
-    pixels. `short of the border`: missed pixels of a class that is found in part. `missed island`:
-    components of the class of which nothing is found.
+    `false island`: predicted components that touch no class. `beyond the border`: other false
+    pixels. `short of the border`: missed pixels of a class that is partly found. `missed island`:
+    components of the class that are missed entirely.
     """
     predicted, truth = np.asarray(predicted) > 0, np.asarray(truth) > 0
     invented, missed = untouched(predicted, truth), untouched(truth, predicted)
@@ -44,9 +43,9 @@ def error_pixels(predicted: np.ndarray, truth: np.ndarray) -> dict[str, int]:
 
 
 def repaired_pixels(before: np.ndarray, after: np.ndarray, truth: np.ndarray) -> dict[str, int]:
-    """Pixels of each kind of error of the mask `before` that `after` has right.
+    """Pixels of each kind of error in the mask `before` that are right in `after`.
 
-    With the masks exchanged: the errors that `after` makes and `before` did not.
+    With the masks exchanged: the errors that `after` introduces.
     """
     right = (np.asarray(after) > 0) == (np.asarray(truth) > 0)
     return {kind: int((where & right).sum()) for kind, where in error_maps(before, truth).items()}
@@ -61,7 +60,7 @@ def of_each_class(
 
 
 def error_shares(rows: list[tuple[str, int, dict[str, int]]]) -> dict[str, float]:
-    """Each kind of error in percent of the foreground pixels: a patient first, then their mean.
+    """Each kind of error in percent of the foreground pixels: per patient first, then the mean.
 
     A row is a slice: patient, true pixels, `error_pixels`. Patients without foreground do not
     count; the same slice may come from several runs.

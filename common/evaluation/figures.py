@@ -1,6 +1,6 @@
-"""Pictures: one run's curves, overlays of truth and prediction, the comparison of models.
+"""Figures: one run's curves, overlays of truth and prediction, the comparison of models.
 
-matplotlib figures are made without pyplot: nothing is kept open, no display is needed.
+matplotlib figures are made without pyplot: nothing stays open and no display is needed.
 """
 
 from pathlib import Path
@@ -28,8 +28,8 @@ def save_figure(path: Path, figure: Figure, dpi: int = 120) -> None:
 
 
 def drawable(name: str) -> str:
-    """A name as matplotlib draws it: dollars make no formula of it, and letters that the font lacks
-    are escaped."""
+    """A name safe for matplotlib: dollars are not formulas, and letters that the font lacks are
+    escaped."""
     glyphs = get_font(findfont(FontProperties())).get_charmap()
     letters = (
         c if ord(c) in glyphs or c == "\n" else c.encode("ascii", "backslashreplace").decode()
@@ -187,7 +187,7 @@ def sheet(
     aspect: float = 1.0,
     colours: dict[str, RGB] | None = None,
 ) -> None:
-    """Slices of one volume, four a row, the mask's outline in orange and the truth's in green.
+    """Slices of one volume, four per row, the mask's outline in orange and the truth's in green.
 
     A row is a title, a grey uint8 view `(H, W)`, its mask, its true mask or None; `aspect` is a
     pixel's height over its width. Several classes (`legend`) have their own colours: the mask is
@@ -242,11 +242,11 @@ def frame_of(masks: list[np.ndarray]) -> tuple[slice, slice]:
 def comparison(
     path: Path, rows: list[dict], models: list[str], colours: dict[str, RGB] | None = None
 ) -> None:
-    """One row a patient: CT, and of the part in its frame the truth and each model's mask.
+    """One row per patient: CT, and of the part in its frame the truth and each model's mask.
 
     A row is a dict: `title`, `image` and `truth` `(H, W)`, `masks` and `dice` (on that slice alone)
-    by model. Several classes have their `colours` (`legend`). The letters are made for a page on
-    which eleven columns are 800 pixels wide.
+    by model. Several classes have their `colours` (`legend`). The font size suits a page on which
+    eleven columns are 800 pixels wide.
     """
     columns = ["CT", "truth", *models]
     size = (1.3 * len(columns), 1.45 * len(rows) + 0.3)
@@ -256,7 +256,7 @@ def comparison(
         masks = [row["truth"], *(row["masks"][model] for model in models)]
         part = frame_of(masks)
         image = row["image"][part]
-        scale = max(1, 256 // image.shape[0])  # about the size at which it is drawn
+        scale = max(1, 256 // image.shape[0])  # about the displayed size
         paints = [colours or TRUTH, *[colours or PREDICTION] * len(models)]
         panels = [
             outlined(image, mask[part], paint, scale, 2)

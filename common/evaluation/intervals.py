@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-LEAST = 6  # patients: of fewer an interval would be little more than their range
+LEAST = 6  # patients; for fewer an interval would be little more than their range
 Run = tuple  # (fold, seed); the fold is None where there is one split
 
 
@@ -45,7 +45,7 @@ class Effect(NamedTuple):
 
     @property
     def mean_square(self) -> float:
-        """0 where nothing of this effect can be told."""
+        """0 where this effect cannot be estimated."""
         return self.squares / self.freedom if self.freedom else 0.0
 
 
@@ -93,8 +93,9 @@ def _analysis(values: Mapping[Run, Mapping[str, float]]) -> dict[str, Effect]:
 
 
 def _within(rows: list[tuple]) -> dict[str, Effect]:
-    """The effects in one fold's rows (seed, patient, value); type II, so that cells may lack."""
-    import pandas as pd  # these two take a second to import, and only tables of studies need them
+    """The effects in one fold's rows (seed, patient, value); type II, so that cells may be
+    missing."""
+    import pandas as pd  # these take a second to import, and only study tables need them
     from statsmodels.formula.api import ols
     from statsmodels.stats.anova import anova_lm
 
@@ -105,7 +106,7 @@ def _within(rows: list[tuple]) -> dict[str, Effect]:
         return {"patient": Effect(fit.ssr, fit.df_resid), "training": nothing, "rest": nothing}
     patients = table.patient.nunique()
     levels = patients + table.training.nunique() - 1
-    if patients == 1 or len(table) <= levels:  # nothing tells trainings apart
+    if patients == 1 or len(table) <= levels:  # trainings cannot be told apart from the rest
         means = table.groupby("patient").value.mean()
         squares = ((means - means.mean()) ** 2).sum() * len(table) / patients
         return {"patient": Effect(squares, patients - 1), "training": nothing, "rest": nothing}
@@ -134,8 +135,8 @@ def _variance(effects: Mapping[str, Effect]) -> tuple[float, float]:
 def wilcoxon(values: Iterable[float]) -> float | None:
     """p of the two-sided Wilcoxon signed-rank test; None where no value differs from 0.
 
-    Of patients' means: the chance of a training is not in it. With n patients it cannot fall below
-    2 / 2^n: 0.03 for six.
+    It is over patients' means and ignores the chance of a training. With n patients it cannot fall
+    below 2 / 2^n: 0.03 for six.
     """
     values = [*values]
     return float(stats.wilcoxon(values).pvalue) if np.any(values) else None

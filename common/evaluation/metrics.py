@@ -1,4 +1,4 @@
-"""Segmentation scores, per patient first, pooled over slices as second column.
+"""Segmentation scores: per patient first, pooled over slices in a second column.
 
 Overlap scores come from counts of pixels, never from means of batch means. Of a patient (or the
 pool) with truth T and prediction P:
@@ -149,8 +149,7 @@ def per_patient_and_pooled(
 
 
 def each_of_several(summary: dict) -> dict[str, dict]:
-    """The classes of a case's row or of a summary; none where one class's scores are the
-    whole's."""
+    """The classes of a case's row or of a summary; none if there is only one class."""
     return summary["per_class"] if len(summary["per_class"]) > 1 else {}
 
 

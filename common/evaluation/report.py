@@ -66,12 +66,12 @@ def write_report(folder: Path, data: SliceSet, compared: tuple[str, ...] = (), w
 
 
 def _text(value) -> str:
-    """A value as it may stand in a page."""
+    """A value, escaped for a page."""
     return html.escape(str(value))
 
 
 def _picture(png: bytes, caption: str) -> str:
-    """A PNG as a part of the page."""
+    """A PNG embedded in the page."""
     source = base64.b64encode(png).decode()
     words = _text(caption)
     return (
@@ -81,7 +81,7 @@ def _picture(png: bytes, caption: str) -> str:
 
 
 def _table(head: list[str], lines: list, style: str = "") -> str:
-    """A table whose cells, of a CSS class perhaps, are escaped."""
+    """A table with escaped cells, perhaps of a CSS class."""
     first = "".join(f"<th>{_text(cell)}</th>" for cell in head)
     cell = f'<td class="{style}">' if style else "<td>"
     body = ("".join(f"{cell}{_text(value)}</td>" for value in line) for line in lines)
@@ -165,7 +165,7 @@ def _dice_of_patients(result: dict) -> dict[str, float | None]:
 
 
 def _dots(result: dict) -> bytes:
-    """Each patient's Dice as a dot, in their order, and the mean as a line; a PNG."""
+    """Each patient's Dice as a dot, sorted, and the mean as a line; a PNG."""
     defined = sorted(dice for dice in _dice_of_patients(result).values() if dice is not None)
     figure = Figure((8, 2.4), layout="constrained")
     axis = figure.subplots()
@@ -207,7 +207,7 @@ def _slice(data: SliceSet, s: Slice, truth: np.ndarray, mask: np.ndarray, words:
 
 
 def _training(folder: Path) -> list[str]:
-    """Curves and settings, as far as the run still has them."""
+    """Curves and settings, if the run still has them."""
     parts = []
     if (folder / "curves.png").exists():
         curves = (folder / "curves.png").read_bytes()

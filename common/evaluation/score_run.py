@@ -72,7 +72,7 @@ def score_run(folder: Path, data: SliceSet) -> dict:
     nothing = dict.fromkeys(data.classes, dict.fromkeys(SURFACE_SCORES)) if surfaces else {}
     distances = {case: surfaces.get(case, nothing) for case in cases}
     each = per_case(cases, torch.cat(counts).numpy(), data.classes, distances, data.patients)
-    # A mean of distances over some patients alone would not be one of all.
+    # A mean over only some patients' distances would be misleading.
     measured = (*SCORES, *SURFACE_SCORES) if len(surfaces) == len(each) else SCORES
     result = {
         "stage": folder.parents[1].name,
@@ -136,7 +136,7 @@ def spacing_of(case: str, slices: list[Slice], data: SliceSet) -> tuple | None:
 def caution(result: dict) -> str:
     """A warning if patients were scored that the model was trained on; else an empty string."""
     if result["subset"] in ("train", "all"):
-        return "patients that the model was trained on are among these: no test"
+        return "these include patients that the model was trained on: not a test"
     return ""
 
 

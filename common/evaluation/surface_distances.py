@@ -1,9 +1,8 @@
 """Distances between the surfaces of two masks, in mm: HD95, ASSD, normalised surface Dice.
 
-A surface voxel belongs to the mask and has one of its six neighbours (four in 2D) outside of it or
-outside of the volume. Axes of length 1 are dropped: one slice has the contours of a 2D image. Of
-all distances from a surface voxel of either mask to the nearest one of
-the other:
+A surface voxel belongs to the mask and has one of its six neighbours (four in 2D) outside it or
+outside the volume. Axes of length 1 are dropped: one slice has the contours of a 2D image. Of all
+distances from a surface voxel of either mask to the nearest one of the other:
 
     HD95  the 95th percentile, the larger one of both directions (Huttenlocher et al., 1993)
     ASSD  the mean over both directions together
@@ -14,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-SKEW = 1e-3  # the cosine of two axes from which on they are not at right angles
+SKEW = 1e-3  # two axes whose cosine exceeds this are not at right angles
 # Each score's title in a table.
 SURFACE_SCORES = {
     "hd95_mm": "HD95 mm",
@@ -31,7 +30,7 @@ def surface_scores(
 
     `spacing` is the voxels' size in mm, one number for each axis, or a matrix whose columns are the
     axes' steps in mm, which need not be at right angles. If one mask is empty, the distances are
-    the volume's diagonal and NSD is 0, so that a missed class costs and never drops out of a mean;
+    the volume's diagonal and NSD is 0, so that a missed class counts and never drops out of a mean;
     if both are, all are None.
     """
     prediction, truth = np.asarray(prediction) > 0, np.asarray(truth) > 0
@@ -59,8 +58,8 @@ def _distances(own: np.ndarray, other: np.ndarray, steps: np.ndarray) -> np.ndar
     """From each voxel of one surface to the nearest of the other, in mm; the columns of `steps` are
     the axes' steps.
 
-    Few voxels in a large box, as far islands make it, are sought in a tree; else a distance
-    transform of the box is faster. Both are exact; the transform needs right angles.
+    Few voxels in a large box, as far islands make it, are searched with a tree; otherwise a
+    distance transform of the box is faster. Both are exact; the transform needs right angles.
     """
     points, other_points = np.argwhere(own) @ steps.T, np.argwhere(other) @ steps.T
     lengths = np.linalg.norm(steps, axis=0)
@@ -77,6 +76,6 @@ def _named(*values: float) -> dict[str, float]:
 def _surface(mask: np.ndarray) -> np.ndarray:
     """The surface voxels of a boolean mask; what lies outside the array is outside the class.
 
-    Of a mask that was cut out of a larger one along its own box nothing changes by that.
+    For a mask cut out of a larger one along its own bounding box this changes nothing.
     """
     return mask & ~ndimage.binary_erosion(mask)

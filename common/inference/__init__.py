@@ -1,1 +1,1 @@
-"""A finished run at work: on the slices of a data set, on whole volumes, on new pictures."""
+"""Applying a finished run: to the slices of a data set, whole volumes, new pictures."""

@@ -15,7 +15,7 @@ TOLERANCE = 1e-4  # largest difference of a probability
 
 
 class Probabilities(nn.Module):
-    """A network reduced to what a user of its masks needs."""
+    """A network reduced to what predicting masks needs."""
 
     def __init__(self, network: nn.Module):
         super().__init__()

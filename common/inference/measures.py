@@ -1,4 +1,4 @@
-"""What the mask of a whole CT says: the volume, length and scores of each class, also in words."""
+"""Measures of a whole CT's mask: volume, length and scores of each class, also in words."""
 
 import numpy as np
 from scipy import ndimage
@@ -7,13 +7,13 @@ from common.dataset.geometry import between_planes, voxel_ml
 from common.evaluation.metrics import TITLES, number, over_classes, overlap_scores
 from common.evaluation.surface_distances import surface_scores
 
-# Of volumes.csv; the scores are empty without a truth.
+# The columns of volumes.csv; without a truth the scores are empty.
 COLUMNS = ("volume", "class", "volume_ml", "length_mm", "slices_with_class", *TITLES, "doubts")
 
 
 def largest_components(mask: np.ndarray, classes: int) -> np.ndarray:
-    """Of each class in a mask of class indices the largest part whose voxels touch, by a face, an
-    edge or a corner."""
+    """The largest connected part (by faces, edges or corners) of each class in a mask of class
+    indices."""
     kept = np.zeros_like(mask)
     for class_name in range(1, classes + 1):
         parts, count = ndimage.label(mask == class_name, np.ones((3,) * mask.ndim))

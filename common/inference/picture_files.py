@@ -17,7 +17,7 @@ from common.inference.volume_files import check_outputs, is_own
 from common.settings import InferenceConfig
 
 TABLE = "pictures.csv"
-# Of that table; the scores are empty without a truth.
+# That table's columns; without a truth the scores are empty.
 COLUMNS = ("picture", "mask", "class", "pixels", "share", *SCORES, "doubts")
 
 
@@ -95,7 +95,7 @@ def picture_files(path: Path, output: Path, truth: Path | None) -> list[Path]:
     """The picture, or those in the folder and its sub-folders, sorted. UserError if there is none.
 
     Masks are not pictures: what lies in the folder of the truth, of the output or of an earlier
-    output, and in folders called masks where there are others, is left out.
+    output, and in folders called masks if there are others, is left out.
     """
     if not path.exists():
         raise UserError(f"--images {shown(path)} does not exist.")
@@ -109,7 +109,7 @@ def picture_files(path: Path, output: Path, truth: Path | None) -> list[Path]:
     inside = sorted(path.glob("*")) + sorted(path.glob("*/*"))
     if any(map(is_nifti_name, inside)) and not any(map(_is_picture, inside)):
         raise UserError(
-            f"--images {shown(path)} holds NIfTI volumes, no pictures: volumes are segmented with "
+            f"--images {shown(path)} holds NIfTI volumes, not pictures: volumes are segmented with "
             "--volume."
         )
     not_pictures = [other.resolve() for other in (output, truth) if other]
@@ -123,12 +123,12 @@ def picture_files(path: Path, output: Path, truth: Path | None) -> list[Path]:
     if len(pictures) < len(files):
         print(f"note: not read in {shown(path)}: masks ({len(files) - len(pictures)})")
     if not pictures:
-        raise UserError(f"--images {shown(path)} holds no pictures but masks.")
+        raise UserError(f"--images {shown(path)} holds only masks.")
     return pictures
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether a file's name ends as those of pictures that are read do."""
+    """Whether a file's name ends like a picture that can be read."""
     return path.suffix.lower() in ENDINGS
 
 
@@ -149,7 +149,7 @@ def _masks_of(files: list[Path], folder: Path, output: Path, suffixes: list[str]
     """Where each picture's mask goes: below the output as the picture below its folder, as PNG.
 
     Where pictures differ in their ending alone, or in capitals, which some disks do not tell apart,
-    the ending becomes part of the name; what still is not a name of its own gets a number.
+    the ending becomes part of the name; names that still collide get a number.
     """
     bare = {file: _bare(file, folder) for file in files}
     count, taken, masks = Counter(name.lower() for name in bare.values()), set(), {}

@@ -1,4 +1,4 @@
-"""New 2D pictures through a trained model: masks in their own size, overlays, a table."""
+"""Apply a trained model to new 2D pictures: masks in their own size, overlays, a table."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,13 +117,13 @@ def _noted(job: PictureJob, problems: list[str]) -> Iterator[None]:
         yield
     except UserError as error:
         problems.append(str(error))
-    except Exception as error:  # a name or a file like no other
+    except Exception as error:  # an unforeseen name or file
         problems.append(f"{shown(job.picture)}: {unforeseen(error)}")
 
 
 def _read(job: PictureJob, read_truth) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """A picture, grey uint8 `(H, W)`, its true mask as class indices, and what may be odd about
-    them. UserError if they differ in size, or as of `load`, `to_grey` and what reads the truth."""
+    them. UserError if they differ in size, or as in `load`, `to_grey` and what reads the truth."""
     loaded = load(job.picture)
     image = to_grey(loaded.image, job.picture)
     if not job.truth:

@@ -1,4 +1,4 @@
-"""Slices through a trained model: masks, probability maps, overlays."""
+"""Apply a trained model to slices: masks, probability maps, overlays."""
 
 import shutil
 import time
@@ -38,7 +38,7 @@ def predict(
         export(model, run, config.export)
     if not config.of_slices:
         return
-    for name in (*STALE, "features.npz"):  # the scores too: they are of the masks that go
+    for name in (*STALE, "features.npz"):  # the scores too, which belong to the removed masks
         (run.folder / name).unlink(missing_ok=True)
     for name in ("predictions", "probabilities", "overlays", "reconstructions"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
@@ -75,7 +75,7 @@ def predict(
 def milliseconds(model: nn.Module, run: Trained, config: InferenceConfig) -> float:
     """Shortest of 20 forward passes of one slice in ms, without files, after three to warm up.
 
-    The shortest: what another process takes from this one is not the network's.
+    The shortest, because time lost to other processes is not the network's.
     """
     image = torch.zeros(1, 3, run.data.size, run.data.size, device=run.device)
     image, times = image.contiguous(memory_format=layout(config.channels_last)), []
@@ -90,7 +90,7 @@ def milliseconds(model: nn.Module, run: Trained, config: InferenceConfig) -> flo
 
 
 def _write_masks(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
-    """Mask PNGs in predictions/, and probability maps if they are wanted."""
+    """Mask PNGs in predictions/, and probability maps if asked for."""
     (run.folder / "predictions").mkdir(parents=True)
     shade = np.uint8(255 if run.num_classes == 1 else 1)
     colours = figures.legend(run.data.classes, run.data.colours)
@@ -124,10 +124,10 @@ def _write_probabilities(run: Trained, names: list[str], logits: Tensor) -> None
 
 
 def _write_overlays(run: Trained, count: int) -> None:
-    """Overlays of `count` slices (-1: of all): what is found, and what is made up.
+    """Overlays of `count` slices (-1: all): what is found, and what is invented.
 
     Three quarters of them are slices with foreground, evenly spaced over the patients; the rest are
-    those slices without it in which most is predicted.
+    slices without it in which the most is predicted.
     """
     false = {
         s: np.count_nonzero(run.data.prediction(run.folder, s))

@@ -31,8 +31,8 @@ def psnr(image: Tensor, reference: Tensor) -> Tensor:
 def ssim(image: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity per image of `(N, c, H, W)` in 0..1 (Wang et al., 2004) -> `(N,)`.
 
-    The paper's form: an 11x11 Gaussian window (sigma 1.5), constants 0.01 and 0.03, means over all
-    places where the window lies inside the image.
+    The paper's form: an 11x11 Gaussian window (sigma 1.5), constants 0.01 and 0.03, averaged over
+    all positions where the window lies inside the image.
     """
     offsets = torch.arange(-5, 6, dtype=torch.float64)
     bell = torch.exp(-(offsets**2) / (2 * 1.5**2))
@@ -65,8 +65,7 @@ def hidden_input(images: Tensor, names: list[str], share: float) -> Tensor:
 def write_reconstructions(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     """What the model restores from images with patches hidden as in training.
 
-    Of the whole image the reconstruction would be near perfect and say nothing: the skips pass
-    it through.
+    A whole image would be reconstructed almost perfectly, through the skips, which shows nothing.
     """
     folder, share = run.folder / "reconstructions", run.setting("mask_ratio")
 
@@ -85,7 +84,7 @@ def write_reconstructions(model: nn.Module, run: Trained, config: InferenceConfi
 def score_reconstructions(folder: Path, data: SliceSet) -> str:
     """MSE, PSNR and SSIM of reconstructions/ and of its hidden input, added to summary.json.
 
-    Means over the slices of inference.json, as one line a kind. UserError naming a slice whose
+    Means over the slices of inference.json, as one line per kind. UserError naming a slice whose
     reconstruction is missing; a line that says so if there are none.
     """
     done = read_json(folder / "inference.json", "Run inference.py first.")

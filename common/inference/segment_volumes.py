@@ -1,4 +1,4 @@
-"""Whole CT volumes through a trained model: masks in the files' own geometry, sheets, measures."""
+"""Apply a trained model to whole CT volumes: masks in the files' geometry, sheets, measures."""
 
 import time
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
             seen += bool(about["scores"] and seen_before(job.volume, run))
         except UserError as error:
             problems.append(str(error))
-        except Exception as error:  # a name or a file like no other
+        except Exception as error:  # an unforeseen name or file
             problems.append(f"{shown(job.volume)}: {unforeseen(error)}")
         if not untouched(job):  # it failed half-way: no old row for a new mask
             measured.pop(job.name, None)
@@ -155,8 +155,8 @@ def class_maps(
 ) -> Iterator[tuple[int, Tensor]]:
     """Probabilities in batches of axial views: first slice, float32 `(n, classes, row, column)`.
 
-    Every slice goes the way of `data_prep/slice_nifti.py` into its square, and its map the way back
-    to the CT's own pixels, before anything is thresholded.
+    Every slice is made square as in `data_prep/slice_nifti.py`, and its map is brought back to the
+    CT's own pixels before anything is thresholded.
     """
     spacing, shape = pixel_spacing(volume.spacing, "axial"), volume.voxels.shape[1::-1]
     count, size = volume.voxels.shape[2], run.checkpoint["size"]
@@ -171,8 +171,8 @@ def class_maps(
 
 
 def _read_truth(path: Path, volume: Volume, run: Trained) -> tuple[np.ndarray, list[str]]:
-    """A true mask as class indices, uint8, and what is odd about it. UserError if it is none or
-    does not fit the volume.
+    """A true mask as class indices, uint8, and what is odd about it. UserError if it cannot be read
+    or does not fit the volume.
 
     Where the training's data were cut with `--classes`, its values are those of such labels.
     """
@@ -202,7 +202,7 @@ def rows_of_sheet(volume: Volume, mask, truth, bounds: tuple, panels: int = 12) 
 
 
 def _stored_index(volume: Volume, index: int) -> str:
-    """An axial slice as other programs number it: along the file's own axis i, j or k."""
+    """An axial slice's number in other programs: along the file's own axis i, j or k."""
     ornt = nib.io_orientation(in_mm(volume.stored_affine, volume.header))
     axis = int(np.flatnonzero(ornt[:, 0] == 2)[0])
     place = index if ornt[axis, 1] > 0 else volume.stored_shape[axis] - 1 - index
@@ -210,5 +210,5 @@ def _stored_index(volume: Volume, index: int) -> str:
 
 
 def in_a_line(about: dict, job: Job) -> str:
-    """What was found, how long it took, and where it is."""
+    """What was found, how long it took, and where the mask is."""
     return f"{in_words(about)}  ({about['seconds']:.1f} s) -> {shown(job.mask)}"

@@ -53,19 +53,19 @@ class Trained:
 
     @property
     def classes(self) -> list[str]:
-        """The names of what it segments."""
+        """The names of its classes."""
         return self.checkpoint["classes"]
 
     @property
     def suffixes(self) -> list[str]:
-        """What a file name gets of each of several classes; of one nothing."""
+        """What each of several classes adds to a file name; nothing for one class."""
         plain = [file_name(name, "class") for name in self.classes]
         unique = len({*plain}) == len(plain)
         names = plain if unique else [f"{k}-{name}" for k, name in enumerate(plain, start=1)]
         return [""] if len(names) == 1 else [f"_{name}" for name in names]
 
     def setting(self, name: str):
-        """A flag's value in that training."""
+        """A flag's value in its training."""
         return self.checkpoint["config"].get(name)
 
 
@@ -106,7 +106,7 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
 
 
 def _instead_of_data(place: Path) -> str:
-    """What to do where a folder, or a file, is not a data set."""
+    """What to do if a folder or file is not a data set."""
     inside = chain(place.glob("*"), place.glob("*/*")) if place.is_dir() else [place]
     for path in inside:
         if is_nifti_name(path):
@@ -135,7 +135,7 @@ def window_of(run: Trained, config: InferenceConfig):
     if given == (None, None):
         return usual if isinstance(usual, dict) else tuple(map(float, usual))
     if isinstance(usual, dict):
-        raise UserError(f"--hu-low and --hu-high: {shown(run.path)} was trained on no HU.")
+        raise UserError(f"--hu-low and --hu-high: {shown(run.path)} was not trained on HU.")
     low, high = (u if g is None else g for u, g in zip(usual, given, strict=True))
     if not low < high:  # nan too
         raise UserError(f"--hu-low {low:g} must be below --hu-high {high:g}.")

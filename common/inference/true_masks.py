@@ -1,4 +1,4 @@
-"""The true masks of new pictures: which belongs to which, and what they show."""
+"""The true masks of new pictures: which belongs to which picture, and what they show."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def truths_of(pictures: list[Path], folder: Path, truth: Path) -> list[Path | No
     """Each picture's true mask: `truth` itself or, if it is a folder, the picture there of the same
     name below its folder, of the same ending if there are several; None where there is none.
 
-    Folders called images and masks do not count. UserError if `truth` is not there, or if two masks
+    Folders called images and masks are ignored. UserError if `truth` is not there, or if two masks
     fit one picture.
     """
     if not truth.exists():
@@ -110,8 +110,8 @@ def check_truths(
     """What a user should know of the true masks before anything is scored by them, as lines to
     print: the remarks of import_pairs.py.
 
-    UserError naming the masks that contradict the others, or of which it is not known what is
-    foreground. A file that cannot be read at all is left to the prediction of its picture.
+    UserError naming the masks that contradict the others, or in which the foreground is ambiguous.
+    A file that cannot be read at all is left to the prediction of its picture.
     """
     abouts, values, problems = [], set(), []
     for path in dict.fromkeys(truths):

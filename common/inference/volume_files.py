@@ -106,7 +106,7 @@ def truth_of(volume: Path, truth: Path) -> Path:
 
 def earlier_rows(table: Path) -> dict[str, list[dict]]:
     """The rows of an earlier volumes.csv by volume, of those whose masks are still there.
-    UserError as of `own_rows`."""
+    UserError as in `own_rows`."""
     rows: dict[str, list[dict]] = {}
     for row in own_rows(table, COLUMNS):
         if table.with_name(f"{stem(Path(row['volume']))}.nii.gz").exists():

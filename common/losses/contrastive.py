@@ -108,7 +108,7 @@ def features_at(features: Tensor, positions: Tensor, size: tuple[int, int]) -> T
 
 
 class DenseContrast(nn.Module):
-    """As many pixels of each class and of the border: same class attracts, others repel.
+    """Equally many pixels of each class and of the border: same class attracts, others repel.
 
     A student pixel's positives are the teacher's pixels of its class, in any image (supervised
     contrast). Each side has its own linear projection to 64 dimensions, applied to the drawn pixels
@@ -133,7 +133,7 @@ class DenseContrast(nn.Module):
 
 
 class ImageContrast(nn.Module):
-    """The thesis's form: one vector an image; its positive is the teacher's of the same image.
+    """The thesis's form: one vector per image; its positive is the teacher's of the same image.
 
     A map is pooled to 4x4 cells, flattened and projected: whole maps would be vectors of up to
     4 million dimensions. The negatives are the other images of the batch.
@@ -175,7 +175,8 @@ class FeatureHint(nn.Module):
 
 
 class PairwiseAffinity(nn.Module):
-    """How alike any two places of an image are, compared as numbers (Liu et al., arXiv 1903.04197).
+    """How alike any two positions of an image are, compared between the networks (Liu et al., arXiv
+    1903.04197).
 
     Maps are averaged to 16x16 places; the loss is the mean squared difference between
     the cosine similarities of all pairs of places in the student's map and in the teacher's. There

@@ -32,8 +32,8 @@ class DiceBCELoss(nn.Module):
     Dice is counted per image: pooled over the batch, a large spleen would hide a missed small one.
     For one class the smoothing s also gives an empty slice its gradient: predict nothing there.
 
-    Of several classes (C > 1; the background is in the cross-entropy alone) an image's first term
-    is the mean over those that it shows, 0 if it shows none. What is not there is left to the
+    For several classes (C > 1; the background is in the cross-entropy alone) an image's first term
+    is the mean over those that it shows, 0 if it shows none. Absent classes are left to the
     cross-entropy: most classes are missing from most slices, and were their empty channels counted,
     "predict nothing" would be most of the term. S1 then finds no kidney (docs/LOG.md, section 7).
     """
@@ -91,8 +91,8 @@ class SegmentationObjective(nn.Module):
 
 
 def hide_patches(images: Tensor, ratio: float, grid: int = 16) -> Tensor:
-    """Images `(N, c, H, W)` with a ratio `ratio` of the cells of a `grid` x `grid` raster set to 0,
-    at random, each image's own.
+    """Images `(N, c, H, W)` with a fraction `ratio` of the cells of a `grid` x `grid` raster set to
+    0, at random, each image's own.
 
     Random numbers come from torch's generator of the images' device.
     """
@@ -107,9 +107,9 @@ class MultiTaskObjective(nn.Module):
     Full-resolution skips would let the second decoder copy its input and learn nothing, so it
     restores what it was not shown: in a random half of each batch a fraction `mask_ratio` of the
     patches is masked (as in masked auto-encoders, He et al., arXiv 2111.06377), and the
-    reconstruction is compared with the whole image on that half. The other half stays whole, for it
-    is whole images that the segmentation meets at test time. One forward pass gives both outputs.
-    With weight 0 patches are hidden all the same: the segmentation's input does not depend on it.
+    reconstruction is compared with the whole image on that half. The other half stays whole,
+    because the segmentation meets whole images at test time. One forward pass gives both outputs.
+    With weight 0 patches are still hidden: the segmentation's input does not depend on it.
     """
 
     def __init__(self, model: nn.Module, weight: float = 0.2, mask_ratio: float = 0.25):

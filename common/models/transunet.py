@@ -62,7 +62,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The cells of a map `(N, channels, h, w)` as h x w tokens -> a map `(N, width, h, w)`.
 
-    One position embedding a cell, learned on a raster of `grid` x `grid` cells (256-pixel images)
+    One position embedding per cell, learned on a raster of `grid` x `grid` cells (256-pixel images)
     and interpolated to any other. There is no class token: every cell is needed.
     """
 
@@ -181,10 +181,10 @@ def teacher_t2_of(checkpoint: dict) -> TransUNet:
 def load_imagenet(model: TransUNet, transformer: bool, folder: Path | None = None) -> None:
     """Fill `model` with torchvision's ImageNet weights: ResNet-50, and ViT-B/16 if `transformer`.
 
-    The files are looked for in `folder` (default: torch.hub's cache) under their own names, and
-    downloaded there if they are missing. The class token is dropped, the position embeddings are
-    interpolated to T2's raster, and a transformer with fewer layers takes the first ones.
-    UserError if a file can be neither found nor fetched nor used, or if T2's size is not ViT-B's.
+    The files are expected in `folder` (default: torch.hub's cache) under their own names, and
+    downloaded there if missing. The class token is dropped, the position embeddings are
+    interpolated to T2's raster, and a transformer with fewer layers takes the first ones. UserError
+    if a file can be neither found, fetched nor used, or if T2's size is not ViT-B's.
     """
     width, depth = model.transformer.positions.shape[1], len(model.transformer.blocks)
     if transformer and (width != 768 or depth > 12):
@@ -193,7 +193,7 @@ def load_imagenet(model: TransUNet, transformer: bool, folder: Path | None = Non
             "change --width and --depth, or take the ResNet's weights alone with "
             "--encoder-weights imagenet-resnet."
         )
-    # torchvision's own networks read the files, for they know the older names in them.
+    # Read by torchvision's own networks, which know the older names in these files.
     take_resnet(model, filled(resnet50(), ResNet50_Weights.IMAGENET1K_V2, folder))
     if transformer:
         take_vit(model.transformer, filled(vit_b_16(), ViT_B_16_Weights.IMAGENET1K_V1, folder))
@@ -219,15 +219,15 @@ def filled(network: nn.Module, weights, folder: Path | None) -> nn.Module:
 
 
 def check_hash(path: Path) -> None:
-    """UserError if a weights file that is there is not the one of its name, `name-HASH.pth`: torch
-    compares the hash of what it downloads only, and takes a flipped bit for a weight."""
+    """UserError if an existing weights file is not the one its name claims, `name-HASH.pth`: torch
+    compares the hash only of what it downloads, and would take a flipped bit for a weight."""
     if not path.is_file():
         return
     named, digest = path.stem.rpartition("-")[2], hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(named):
         raise UserError(
             f"{shown(path)} is damaged or another file: its SHA-256 begins with {digest[:8]}, its "
-            f"name says {named}. Remove it, and it is fetched again, or put the right one there."
+            f"name says {named}. Remove it to have it fetched again, or put the right one there."
         )
 
 

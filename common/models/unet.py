@@ -42,7 +42,7 @@ def probabilities(logits: Tensor) -> Tensor:
 
 def decided(maps: Tensor) -> Tensor:
     """Probabilities `(n, classes, H, W)` -> class indices, uint8 `(n, H, W)`: the likeliest class,
-    where it is likelier than the background. Of one class: above 0.5."""
+    where it is likelier than the background. For one class: above 0.5."""
     best, class_name = maps.max(1)
     return ((class_name + 1) * (best > 1 - maps.sum(1))).to(torch.uint8)
 
@@ -90,7 +90,8 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """A U-Net with one width a level; `count` convolutions a level; `num_classes` output channels.
+    """A U-Net with one width per level; `count` convolutions per level; `num_classes` output
+    channels.
 
     With `reconstruction` a second decoder of the same shape restores the image from the shared
     encoder. Height and width must be multiples of `2 ** (len(widths) - 1)`.

@@ -157,7 +157,8 @@ def _distances(results: dict[str, list[dict]]) -> list[dict[str, str]]:
 
 
 def _classes(runs: dict[str, dict[tuple, dict]], bases: dict[str, str]) -> list[dict[str, str]]:
-    """A row per class, if there are several: each model's Dice, the gains of those with a base."""
+    """One row per class, if there are several: each model's Dice, the gains of those with a
+    base."""
     rows = []
     for class_name in each_of_several(next(iter(next(iter(runs.values())).values()))):
         row = {"class": class_name}

@@ -130,7 +130,7 @@ def _check_classes(content: dict, path: Path) -> None:
 
 
 def _check_archive(path: Path) -> None:
-    """UserError for a flipped bit, which torch.load would take for a weight without a word, and for
+    """UserError for a flipped bit, which torch.load would take for a weight silently, and for
     a packed file, which may unpack to more than any memory; torch.save packs nothing."""
     if not zipfile.is_zipfile(path):
         return  # torch.load says what it is

@@ -82,7 +82,7 @@ def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -
         run.interruption.check()
     table = torch.stack(values).double().cpu()  # the one wait for the device
     if run.scaler.is_enabled() and run.scaler.get_scale() >= 1:
-        table[:, -1] = 0  # steps whose float16 gradients overflowed were left out: that is its way
+        table[:, -1] = 0  # steps whose float16 gradients overflowed were skipped, as intended
     check_finite(table, list(losses), names, [ends for _, ends in shares], run)
     weights = torch.tensor(sizes, dtype=torch.float64)
     means = (table[:, :-1] * weights[:, None]).sum(0) / weights.sum()
@@ -90,7 +90,7 @@ def train_one_epoch(objective, batches, optimizer, schedule, run: Run, config) -
 
 
 def check_finite(table, losses: list[str], names: list[list[str]], ends: list[bool], run: Run):
-    """UserError, naming the slices, for the first loss or gradient that is not finite.
+    """UserError, naming the slices, for the first non-finite loss or gradient.
 
     `table` `(batches, losses + 1)` holds each batch's losses and, where a step ends, the norm of
     its gradient: for a gradient only the step is known, for a loss the batch.
@@ -132,7 +132,7 @@ def fit(objective: nn.Module, run: Run, config: TrainConfig) -> None:
 
     AdamW, linear warm-up, cosine to zero, gradient clipping. Writes config.json, log.csv,
     curves.png, last.pt and best.pt into the run folder. The score that chooses `best.pt` is the
-    mean Dice over the validation patients. UserError if a loss stops being finite, if `--resume`
+    mean Dice over the validation patients. UserError if a loss becomes non-finite, if `--resume`
     finds another configuration, or if another process of the run is gone.
     """
     objective.to(run.device, memory_format=layout(config.channels_last))
@@ -245,7 +245,9 @@ def say_the_best(run: Run) -> None:
     where = shown(run.folder / "best.pt")
     run.say(f"best epoch {epoch}: validation Dice {dice:.4f} per patient -> {where}")
     if not any(s.foreground for s in run.val.slices):
-        run.say("no validation slice shows a class: this says nothing; choose other patients")
+        run.say(
+            "no validation slice shows a class, so this score means nothing; choose other patients"
+        )
     elif not dice:
         run.say("no class was found in any validation slice: train for more --epochs")
 

@@ -11,7 +11,7 @@ class Interruption:
     Within a second it counts as the same one: a terminal's Ctrl-C comes from the terminal and once
     more from torchrun or reproduce.py, which forward it.
 
-    An exception out of a signal handler can strike anywhere, in a loader's `__del__` too, where
+    An exception raised in a signal handler can strike anywhere, in a loader's `__del__` too, where
     Python drops it.
     """
 
@@ -19,19 +19,19 @@ class Interruption:
         self.number, self.came, self.before = None, 0.0, {}
 
     def __enter__(self):
-        """From here on signals wait."""
+        """Start deferring signals."""
         if threading.current_thread() is threading.main_thread():
             numbers = (signal.SIGINT, signal.SIGTERM)
             self.before = {number: signal.signal(number, self.note) for number in numbers}
         return self
 
     def __exit__(self, *_):
-        """From here on they are what they were."""
+        """Restore the handlers that were there before."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def note(self, number: int, _) -> None:
-        """A signal has come."""
+        """Whether a signal has come."""
         now = time.monotonic()
         if self.number and now - self.came > 1:
             self.check()

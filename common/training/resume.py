@@ -15,7 +15,7 @@ FREE_ON_RESUME = NOT_LEARNED | {"epochs", "teacher", "weights_folder"}
 
 
 def changed_settings(config: TrainConfig, before: dict, free: set[str]) -> list[str]:
-    """Which settings of `before`, a run's config as plain values, are others now: `lr: 0.1 -> 0.2`.
+    """Which settings of `before`, a run's config as plain values, have changed: `lr: 0.1 -> 0.2`.
 
     Those in `free` may differ. A flag added since has its default.
     """
@@ -34,7 +34,7 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
     if not path.exists():
         if log.exists() and len(read_csv(log)) >= config.save_every:
             raise UserError(
-                f"{shown(path)} is gone, and nothing can go on without it; best.pt would be "
+                f"{shown(path)} is gone and the run cannot continue without it; best.pt would be "
                 "replaced. Train under another --name, or start over with --overwrite."
             )
         run.say(f"nothing to resume in {shown(run.folder)}: starting at epoch 1")
@@ -59,20 +59,22 @@ def take_up(objective, optimizer, run: Run, config: TrainConfig) -> list[dict]:
             "Resume it without such flags, or train under another --name."
         )
     if config.epochs != (before := state["config"]["epochs"]):
-        run.say(f"{before} epochs were planned, now {config.epochs}: the cosine is another one")
+        run.say(f"{before} epochs were planned, now {config.epochs}: the cosine schedule differs")
     if run.world != (before := state.get("processes", run.world)):
         run.say(f"note: {before} processes before, {run.world} now, each with --batch-size slices")
     checkpoint.load_weights(objective, state["objective"], path)
     optimizer.load_state_dict(state["optimizer"])
     if state.get("scaler"):  # none of a run in another format than float16
         run.scaler.load_state_dict(state["scaler"])
-    try:  # maybe of an epoch that a kill has lost
+    try:  # it may be of an epoch that a kill has lost
         chosen = checkpoint.load(run.folder / "best.pt", run.stage)
         run.best = chosen["epoch"], chosen["val_dice"]
     except UserError as error:
         run.best = (0, -1.0)
         left = len(state["log"]) < config.epochs
-        later = "The best of the epochs to come will be kept."
-        run.say(f"note: {error} {later if left else 'inference.py --weights last does without.'}")
+        later = "The best of the coming epochs will be kept."
+        run.say(
+            f"note: {error} {later if left else 'inference.py --weights last does not need it.'}"
+        )
     run.say(f"resuming {shown(run.folder)} after epoch {len(state['log'])}")
     return state["log"]

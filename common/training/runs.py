@@ -53,7 +53,7 @@ class Run:
     rank: int = 0
     world: int = 1
     lock: object = None  # held as long as the run is
-    resumes: bool = False  # whether there is a last.pt to go on from
+    resumes: bool = False  # whether there is a last.pt to continue from
     saved: int = 0  # the epoch that last.pt holds
     best: tuple[int, float] = (0, -1.0)  # epoch and validation Dice of best.pt
     unsaved: dict | None = None  # newest state not yet written, which --save-every left out
@@ -113,7 +113,7 @@ def start(config: TrainConfig, script: str, share: str) -> Run:
     if config.deterministic:
         # cuBLAS reads it when it starts; without it PyTorch refuses to promise anything.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Some operations have no such form on a GPU (of several classes the cross-entropy): PyTorch
+        # Some operations have no such form on a GPU (cross-entropy for several classes): PyTorch
         # then warns and names them.
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config.seed)
@@ -214,7 +214,8 @@ def of_data(data: SliceSet) -> dict:
 
 
 def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best: bool) -> None:
-    """The epoch's files: weights before the log, so that the log never promises too much."""
+    """The epoch's files: weights before the log, so that the log never lists an epoch that is not
+    saved."""
     patient_of = run.patient_of | run.data.patients
     about = {
         "stage": run.stage,
@@ -239,12 +240,12 @@ def save_epoch(objective, optimizer, run: Run, config, log: list[dict], is_best:
         run.saved, run.unsaved = len(log), None
     else:
         run.unsaved = copied({**about, **state, "log": log})
-    # Twenty drawings a run: each takes as long as many steps of a small student.
+    # Twenty drawings per run: each takes as long as many steps of a small student.
     write_log(run, log, len(log) % -(-config.epochs // 20) == 0 or len(log) == config.epochs)
 
 
 def write_log(run: Run, log: list[dict], drawn: bool = True) -> None:
-    """log.csv, and curves.png if it is to be `drawn`."""
+    """log.csv, and curves.png if `drawn`."""
     if drawn:
         figures.curves(run.folder / "curves.png", log, f"{run.stage}: {run.folder.name}")
     write_csv(run.folder / "log.csv", log)

@@ -31,11 +31,11 @@ def load_teacher(
     The cases that it was trained on and chosen by, and their patients, go into `run.cases` and
     `run.patient_of`: its student may not be scored on them either. With the control
     `random-teacher` the network keeps its random weights, with BatchNorm statistics of the training
-    slices; without those its features would all but vanish, and it would not be a control. With
+    slices; without those its features would nearly vanish, and it would not be a control. With
     `no-teacher` the result is None.
     """
     if config.control == "no-teacher":
-        run.say("no teacher: the student's own output in its place (a control)")
+        run.say("no teacher: the student's own output instead (a control)")
         return None
     hint = f"Train it first ({stage}/train.py) or name another."
     content = checkpoint.load_trained(path, stage, hint)

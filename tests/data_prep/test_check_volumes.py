@@ -157,7 +157,7 @@ def test_every_doubt_is_a_warning(folder, capsys):
     words = {
         "empty": "label is empty",
         "constant": "constant",
-        "hot": "9000 is no range",
+        "hot": "9000 is not a range",
         "thick": "15 mm",
         "mirrored": "patient's right",
         "shifted": "no air, or not in HU",

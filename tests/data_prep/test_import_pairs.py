@@ -163,7 +163,7 @@ def test_a_threshold_makes_grey_masks_binary(tmp_path):
 def test_sixteen_bits_are_refused(tmp_path):
     some(tmp_path, ["a", "b", "c"])
     Image.fromarray(np.zeros((30, 40), np.uint16)).save(tmp_path / "images" / "a.png")
-    with pytest.raises(UserError, match="8 bits a channel"):
+    with pytest.raises(UserError, match="8 bits per channel"):
         make(tmp_path)
 
 

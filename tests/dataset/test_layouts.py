@@ -96,7 +96,7 @@ def test_every_file_without_partner_is_named(synapse, capsys):
         ({**SYNAPSE, "images": "*/img*.nii.gz"}, "different numbers of stars"),
         ({**SYNAPSE, "images": "../s/img/img*.nii.gz"}, "name files below --input"),
         ({**SYNAPSE, "images": "**/img*.nii.gz"}, "a star for each folder"),
-        ({**SYNAPSE, "images": "label/label*.nii.gz"}, "finds the masks alone"),
+        ({**SYNAPSE, "images": "label/label*.nii.gz"}, "only the masks"),
         ({**SYNAPSE, "patient": "img[0-9]+"}, "no group in parentheses"),
         ({**SYNAPSE, "patient": "(img000[12])"}, r"(?s)no patient for 2 volumes.*img0003"),
     ],

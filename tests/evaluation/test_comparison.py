@@ -166,4 +166,4 @@ def test_compare_says_it_in_one_line(tmp_path):
     other = compare(result(c=1), "gain", tmp_path / "s.json")
     assert "not compared" in other and "of 2 test patients, best epoch, this run of 1 test" in other
     (tmp_path / "config.json").write_text("{}")
-    assert "no summary.json" in compare(result(a=1), "gain", tmp_path / "config.json")
+    assert "not a summary.json" in compare(result(a=1), "gain", tmp_path / "config.json")

@@ -149,7 +149,7 @@ def test_a_run_is_scored_by_name(small_run):
     (line,) = read_csv(run / "metrics_per_case.csv", ("case", "dice", "true_pixels"))
     assert float(line["dice"]) == row["dice"] == own["dice"] and "dice spleen" not in line
     assert "1.000" in table(result) and "no test" not in table(result)
-    assert table({**result, "subset": "all"}).endswith("are among these: no test")
+    assert table({**result, "subset": "all"}).endswith("trained on: not a test")
     assert (run / "metrics_per_case.csv").exists() and (run / "summary.json").exists()
 
 

@@ -43,7 +43,7 @@ def test_what_is_left_of_a_run_is_not_lost(stage, slices):
     assert not (run.folder / "metrics_per_case.csv").exists()
     before = best.read_bytes()
     (run.folder / "last.pt").unlink()
-    with pytest.raises(UserError, match="last.pt is gone, and nothing can go on without it"):
+    with pytest.raises(UserError, match="last.pt is gone.* cannot continue"):
         train(stage, slices, epochs=3, resume=True)
     (run.folder / "config.json").unlink()
     with pytest.raises(UserError, match="already holds a run"):
