@@ -205,7 +205,7 @@ def test_lost_slices_come_back_and_a_bad_volume_does_not_cost_the_set(repo, phan
     other = ("--input", folder, "--output", folder / "imagesTr", "--overwrite")
     (folder / "imagesTr" / "phantom_001.nii.gz").unlink()
     shutil.copy(phantom / "imagesTr" / "phantom_001.nii.gz", folder / "imagesTr")
-    assert "holds no data set" in run(repo, "data_prep/slice_nifti.py", *other, code=1)
+    assert "is not a data set" in run(repo, "data_prep/slice_nifti.py", *other, code=1)
 
 
 def test_killed_slicing_is_no_data_set_and_goes_on(repo, phantom, slices, tmp_path):

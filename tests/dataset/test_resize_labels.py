@@ -66,7 +66,7 @@ def test_every_class_has_the_centre_of_its_image(to):
 def test_a_pixel_gets_the_label_that_covers_most_of_it(size, to, fine):
     """Against block means of a finer grid, on which both sizes have whole pixels."""
     rng = np.random.default_rng(size)
-    noise = ndimage.gaussian_filter(rng.normal(size=(size, size)), size / 16)
+    noise = ndimage.gaussian_filter(rng.normal(size=(size, size)), size / 8)
     labels = np.digitize(noise, np.quantile(noise, (0.5, 0.8))).astype(np.uint8)
     grid = np.kron(labels, np.ones((fine, fine), np.uint8))
     block = (size * fine // to,) * 2
@@ -74,7 +74,7 @@ def test_a_pixel_gets_the_label_that_covers_most_of_it(size, to, fine):
     expected = np.array([1, 2, 0])[shares.argmax(0)]
     resized = resize_labels(labels, (to, to))
     tied = np.sort(shares, 0)[-1] - np.sort(shares, 0)[-2] < 1e-6
-    assert (resized == expected)[~tied].mean() > 0.97  # the rest are thin parts that are kept
+    assert (resized == expected)[~tied].mean() > 0.99  # the rest are thin parts that are kept
     binary = resize_labels((labels > 0) * np.uint8(255), (to, to))
     tied = np.abs(shares[2] - 0.5) < 1e-6
     assert ((binary > 0) == (shares[2] < 0.5))[~tied].mean() > 0.99
@@ -162,19 +162,22 @@ def test_there_and_back_is_closer_than_by_the_nearest_pixel():
 
 
 @pytest.mark.parametrize("to", [64, 128, 192, 256, 400])
-@pytest.mark.parametrize("angle", [0, 17, 45, 71, 90])
-def test_a_vessel_of_two_pixels_does_not_vanish(to, angle):
+@pytest.mark.parametrize("angle", [0, 8, 17, 30, 45, 71, 90])
+@pytest.mark.parametrize("width", [1, 2, 3, 5])
+def test_a_vessel_stays_in_one_piece(to, angle, width):
+    if width == 1 and to == 64:
+        return  # an eighth of a pixel at best: below what is kept
     y, x = np.mgrid[:512, :512] + 0.5
     turn = np.radians(angle)
     for shift in (0.0, 0.5, 1.0, 2.3, 3.0):
         off = (x - 256 - shift) * np.cos(turn) + (y - 256) * np.sin(turn)
         along = (y - 256) * np.cos(turn) - (x - 256) * np.sin(turn)
-        vessel = (np.abs(off) < 1) & (np.abs(along) < 200)
+        vessel = (np.abs(off) <= width / 2) & (np.abs(along) < 200)
         labels = vessel * np.uint8(1)
         labels[disc(512, (60, 60), 30)] = 2
         small = resize_labels(labels, (to, to)) == 1
-        assert small.sum() >= 0.3 * 400 * to / 512
-        assert ndimage.label(ndimage.maximum_filter(small, 3))[1] == 1  # gaps of two at most
+        assert small.sum() >= 0.65 * 400 * to / 512  # pixels across the corner are longer
+        assert ndimage.label(small, np.ones((3, 3)))[1] == 1
         assert np.abs(centroid(small) - centroid(vessel)).max() * to < 3
 
 

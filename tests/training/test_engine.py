@@ -109,7 +109,7 @@ def test_the_best_weights_are_those_that_best_pt_says(stage, slices, capsys):
     path.unlink()
     run, _ = train(stage, slices, epochs=5, resume=True)
     assert run.best[0] == checkpoint.load(path, "stage")["epoch"] == 5
-    assert "The best of the epochs to come will be kept" in capsys.readouterr().out
+    assert "The best of the coming epochs will be kept" in capsys.readouterr().out
 
 
 def test_a_training_without_an_class_is_refused(stage, own_slices):
