@@ -48,7 +48,13 @@ from tqdm import tqdm
 from common.config import launch, option
 from common.dataset.cases import twins
 from common.dataset.classes import USUAL, count_values, parse_classes, remarks, to_mask, vanished
-from common.dataset.mask_checks import contradictions, inverted, remarks_on, turned_alone
+from common.dataset.mask_checks import (
+    contradictions,
+    inverted,
+    looks_inverted,
+    remarks_on,
+    turned_alone,
+)
 from common.dataset.mask_files import Mask, NotTwoValues, read_binary, read_numbers
 from common.dataset.pictures import load, to_grey
 from common.dataset.preprocessing import to_square
@@ -99,13 +105,14 @@ def classes_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
 
 class Converted(NamedTuple):
     """A pair as it was written: its manifest row, its image's fingerprint (none of an image of one
-    grey), the values in its index mask, how much of the picture the classes cover, what is known of
-    its masks' files, and whether EXIF turned its image."""
+    grey), the values in its index mask, how much of the picture the classes cover, whether they
+    look inverted, what is known of its masks' files, and whether EXIF turned its image."""
 
     row: Slice
     fingerprint: str | None
     values: set[int]
     covered: float
+    inverted: bool
     masks: list[Mask]
     turned: bool
 
@@ -149,7 +156,7 @@ def convert(
         )
     # Slices of air are alike in all patients.
     fingerprint = hashlib.sha256(image.tobytes()).hexdigest() if image.min() < image.max() else None
-    covered = float((mask > 0).mean())
+    covered, upside_down = float((mask > 0).mean()), looks_inverted(mask > 0)
     mask = to_square(mask, (1, 1), config.size, mask=True)
     row = Slice(pair.case, pair.index, int((mask > 0).sum()), pair.source)
     image = to_square(image, (1, 1), config.size, mask=False)
@@ -157,7 +164,7 @@ def convert(
     pictures = {"images": Image.fromarray(image), "masks": mask_picture(mask, colours)}
     for kind, picture in pictures.items():
         picture.save(config.partial / kind / f"{row.name}.png", compress_level=4)
-    return Converted(row, fingerprint, values, covered, masks, loaded.turned)
+    return Converted(row, fingerprint, values, covered, upside_down, masks, loaded.turned)
 
 
 def convert_all(
@@ -190,7 +197,7 @@ def convert_all(
         shown_in = [pair for pair in good if pair.covered]
         gone = sum(not pair.row.foreground for pair in shown_in)
         lines += vanished("the foreground", gone, len(shown_in), config.size)
-        lines += inverted([pair.covered for pair in good])
+        lines += inverted([pair.inverted for pair in good])
     return sorted(rows, key=lambda row: (row.case, row.index)), lines
 
 

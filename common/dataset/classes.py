@@ -56,6 +56,8 @@ def parse_classes(
                 "NAME=VALUE."
             )
         kept = {name: values for name, values in named.items() if name != IGNORE}
+        if not kept:
+            raise UserError(f"{flag} all: dataset.json names no class but {IGNORE}.")
         words = [f"{name}={','.join(map(str, values))}" for name, values in kept.items()]
     classes: dict[str, tuple[int, ...]] = {}
     for word in words:
@@ -151,8 +153,11 @@ def count_values(label: np.ndarray) -> dict[int, int]:
     return {int(v): int(n) for v, n in zip(values, counts, strict=True) if v}
 
 
-def remarks(labels: Mapping[str, tuple[int, ...]], held: set[int]) -> list[str]:
-    """What is odd about labels, where `held` are the values of the whole set (without 0)."""
+def remarks(
+    labels: Mapping[str, tuple[int, ...]], held: set[int], naming: str = "--classes does not name"
+) -> list[str]:
+    """What is odd about labels, where `held` are the values of the whole set (without 0). `naming`
+    says what has left out the others."""
     lines = []
     for name, values in labels.items():
         if missed := [str(v) for v in values if v not in held]:
@@ -160,7 +165,7 @@ def remarks(labels: Mapping[str, tuple[int, ...]], held: set[int]) -> list[str]:
     named = {v for values in labels.values() for v in values}
     if rest := sorted(held - named):
         shown = ", ".join(map(str, rest[:12])) + (" ..." if len(rest) > 12 else "")
-        lines.append(f"note: --classes does not name the values {shown}: background")
+        lines.append(f"note: {naming} the values {shown}: background")
     return lines
 
 

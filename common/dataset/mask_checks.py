@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from common.dataset.mask_files import Mask, NotTwoValues
 from common.files import shown
 
 USUAL = ((1,) * 3, (255,) * 3)  # what foreground pixels hold where nothing is odd, as (R, G, B)
-MANY = 1 / 4  # of the masks: fewer that cover most of their pictures may be large structures
+ALL_AROUND = 0.9  # of a picture's border: a structure that covers more, and half of it, is rare
 ALIKE = 48  # colours of one class in two lossy files differ by no more
 
 
@@ -96,17 +98,24 @@ def remarks_on(
     return lines
 
 
-def inverted(shares: Sequence[float]) -> list[str]:
-    """A warning, as a line to print, if the foreground covers more than half of `MANY` of the
-    pictures that show it; `shares` are the fractions it covers."""
-    seen = [share for share in shares if share]
-    large = sum(share > 0.5 for share in seen)
-    if large <= len(seen) * MANY:
+def looks_inverted(foreground: np.ndarray) -> bool:
+    """Whether a bool mask `(H, W)` covers more than half of its picture and nearly all of the
+    picture's border, as background does."""
+    border = np.concatenate(
+        [foreground[0], foreground[-1], foreground[1:-1, 0], foreground[1:-1, -1]]
+    )
+    return bool(foreground.mean() > 0.5 and border.mean() > ALL_AROUND)
+
+
+def inverted(masks: Sequence[bool]) -> list[str]:
+    """A warning, as a line to print, if any of the masks `looks_inverted`."""
+    count = sum(masks)
+    if not count:
         return []
     return [
-        f"warning: the foreground covers more than half of {large} of {len(shares)} pictures: are "
-        "these masks inverted? 0 (black) must be background; if they are, swap their values (grey: "
-        "PIL.ImageOps.invert), and begin again"
+        f"warning: in {count} of {len(masks)} pictures the foreground covers more than half and "
+        "nearly the whole border: are these masks inverted? 0 (black) must be background; if they "
+        "are, swap their values (grey: PIL.ImageOps.invert), and begin again"
     ]
 
 

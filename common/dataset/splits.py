@@ -4,6 +4,7 @@ splits.json holds lists of cases: `train`, `val`, `test`, and `student`, the par
 labels the students may use; seed, folds and fold say how they were dealt.
 """
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -56,14 +57,15 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
 
 
 def check_capitals(names: Iterable[str]) -> None:
-    """UserError naming patients or cases that differ in capitals alone: they may be one, and on
-    some disks their files would be."""
+    """UserError naming patients or cases whose names differ only in capitals or in how accents are
+    stored: they may be one, and on some disks their files would be."""
     alike: dict[str, set[str]] = {}
     for name in names:
-        alike.setdefault(name.casefold(), set()).add(name)
+        alike.setdefault(unicodedata.normalize("NFC", name).lower(), set()).add(name)
     if pairs := [" and ".join(sorted(both)) for both in alike.values() if len(both) > 1]:
         raise UserError(
-            "These names differ in capitals alone, which some disks do not tell apart: "
+            "These names differ only in capitals or in how accents are stored, which some disks do "
+            "not tell apart: "
             f"{'; '.join(sorted(pairs)[:10])}. Are they one patient? Rename one, or both alike."
         )
 

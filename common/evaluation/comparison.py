@@ -122,11 +122,12 @@ def reference(folder: Path, stage: str) -> Path:
     learned_from = read_json(about)["config"].get("teacher") if about.exists() else None
     if learned_from:
         teacher = Path(learned_from).parent
-        if teacher.parts[-3:-1] == (stage, "runs") and teacher.is_dir():
-            return teacher / "summary.json"
+        if teacher.parts[-3:-1] == (stage, "runs"):
+            # The repository may have moved since.
+            moved = folder.parents[2] / stage / "runs" / teacher.name
+            return (teacher if teacher.is_dir() else moved) / "summary.json"
     runs = folder.parents[2] / stage / "runs"
-    same = runs / folder.name / "summary.json"
-    return same if same.exists() else runs / "default" / "summary.json"
+    return runs / (folder.name if (runs / folder.name).is_dir() else "default") / "summary.json"
 
 
 def compare(
@@ -148,8 +149,8 @@ def compare(
     other_stage = other.get("stage", stage)
     if stage and other_stage not in (stage, result.get("stage")):
         return f"{title}: not compared; {shown(path)} is of {other_stage}, not of {stage}"
-    if stage and other_stage != stage:
-        title = f"gain over {other_stage} ({other['run']})"
+    title = f"gain over {other_stage}" if stage and other_stage != stage else title
+    title += f" ({other['run']})" if "run" in other else ""
     run = (None, 0)
     gained = gain({run: result}, {run: other})
     patients = [by_patient([r]).keys() for r in (other, result)]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.dataset.classes import count_values, remarks, to_mask
-from common.dataset.mask_checks import contradictions, inverted, remarks_on
+from common.dataset.mask_checks import contradictions, inverted, looks_inverted, remarks_on
 from common.dataset.mask_files import Mask, NotTwoValues, read_binary, read_numbers
 from common.dataset.picture_folders import name_of, pictures_in
 from common.dataset.slices import check_same_classes, read_mask, read_set
@@ -97,8 +97,11 @@ def _several_classes(path: Path, labels: dict[str, tuple[int, ...]]) -> TrueMask
 def _one_class(path: Path, values: set[int], threshold: int | None) -> TrueMask:
     """A mask of one class; by these values, if it holds an index."""
     if values and threshold is None:
-        numbers, about = read_numbers(path)
-        if {*count_values(numbers)} != {255}:
+        try:
+            numbers, about = read_numbers(path)
+        except UserError:  # colours, or a format that does not keep values: by two values then
+            numbers = None
+        if numbers is not None and {*count_values(numbers)} != {255}:
             return TrueMask(np.isin(numbers, [*values]).astype(np.uint8), set(), about)
     pixels, about = read_binary(path, threshold)
     return TrueMask((pixels > 0).astype(np.uint8), set(), about)
@@ -113,7 +116,7 @@ def check_truths(
     UserError naming the masks that contradict the others, or in which the foreground is ambiguous.
     A file that cannot be read at all is left to the prediction of its picture.
     """
-    abouts, values, problems = [], set(), []
+    abouts, values, problems, upside_down = [], set(), [], []
     for path in dict.fromkeys(truths):
         try:
             true = read(path)
@@ -123,6 +126,7 @@ def check_truths(
             continue
         else:
             values |= true.values
+            upside_down.append(looks_inverted(true.indices > 0))
             abouts += [true.about] if true.about else []
     problems += map(str, contradictions(abouts, THRESHOLD))
     if problems:
@@ -132,5 +136,6 @@ def check_truths(
             f"in all files; others are cut with {THRESHOLD}."
         )
     if len(run.classes) > 1:
-        return remarks(_labels(run), values) if values else []
-    return remarks_on(abouts, threshold, THRESHOLD) + inverted([about.covered for about in abouts])
+        naming = "the run's classes do not include"
+        return remarks(_labels(run), values, naming) if values else []
+    return remarks_on(abouts, threshold, THRESHOLD) + inverted(upside_down)

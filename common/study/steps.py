@@ -209,8 +209,8 @@ def check_words(flag: str, text: str, reserved: set[str], why="is set by the stu
         words = shlex.split(text)
     except ValueError as error:
         raise UserError(f"{flag} {text!r}: {error}.") from None
-    given = [word for word in map(current_name, words) if word.startswith("--")]
-    if clash := [word for word in given if word.split("=")[0] in reserved]:
+    given = [word for word in words if word.startswith("--")]
+    if clash := [word for word in given if current_name(word).split("=")[0] in reserved]:
         raise UserError(f"{flag}: {clash[0]} {why}.")
 
 

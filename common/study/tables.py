@@ -4,7 +4,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.evaluation.comparison import by_patient, gain, in_words, pooled, seed_spread
-from common.evaluation.intervals import holm
+from common.evaluation.intervals import LEAST, holm
 from common.evaluation.metrics import (
     SCORES,
     TITLES,
@@ -126,7 +126,9 @@ def _about(runs: dict[str, dict[tuple, dict]]) -> str:
     results = [result for of_model in runs.values() for result in of_model.values()]
     cases = {row.get("patient", case) for r in results for case, row in r["cases"].items()}
     some = next(iter(next(iter(runs.values())).values()))
-    caution = {1: ONE_TRAINING, 2: TWO_TRAININGS}.get(len(seeds), "") if len(folds) < 2 else ""
+    caution = {1: ONE_TRAINING, 2: TWO_TRAININGS}.get(len(seeds), "")
+    if len(folds) > 1 or len(cases) < LEAST:  # of too few patients there is no interval
+        caution = ""
     where = f"folds {', '.join(map(str, folds))}" if folds else "one split"
     return (
         f"{len(cases)} {some['subset']} patients ({where}; seeds {', '.join(map(str, seeds))}; "

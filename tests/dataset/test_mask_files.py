@@ -175,9 +175,16 @@ def test_the_threshold_that_is_advised_keeps_both_kinds(tmp_path):
     assert np.ptp(import_all(tmp_path, [bright] * 3 + [dim], threshold=50)) <= 30
 
 
-def test_a_few_inverted_masks_are_enough_to_be_told(tmp_path, capsys):
-    import_all(tmp_path, [("png", grey(255))] * 3 + [("png", grey(0, 255))] * 3)
-    assert "covers more than half of 3 of 6 pictures" in capsys.readouterr().out
+def test_one_inverted_mask_is_enough_to_be_told(tmp_path, capsys):
+    import_all(tmp_path, [("png", grey(255))] * 5 + [("png", grey(0, 255))])
+    assert "warning: in 1 of 6 pictures the foreground covers" in capsys.readouterr().out
+
+
+def test_a_large_structure_is_not_an_inverted_mask(tmp_path, capsys):
+    large = np.zeros((60, 80), np.uint8)
+    large[:, 10:] = 255  # 7/8 of the picture, and of its border less
+    import_all(tmp_path, [("png", Image.fromarray(large))] + [("png", grey(0))] * 4)
+    assert "inverted" not in capsys.readouterr().out
 
 
 def test_values_that_vary_are_read_each_by_its_own_and_told(tmp_path, capsys):
@@ -192,9 +199,9 @@ def test_values_that_vary_are_read_each_by_its_own_and_told(tmp_path, capsys):
         (
             grey(0, 255),
             {},
-            "warning: the foreground covers more than half of 3 of 3",
+            "warning: in 3 of 3 pictures the foreground covers more than half",
         ),
-        (palette(~ORGAN), {"classes": ("a=1",)}, "covers more than half of 3 of 3 pictures"),
+        (palette(~ORGAN), {"classes": ("a=1",)}, "in 3 of 3 pictures the foreground covers"),
         (grey(128), {}, "note: the masks hold 0 and 128, which is taken as the class"),
         (palette(ORGAN, [9, 9, 9]), {}, "warning: in 3 of 3 masks the palette shows number 0 br"),
         (grey(128), {"threshold": 200}, "--threshold 200 leaves nothing of 3 of 3 masks; the hig"),

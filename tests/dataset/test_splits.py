@@ -48,9 +48,12 @@ def test_41_patients_are_split_70_10_20():
 
 
 def test_names_that_differ_in_capitals_alone_are_refused():
-    with pytest.raises(UserError, match="capitals alone.*: P1 and p1"):
+    with pytest.raises(UserError, match="only in capitals.*: P1 and p1"):
         make_splits(["p1", "P1", "p2", "p3"])
-    with pytest.raises(UserError, match="capitals alone.*: A_1 and a_1"):
+    with pytest.raises(UserError, match="how accents are stored"):
+        make_splits(["p\u00e9", "pe\u0301", "a", "b"])
+    assert make_splits(["stra\u00dfe", "strasse", "a", "b"])["train"]
+    with pytest.raises(UserError, match="only in capitals.*: A_1 and a_1"):
         split_patients({"A_1": "one", "a_1": "one", "b_1": "two", "c_1": "three"}, 0, 0, 0)
 
 

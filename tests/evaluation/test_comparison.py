@@ -146,6 +146,10 @@ def test_what_a_distilled_run_is_compared_with_by_itself(tmp_path):
     teacher = scores("teacher_t1_unet", "large").with_name("best.pt")
     write_json(folder / "config.json", {"config": {"teacher": str(teacher)}})
     assert reference(folder, "teacher_t1_unet") == scores("teacher_t1_unet", "large")
+    moved = "/elsewhere/teacher_t1_unet/runs/large/best.pt"
+    write_json(folder / "config.json", {"config": {"teacher": moved}})
+    assert reference(folder, "teacher_t1_unet") == scores("teacher_t1_unet", "large")
+    scores("student_s1", "wide").unlink()  # not scored yet: the line will say so
     assert reference(folder, "student_s1") == scores("student_s1", "wide")
 
 

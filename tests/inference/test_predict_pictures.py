@@ -215,8 +215,11 @@ def predict_with_truths(trained, tmp_path, truths, **settings):
 @pytest.mark.parametrize(
     ("truth", "words"),
     [
-        (255 - FOUND, "warning: the foreground covers more than half of 3 of 3 pictures"),
-        (np.full_like(FOUND, 255), "warning: the foreground covers more than half of 3 of 3"),
+        (255 - FOUND, "warning: in 3 of 3 pictures the foreground covers more than half"),
+        (
+            np.full_like(FOUND, 255),
+            "warning: in 3 of 3 pictures the foreground covers more than half",
+        ),
         (FOUND // 2, "note: the masks hold 0 and 127, which is taken as the class"),
     ],
 )

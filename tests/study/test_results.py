@@ -79,15 +79,20 @@ def test_chances_are_corrected_for_the_models_of_the_table(tmp_path):
     assert float(rows[1]["gain_wilcoxon"]) == pytest.approx(gains["KD 0"]["wilcoxon"])
 
 
+SIX = (0.5, 0.6, 0.7, 0.4, 0.55, 0.65)
+
+
 def test_few_trainings_in_one_split_are_pointed_out(tmp_path):
     for seeds, words in ((1, "One training of each"), (2, "Two trainings of each"), (3, "")):
-        runs = {(None, seed): summary(50, 0.5, 0.6, 0.7) for seed in range(seeds)}
+        runs = {(None, seed): summary(50, *SIX) for seed in range(seeds)}
         write_study(tmp_path, {"S1": runs, "KD": runs}, {"KD": "S1"})
         text = (tmp_path / "table.md").read_text()
         assert (words in text) if words else "trainings of each" not in text
-    folds = {(fold, seed): summary(50, 0.5, 0.6) for fold in (0, 1) for seed in (0, 1)}
-    write_study(tmp_path, {"S1": folds, "KD": folds}, {"KD": "S1"})
-    assert "trainings of each" not in (tmp_path / "table.md").read_text()
+    folds = {(fold, seed): summary(50, *SIX) for fold in (0, 1) for seed in (0, 1)}
+    few = {(None, seed): summary(50, *SIX[:5]) for seed in (0, 1)}  # too few for an interval
+    for runs in (folds, few):
+        write_study(tmp_path, {"S1": runs, "KD": runs}, {"KD": "S1"})
+        assert "trainings of each" not in (tmp_path / "table.md").read_text()
 
 
 def test_without_the_thesis_s_models_there_is_no_column_for_them(tmp_path):
