@@ -37,6 +37,7 @@ from common.dataset.layouts import VolumesConfig, find_cases, is_ct, is_nnunet, 
 from common.dataset.nifti import Volume, read_volume
 from common.dataset.preprocessing import HU_WINDOW
 from common.dataset.processes import run_all, unforeseen
+from common.dataset.splits import alike
 from common.errors import UserError
 from common.files import shown
 
@@ -176,6 +177,9 @@ def main(config: Config) -> None:
     same = twins({name: case.fingerprint for name, case in checked.items() if case.fingerprint})
     rows = [("error", *problem) for problem in unusable]
     rows += [("error", names[0], f"the same image as {', '.join(names[1:])}") for names in same]
+    for first, *others in alike(case.name for case in cases):
+        text = f"differs from {', '.join(others)} only in capitals or in how accents are stored"
+        rows.append(("error", first, text))
     rows += [("error", name, text) for name, case in checked.items() for text in case.errors]
     count, unit = len(rows), "HU" if rules.hu else "values"
     rows += [("warning", name, text) for name, case in checked.items() for text in case.warnings]

@@ -78,7 +78,7 @@ class Config(PairsConfig, SliceSetConfig):
     """What to import and what it shows."""
 
     threshold: int | None = option(
-        None, "mask pixels at or above this value are class", low=1, high=255
+        None, "mask pixels at or above this value are foreground", low=1, high=255
     )
     classes: tuple[str, ...] = option(
         (),
@@ -105,13 +105,14 @@ def classes_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
 
 class Converted(NamedTuple):
     """A pair as it was written: its manifest row, its image's fingerprint (none of an image of one
-    grey), the values in its index mask, how much of the picture the classes cover, whether they
-    look inverted, what is known of its masks' files, and whether EXIF turned its image."""
+    grey), the values in its index mask, its mask's values before and after resizing, whether it
+    looks inverted, what is known of its masks' files, and whether EXIF turned its image."""
 
     row: Slice
     fingerprint: str | None
     values: set[int]
-    covered: float
+    before: set[int]
+    after: set[int]
     inverted: bool
     masks: list[Mask]
     turned: bool
@@ -156,15 +157,16 @@ def convert(
         )
     # Slices of air are alike in all patients.
     fingerprint = hashlib.sha256(image.tobytes()).hexdigest() if image.min() < image.max() else None
-    covered, upside_down = float((mask > 0).mean()), looks_inverted(mask > 0)
+    upside_down, before = looks_inverted(mask > 0), {*np.unique(mask).tolist()} - {0}
     mask = to_square(mask, (1, 1), config.size, mask=True)
+    after = {*np.unique(mask).tolist()} - {0}
     row = Slice(pair.case, pair.index, int((mask > 0).sum()), pair.source)
     image = to_square(image, (1, 1), config.size, mask=False)
     colours = figures.legend([*labels]) if len(labels) > 1 else None
     pictures = {"images": Image.fromarray(image), "masks": mask_picture(mask, colours)}
     for kind, picture in pictures.items():
         picture.save(config.partial / kind / f"{row.name}.png", compress_level=4)
-    return Converted(row, fingerprint, values, covered, upside_down, masks, loaded.turned)
+    return Converted(row, fingerprint, values, before, after, upside_down, masks, loaded.turned)
 
 
 def convert_all(
@@ -187,16 +189,18 @@ def convert_all(
         raise UserError(f"{len(problems)} of {len(pairs)} pairs cannot be used:{lines}{advice}")
     refuse_leaks(good)
     rows, values = [pair.row for pair in good], set().union(*(pair.values for pair in good))
-    if labels and not any(row.foreground for row in rows):
+    if labels and not any(pair.before for pair in good):
         held = ", ".join(map(str, sorted(values))) or "nothing but 0"
         classes = " ".join(config.classes)
         raise UserError(f"no mask holds any of {classes}: nothing to learn; they hold {held}.")
     lines = remarks(labels, values) + remarks_on(masks, config.threshold)
     lines += turned_alone([pair.turned for pair in good], [pair.masks[0].turned for pair in good])
+    numbers = {name: k for k, name in enumerate(labels, 1)}
+    for name, value in (numbers if len(labels) > 1 else {"the foreground": 255}).items():
+        shown_in = [pair.after for pair in good if value in pair.before]
+        gone = sum(value not in after for after in shown_in)
+        lines += vanished(name, gone, len(shown_in), config.size)
     if len(labels) < 2:
-        shown_in = [pair for pair in good if pair.covered]
-        gone = sum(not pair.row.foreground for pair in shown_in)
-        lines += vanished("the foreground", gone, len(shown_in), config.size)
         lines += inverted([pair.inverted for pair in good])
     return sorted(rows, key=lambda row: (row.case, row.index)), lines
 

@@ -115,7 +115,7 @@ def inverted(masks: Sequence[bool]) -> list[str]:
     return [
         f"warning: in {count} of {len(masks)} pictures the foreground covers more than half and "
         "nearly the whole border: are these masks inverted? 0 (black) must be background; if they "
-        "are, swap their values (grey: PIL.ImageOps.invert), and begin again"
+        "are, swap their two values, and begin again"
     ]
 
 

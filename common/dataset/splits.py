@@ -59,15 +59,20 @@ def make_splits(cases: list[str], seed: int = 0, folds: int = 0, fold: int = 0) 
 def check_capitals(names: Iterable[str]) -> None:
     """UserError naming patients or cases whose names differ only in capitals or in how accents are
     stored: they may be one, and on some disks their files would be."""
-    alike: dict[str, set[str]] = {}
-    for name in names:
-        alike.setdefault(unicodedata.normalize("NFC", name).lower(), set()).add(name)
-    if pairs := [" and ".join(sorted(both)) for both in alike.values() if len(both) > 1]:
+    if groups := alike(names):
+        listed = "; ".join(" and ".join(group) for group in groups[:10])
         raise UserError(
             "These names differ only in capitals or in how accents are stored, which some disks do "
-            "not tell apart: "
-            f"{'; '.join(sorted(pairs)[:10])}. Are they one patient? Rename one, or both alike."
+            f"not tell apart: {listed}. Are they one patient? Rename one, or both alike."
         )
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """The groups of different names that some disks do not tell apart."""
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        groups.setdefault(unicodedata.normalize("NFC", name).lower(), set()).add(name)
+    return sorted(sorted(group) for group in groups.values() if len(group) > 1)
 
 
 def count_of(share: float, patients: int) -> int:
