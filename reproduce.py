@@ -180,9 +180,8 @@ def main(config: Config) -> None:
     """Run what is missing, then write the tables and the figures."""
     began = time.perf_counter()
     results, arms = ROOT / "results" / config.name, config.arms()
-    if (
-        config.quick
-    ):  # networks this small gain little from more threads, which other work makes expensive
+    if config.quick:
+        # Networks this small gain little from more threads, which other work makes expensive.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     data, first = data_steps(config)
     trainings = trainings_of(config)

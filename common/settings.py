@@ -255,7 +255,7 @@ class InferenceConfig(Config):
         "the true mask of the volume or picture, or a folder of equally named ones: adds scores",
     )
     ground_truth_threshold: int | None = option(
-        None, "pixels of true masks of pictures at or above it are foreground", low=1, high=255
+        None, "true masks of pictures: pixels at or above it are foreground", low=1, high=255
     )
     largest_component: bool = option(
         False, "keep only the largest connected part of each class in a volume or new picture"

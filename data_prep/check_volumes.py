@@ -153,7 +153,7 @@ def unlisted(cases: list[Case], sound: list[Case], index: bool) -> list[tuple[st
     }
     for path in sorted(p for folder in folders for p in folder.iterdir() if is_nifti_name(p)):
         if path.name.startswith("._"):
-            odd.append((path.name, "a shadow file of macOS, no volume: remove it"))
+            odd.append((path.name, "a shadow file of macOS, not a volume; remove it"))
         elif (path.parent, without_channel(stem(path))) in channels:
             continue
         elif index and path not in listed:

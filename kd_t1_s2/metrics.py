@@ -26,9 +26,9 @@ class Config(MetricsConfig):
     """What to compare with."""
 
     plain: Path | None = option(
-        None, "the plain S2's summary.json; without it: of the run of this name, else of default"
+        None, 'the plain S2\'s summary.json (default: of the run of this name, else of "default")'
     )
-    teacher: Path | None = option(None, "T1's summary.json; without it: of the teacher it had")
+    teacher: Path | None = option(None, "T1's summary.json (default: the teacher of this run)")
 
 
 def main(config: Config) -> None:

@@ -65,8 +65,8 @@ def window_doubts(voxels: np.ndarray, low: float, high: float) -> list[str]:
     if seen >= LEAST_SEEN:
         return []
     return [
-        f"only {seen:.2%} of its voxels lie between {low:g} and {high:g}, which are shown as black "
-        "and white: nothing can be seen in it; are its values those that the window is meant for?"
+        f"almost no voxel ({seen:.2%}) lies between {low:g} (black) and {high:g} (white), so the "
+        "image is blank: is this window meant for these values?"
     ]
 
 

@@ -14,10 +14,10 @@ from common.errors import UserError
 from common.files import shown
 
 USUAL = {"spleen": (1,)}  # what a label holds where nothing else is said
-IGNORE = "ignore"  # nnU-Net's name for pixels without a label; no class
+IGNORE = "ignore"  # nnU-Net's name for pixels without a label; not a class
 WHICH = ("spleen", "all")  # of volumes that name more than one
 MOST = 254  # classes in an 8-bit mask, whose 0 is background
-MANY_GONE = 0.1  # of the slices that show a class: fewer are the ends of what they cut
+MANY_GONE = 0.1  # of the slices that show a class; a smaller share is just the tips of a structure
 FAR = 1 << 16  # label values below it are counted through a table
 
 

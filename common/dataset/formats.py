@@ -13,7 +13,7 @@ DICOM = (
     "DICOM is not read: convert the series with dcm2niix (https://github.com/rordenlab/dcm2niix) "
     "and name the .nii.gz."
 )
-# The reader is named, because ITK finds none by a wrong ending.
+# The reader is named, because ITK cannot infer it from a wrong extension.
 ITK = "convert it with SimpleITK.WriteImage(SimpleITK.ReadImage({name!r}, imageIO='%s'), {nifti!r})"
 NRRD, META = ITK % "NrrdImageIO", ITK % "MetaImageIO"
 NIBABEL = "convert it with nibabel.save(nibabel.load({name!r}), {nifti!r})"

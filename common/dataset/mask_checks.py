@@ -15,10 +15,9 @@ ALIKE = 48  # colours of one class in two lossy files differ by no more
 
 def contradictions(masks: Sequence[Mask], flag: str = "--threshold") -> list[NotTwoValues]:
     """What is wrong with masks that each hold two values, but not all the same: one for each file
-    whose foreground has another value or colour than most. Some with 0 and 1, some with 0 and 255
-    are usual.
+    whose foreground has another value or colour than most. A mixture of 0/1 and 0/255 is normal.
 
-    `flag` is what cuts masks at a value."""
+    `flag` is the flag that sets the threshold."""
     groups: list[list[Mask]] = []
     # Exact values first, palettes at the front: the first of a group is what others are held to.
     for mask in sorted(masks, key=lambda mask: (mask.lossy, not mask.palette)):
@@ -38,7 +37,7 @@ def contradictions(masks: Sequence[Mask], flag: str = "--threshold") -> list[Not
 
 
 def _difference(mask: Mask, most: list[Mask], flag: str) -> str:
-    """In which way a mask contradicts most others of its set, and what to do about it."""
+    """How a mask contradicts most others of its set, and what to do about it."""
     usual = most[0]
     if mask.upside_down != usual.upside_down:
         sides = ["darker", "brighter"]
@@ -115,7 +114,7 @@ def inverted(masks: Sequence[bool]) -> list[str]:
     return [
         f"warning: in {count} of {len(masks)} pictures the foreground covers more than half and "
         "nearly the whole border: are these masks inverted? 0 (black) must be background; if they "
-        "are, swap their two values, and begin again"
+        "are, swap their two values, and run this again"
     ]
 
 

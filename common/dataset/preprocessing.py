@@ -130,13 +130,13 @@ def to_square(image: np.ndarray, spacing: tuple[float, float], size: int, mask: 
 def resize_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Labels, uint8 `(H, W)` with 0 as background, resized to `shape` (rows, columns) by area.
 
-    A pixel gets the label, or the background, that covers most of it. Equal shares are settled by
-    turns, as on a chessboard, so that borders do not move on average. A structure too thin to win
-    pixels keeps those that it covers best in their row or column, from `THIN` on. So a vessel does
-    not vanish, but is drawn one pixel wide however narrow it is; a speck gets the pixels of its
-    area, at least one. Thin structures that lie on the same pixels share them: none is taken from a
-    label that would have no other within two pixels. What is round and two pixels wide loses a
-    fifth of its area on average.
+    A pixel gets the label, or the background, that covers most of it. Equal shares are broken
+    alternately, in a chessboard pattern, so that borders do not move on average. A structure too
+    thin to win pixels keeps those that it covers best in their row or column, from `THIN` on. So a
+    vessel does not vanish, but is drawn one pixel wide however narrow it is; a speck gets the
+    pixels of its area, at least one. Thin structures that lie on the same pixels share them: none
+    is taken from a label that would have no other within two pixels. What is round and two pixels
+    wide loses a fifth of its area on average.
     """
     labels = np.ascontiguousarray(labels)
     values = np.union1d(labels, [0]).astype(np.uint8)
@@ -165,8 +165,8 @@ def resize_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def _thin(share: np.ndarray, won: np.ndarray, clear: np.ndarray) -> np.ndarray:
     """The pixels that a label needs where it is too thin to win any, bool.
 
-    `share` is how much of each pixel it covers, `won` the pixels that it has, `clear` where these
-    are not ties. Needed are pixels on the ridges of `share` that have no won pixel next to them,
+    `share` is how much of each pixel it covers, `won` the pixels that it has, `clear` where the win
+    is not a tie. Needed are pixels on the ridges of `share` that have no won pixel next to them,
     and those that close a gap in a line.
     """
     thin, narrow = np.zeros(share.shape, bool), np.zeros(share.shape, bool)

@@ -63,7 +63,7 @@ def check_capitals(names: Iterable[str]) -> None:
         listed = "; ".join(" and ".join(group) for group in groups[:10])
         raise UserError(
             "These names differ only in capitals or in how accents are stored, which some disks do "
-            f"not tell apart: {listed}. Are they one patient? Rename one, or both alike."
+            f"not tell apart: {listed}. Are they one patient? Rename one, or give both one name."
         )
 
 

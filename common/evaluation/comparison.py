@@ -120,12 +120,11 @@ def reference(folder: Path, stage: str) -> Path:
     default."""
     about = folder / "config.json"
     learned_from = read_json(about)["config"].get("teacher") if about.exists() else None
-    if learned_from:
+    if learned_from and stage.startswith("teacher"):
         teacher = Path(learned_from).parent
-        if teacher.parts[-3:-1] == (stage, "runs"):
-            # The repository may have moved since.
-            moved = folder.parents[2] / stage / "runs" / teacher.name
-            return (teacher if teacher.is_dir() else moved) / "summary.json"
+        if teacher.parts[-3:-1] == (stage, "runs") and not teacher.is_dir():
+            teacher = folder.parents[2] / stage / "runs" / teacher.name  # the repository has moved
+        return teacher / "summary.json"
     runs = folder.parents[2] / stage / "runs"
     return runs / (folder.name if (runs / folder.name).is_dir() else "default") / "summary.json"
 

@@ -113,8 +113,8 @@ def check_truths(
     """What a user should know of the true masks before anything is scored by them, as lines to
     print: the remarks of import_pairs.py.
 
-    UserError naming the masks that contradict the others, or in which the foreground is ambiguous.
-    A file that cannot be read at all is left to the prediction of its picture.
+    UserError naming the masks that contradict the others, or whose foreground cannot be determined.
+    A file that cannot be read is reported when its picture is predicted.
     """
     abouts, values, problems, upside_down = [], set(), [], []
     for path in dict.fromkeys(truths):
@@ -133,7 +133,7 @@ def check_truths(
         raise UserError(
             f"{len(problems)} of {len(truths)} true masks do not say what is foreground:"
             f"{bullets(problems)}\nA mask of one class holds black and one other value, the same "
-            f"in all files; others are cut with {THRESHOLD}."
+            f"in all files; for others, set {THRESHOLD}."
         )
     if len(run.classes) > 1:
         naming = "the run's classes do not include"

@@ -1,7 +1,7 @@
 """Knowledge distillation: prediction map, multi-scale contrast, and the objective that joins them.
 
-After arXiv 2406.03173, with what its released code lacks. The projections that bring teacher and
-student features to one dimension belong to the loss, are in the optimizer and are learned; the
+Follows arXiv 2406.03173 and adds what its released code lacks: the projections that bring teacher
+and student features to one dimension belong to the loss, are in the optimizer and are learned; the
 prediction map of a one-channel network is a Bernoulli distribution, not a softmax over one value.
 """
 

@@ -16,7 +16,7 @@ from common.settings import DistillationConfig
 
 
 class MapTerms(nn.Module):
-    """The sum's terms of whole maps, each weighted; those of weight 0 are left out."""
+    """The whole-map terms of the loss, each weighted; those of weight 0 are left out."""
 
     def __init__(self, config: DistillationConfig):
         super().__init__()
@@ -26,7 +26,7 @@ class MapTerms(nn.Module):
         self.affinity = PairwiseAffinity()
 
     def forward(self, student: Output, teacher: Output, labels: Tensor) -> dict[str, Tensor]:
-        """Scalars by name, from what both networks say of the same images; `labels` are class
+        """Scalars by name, from both networks' outputs for the same images; `labels` are class
         indices `(N, H, W)`."""
         config, losses = self.config, {}
         logits = student.logits, teacher.logits

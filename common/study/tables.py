@@ -44,7 +44,7 @@ ONE_TRAINING = (
 )
 
 TWO_TRAININGS = (
-    " Two trainings of each model in one split say little about the spread of trainings: where it "
+    " Two trainings of each model in one split are too few to estimate their spread: where it "
     "is large, the interval holds in 88 to 91 % of studies instead of 95 (docs/METHOD.md); a third "
     "seed helps."
 )

@@ -167,9 +167,9 @@ def test_a_window_through_which_nothing_can_be_seen_is_told(tmp_path, shift, see
     voxels[:2] = -1024
     image = read_volume(save(tmp_path / "v.nii", voxels))
     odd = image_doubts(image)
-    assert any("lie between -160 and 240" in line for line in odd) is not seen
+    assert any("between -160 (black) and 240" in line for line in odd) is not seen
     if seen:
-        assert "between 2000 and 3000" in image_doubts(image, window=(2000, 3000))[0]
+        assert "between 2000 (black) and 3000" in image_doubts(image, window=(2000, 3000))[0]
         assert image_doubts(image, hu=False, window=None) == []
 
 

@@ -146,6 +146,9 @@ def test_what_a_distilled_run_is_compared_with_by_itself(tmp_path):
     teacher = scores("teacher_t1_unet", "large").with_name("best.pt")
     write_json(folder / "config.json", {"config": {"teacher": str(teacher)}})
     assert reference(folder, "teacher_t1_unet") == scores("teacher_t1_unet", "large")
+    copy = tmp_path / "elsewhere" / "best.pt"
+    write_json(folder / "config.json", {"config": {"teacher": str(copy)}})
+    assert reference(folder, "teacher_t1_unet") == copy.with_name("summary.json")
     moved = "/elsewhere/teacher_t1_unet/runs/large/best.pt"
     write_json(folder / "config.json", {"config": {"teacher": moved}})
     assert reference(folder, "teacher_t1_unet") == scores("teacher_t1_unet", "large")
