@@ -50,7 +50,7 @@ class Config(VolumesConfig):
 
 
 class Rules(NamedTuple):
-    """What is asked of a case: its classes' values; whether these are several classes, or one of
+    """What a case is checked for: its classes' values; whether these are several classes, or one of
     another value than 1; what its label may hold (None: anything); the channel of a 4D image;
     whether it is CT."""
 
@@ -117,7 +117,7 @@ def _check(case: Case, rules: Rules) -> Checked:
 
 
 def per_class(cases: list[Checked], labels: dict[str, tuple[int, ...]]) -> list[str]:
-    """A line for each of several classes: its values, how many volumes show it, its ml."""
+    """One line per class: its values, how many volumes show it, its ml."""
     lines = []
     for name, values in labels.items():
         sums = [sum(case.ml.get(v, 0) for v in values) for case in cases]
@@ -129,7 +129,7 @@ def per_class(cases: list[Checked], labels: dict[str, tuple[int, ...]]) -> list[
 
 
 def describe(name: str, image: Volume, label: Volume) -> str:
-    """A case in a line: shape, spacing and orientation as stored."""
+    """A case in one line: shape, spacing and orientation as stored."""
     low, high = float(image.voxels.min()), float(image.voxels.max())
     spacing = "x".join(f"{s:.2f}" for s in image.geometry()["spacing"])
     volume = np.count_nonzero(label.voxels) * label.voxel_ml
@@ -141,8 +141,8 @@ def describe(name: str, image: Volume, label: Volume) -> str:
 
 
 def unlisted(cases: list[Case], sound: list[Case], index: bool) -> list[tuple[str, str]]:
-    """Unlisted files next to the listed volumes. Where patterns chose the
-    files, there being no `index`, it is not odd that they left some."""
+    """Unlisted files next to the listed volumes. Without an `index` patterns chose the files, and
+    may leave some."""
     listed = {path for case in cases for path in (case.image, case.label)}
     odd = []
     folders = {path.parent for case in sound for path in (case.image, case.label)}

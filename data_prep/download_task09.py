@@ -63,9 +63,9 @@ def fetch(url: str, part: Path) -> None:
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
             reason = f"the server answers {error.code} {error.reason}"
-            if error.code < 500 and error.code not in (408, 429):  # asking again changes nothing
+            if error.code < 500 and error.code not in (408, 429):  # retrying does not help
                 raise UserError(f"{url}: {reason}.") from None
-        except ValueError as error:  # no address
+        except ValueError as error:  # the name cannot be resolved
             raise UserError(f"{url}: {error}.") from None
         except (urllib.error.URLError, http.client.HTTPException, *BROKEN) as error:
             reason = str(getattr(error, "reason", error))
@@ -75,7 +75,9 @@ def fetch(url: str, part: Path) -> None:
         if idle:
             time.sleep(PAUSE)
     kept = (
-        f"{size_of(part) / 1e6:.1f} MB are kept. Run this again to go on" if most else "Try later"
+        f"{size_of(part) / 1e6:.1f} MB are kept. Run this again to continue"
+        if most
+        else "Try later"
     )
     raise UserError(
         f"{url}: {reason}. {kept}, or fetch the archive by other means and put it at "
@@ -89,7 +91,7 @@ def size_of(path: Path) -> int:
 
 
 def receive(url: str, part: Path) -> bool:
-    """Append what is missing of `url` to `part`; whether it is whole now."""
+    """Append what is missing of `url` to `part`; returns whether it is complete."""
     received = size_of(part)
     request = urllib.request.Request(
         url, headers={"Range": f"bytes={received}-"} if received else {}
@@ -97,11 +99,11 @@ def receive(url: str, part: Path) -> bool:
     try:
         answer = urllib.request.urlopen(request, timeout=30)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing lies beyond what is here; the checksum will tell
+        if error.code == 416:  # nothing is missing; the checksum will tell
             return True
         raise
     with answer:
-        # A server, or a proxy, that knows no ranges sends everything again.
+        # A server or proxy without range support sends everything again.
         continues = (answer.headers.get("Content-Range") or "").startswith(f"bytes {received}-")
         received = received if answer.status == 206 and continues else 0
         rest = answer.headers.get("Content-Length")
@@ -135,8 +137,8 @@ def partial_folder(target: Path) -> Path:
 def unpack(archive: Path, target: Path) -> None:
     """Unpack the archive's folder `target.name` to `target`, which appears when it is whole.
 
-    Python's data filter refuses members that would be written outside, links that lead there, and
-    devices. macOS's `._` shadow files are left out: they end in .nii.gz and are none.
+    Python's data filter refuses members outside the target, links that lead there, and devices.
+    macOS's `._` shadow files are left out: they end in .nii.gz but are not volumes.
     """
     home = partial_folder(target)
     shutil.rmtree(home, ignore_errors=True)  # of a run that was killed
@@ -156,12 +158,12 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 def main(config: Config) -> None:
-    """Fetch, verify, unpack; what is already there is not done again."""
+    """Fetch, verify, unpack; finished steps are skipped."""
     target, archive = config.output / NAME, config.output / f"{NAME}.tar"
-    # What is fetched is a .part until it is verified: it is never taken for a given archive.
+    # A download is a .part until it is verified, so it is never mistaken for a given archive.
     part = archive.with_name(f"{archive.name}.part")
     if target.exists() or target.is_symlink():
-        part.unlink(missing_ok=True)  # of a run that was killed after the folder was whole
+        part.unlink(missing_ok=True)  # left by a run that was killed after the folder was complete
         shutil.rmtree(partial_folder(target), ignore_errors=True)
         raise UserError(f"{shown(target)} is there already; remove it to unpack it again.")
     if not hasattr(tarfile, "data_filter"):

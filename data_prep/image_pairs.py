@@ -1,4 +1,4 @@
-"""Folders of 2D images and masks: which belong together, and to whom."""
+"""Folders of 2D images and masks: which belong together, and to which patient."""
 
 import re
 from collections import defaultdict
@@ -13,7 +13,8 @@ from common.files import shown
 from data_prep.patients import name_slices
 
 NO_MASKS = (
-    "Name the masks with --masks or, if they lie with their images, by --mask-suffix. New pictures "
+    "Name the masks with --masks or, if they are in the images' folder, by --mask-suffix. New "
+    "pictures "
     "without masks are predicted by `python inference.py --images FOLDER` in a stage's folder."
 )
 
@@ -86,7 +87,7 @@ def match_names(config: PairsConfig) -> list[tuple[str, Path, tuple[Path, ...]]]
         masks = _by_name(mask_files if by_folder else files, folders[0], config.mask_suffix)
         if by_folder:
             joined = _join(images, masks)
-        else:  # what is a mask is not an image, and the other way round
+        else:  # a mask is not an image, and vice versa
             shorter = len(config.image_suffix) < len(config.mask_suffix)
             both = {*images.values()} & {*masks.values()}
             wrong = images if shorter else masks
@@ -129,8 +130,8 @@ def _by_name(files: list[Path], folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _join(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, tuple[Path, ...]]:
-    """In folders that hold one image and no mask of its name: all their masks, which are taken out
-    of `masks`, by that image's name."""
+    """In folders that hold one image and no mask of its name: all their masks, by that image's
+    name; they are removed from `masks`."""
     folders: dict[str, list[str]] = defaultdict(list)
     for name in images:
         folders[name.rpartition("/")[0]].append(name)
@@ -150,7 +151,7 @@ def _join(images: dict[str, Path], masks: dict[str, Path]) -> dict[str, tuple[Pa
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """A key that sorts names as people count: slice_9 before slice_10."""
+    """A key that sorts names naturally: slice_9 before slice_10."""
     return [
         (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
     ]

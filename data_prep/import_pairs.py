@@ -88,7 +88,7 @@ class Config(PairsConfig, SliceSetConfig):
 
 
 def classes_of(config: Config) -> tuple[list[str], dict[str, tuple[int, ...]]]:
-    """The classes' names, and their values in index masks; none of one class that is named alone,
+    """The classes' names, and their values in index masks; none for a single class without a value,
     whose masks hold two values."""
     words = config.classes or tuple(USUAL)
     if words == ("all",):
@@ -141,7 +141,7 @@ def read_mask(
 def convert(
     pair: Pair, config: Config, labels: dict[str, tuple[int, ...]]
 ) -> Converted | UserError:
-    """Write one pair as square PNGs, or say what is wrong with it."""
+    """Write one pair as square PNGs, or return what is wrong with it."""
     try:
         loaded = load(pair.image)
         image = to_grey(loaded.image, pair.image)
@@ -172,7 +172,7 @@ def convert(
 def convert_all(
     pairs: list[Pair], config: Config, labels: dict[str, tuple[int, ...]]
 ) -> tuple[list[Slice], list[str]]:
-    """Convert all pairs: their rows in order, and what is to be said of them.
+    """Convert all pairs; returns their rows in order, and remarks to print.
 
     UserError naming every file that cannot be used, or every image that two patients share, or if
     none of the classes that are named by their values is shown.
@@ -250,9 +250,9 @@ def main(config: Config) -> None:
         print("note: what the masks show is called spleen; --classes NAME names something else")
     print(in_short(rows, splits, info, config.output))
     if not any(row.foreground for row in rows):
-        print("no mask shows anything: a set to predict")
+        print("no mask shows anything: this set can only be predicted")
     elif not splits["train"]:
-        print("too few patients to train on: a set to predict")
+        print("too few patients to train on: this set can only be predicted")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Config(base.Config):
 
 
 def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, orientation: str) -> None:
-    """Store canonical voxels in another orientation, as .nii.gz without a time stamp in it."""
+    """Store canonical voxels in another orientation, as .nii.gz without a time stamp."""
     image = nib.Nifti1Image(voxels, affine)
     image.header.set_xyzt_units("mm")
     start = nib.io_orientation(affine)
@@ -91,7 +91,8 @@ def file_name(number: int) -> str:
 
 
 def main(config: Config) -> None:
-    """Write the folder; dataset.json comes last and vouches for the rest."""
+    """Write the folder; dataset.json is written last, so its presence means the rest is
+    complete."""
     numbers = range(config.patients + config.unlabelled)
     organs = ORGANS if config.classes == "all" else ORGANS[:1]
     listing = {

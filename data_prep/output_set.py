@@ -13,7 +13,7 @@ from common.settings import DATA
 
 @dataclass
 class SliceSetConfig(Config):
-    """What every script has that writes a slice data set."""
+    """The flags of every script that writes a slice data set."""
 
     output: Path = option(DATA, "data set folder to write")
     size: int = option(256, "height and width of the slices in pixels", low=16, high=4096)
@@ -29,7 +29,7 @@ class SliceSetConfig(Config):
 
 
 def known_colours(config: SliceSetConfig, about: dict) -> dict:
-    """The colours, checked, that an earlier set of the same classes was given by hand."""
+    """The colours, checked, that a user gave an earlier set of the same classes."""
     index = config.output / "dataset.json"
     earlier = read_json(index) if index.exists() else None
     same = isinstance(earlier, dict) and earlier.get("classes") == about["classes"]

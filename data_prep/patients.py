@@ -20,7 +20,7 @@ Listed = dict[str, list[tuple[tuple[str, ...], str]]]  # of patients_listed
 def name_slices(
     names: Sequence[str], files: Sequence[Path], rule: str | None, table: Path | None
 ) -> list[tuple[str, int]]:
-    """Case and slice number of every picture; numbers count up where nothing gives them.
+    """Case and slice number of every picture; numbers count up if nothing gives them.
 
     `names` are those of the pictures without ending, with their sub-folders; `files` are shown in
     messages. `rule` is a regular expression, `table` a CSV; without either a sub-folder is a
@@ -33,7 +33,7 @@ def name_slices(
         named = [(_look_up(listed, *pair, table), None) for pair in _both(names, files)]
     elif rule:
         source, pattern = f"--patient {rule!r}", patient_rule(rule)
-        # With a / in the rule it is one on folders, too.
+        # A rule with a / applies to folders, too.
         texts = names if "/" in rule else [name.rpartition("/")[2] for name in names]
         matches = [pattern.search(text) for text in texts]
         named = [(m and m[1], m[2] if m and pattern.groups > 1 else None) for m in matches]
@@ -65,7 +65,7 @@ def _each_alone(names: Sequence[str]) -> None:
 
 
 def _folders(names: Sequence[str]) -> list[str]:
-    """The sub-folder of each picture, as its patient. UserError where it cannot be one."""
+    """The sub-folder of each picture, as its patient. UserError if it cannot be one."""
     folders = [name.rpartition("/")[0] for name in names]
     if deep := next((folder for folder in folders if "/" in folder), None):
         raise UserError(
@@ -92,7 +92,7 @@ def _folders(names: Sequence[str]) -> list[str]:
 
 
 def _numbered(named: Sequence[tuple[str, str | None]], source: str) -> list[tuple[str, int]]:
-    """Patients and slice numbers as they are safe in the names of files."""
+    """Patients and slice numbers in a form that is safe in file names."""
     counters: dict[str, int] = {}
     owners: dict[str, str] = {}
     result = []
@@ -135,7 +135,7 @@ def patients_listed(path: Path) -> Listed:
 
 
 def _folders_above(file: Path) -> list[str]:
-    """The folders of a path, the innermost first, but for those that say only what is in them."""
+    """The folders of a path, the innermost first, without those that only say what they hold."""
     kinds = (*IMAGE_FOLDERS, *MASK_FOLDERS)
     return [part for part in reversed(file.parts[:-1]) if part.lower() not in kinds]
 
@@ -153,8 +153,8 @@ def _look_up(listed: Listed, name: str, file: Path, path: Path) -> str | None:
 
 
 def _patients(entries: Sequence, parts: tuple[str, ...]) -> list[str]:
-    """The different patients of the entries that can be the file with these parts: of the folders
-    as many are compared as both name."""
+    """The different patients of the entries that may be the file with these parts; as many folders
+    are compared as both name."""
     fitting = [p for path, p in entries if all(a == b for a, b in zip(path, parts, strict=False))]
     return list(dict.fromkeys(fitting))
 

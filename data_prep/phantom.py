@@ -66,7 +66,7 @@ class Canvas:
         return dx**2 + dy**2 < 1
 
     def paint(self, mask: np.ndarray, hu: float, organ: str = "") -> None:
-        """Set the HU of a mask, and the organ that it is: what is painted last hides the rest."""
+        """Set the HU of a mask, and its organ; later painting hides earlier."""
         self.hu[mask] = hu
         self.labels[mask] = ORGANS.index(organ) + 1 if organ else 0
 

@@ -208,7 +208,8 @@ def pictures(case: str, rows: list[list[int]]) -> list[str]:
 
 
 def finished(folder: Path, case: str, made_from: dict) -> dict | None:
-    """The case's record in `folder`, if it was made from the same and all its files are there."""
+    """The case's record in `folder`, if it was made from the same inputs and all its files
+    exist."""
     path = folder / ".done" / f"{case}.json"
     if not path.exists():
         return None
@@ -292,7 +293,7 @@ def main(config: Config) -> None:
     if (count := len({*patients.values()})) < len(cases):
         print(f"these are {len(cases)} volumes of {count} patients, each patient's in one part")
     if not splits["train"]:
-        print("too few patients to train on: a set to predict")
+        print("too few patients to train on: this set can only be predicted")
 
 
 if __name__ == "__main__":

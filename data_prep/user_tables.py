@@ -1,4 +1,4 @@
-"""Tables that users write, with whatever program: more forms than `files.read_csv` takes."""
+"""Tables that users write with any program: more forms than `files.read_csv` takes."""
 
 import csv
 import io
@@ -16,11 +16,11 @@ def read_table(path: Path, columns: Mapping[str, Sequence[str]]) -> list[dict[st
     """The rows of a user's CSV as dicts with the keys of `columns`, each with the names that its
     column may have, the preferred first.
 
-    Commas, semicolons and tabs separate; capitals and spaces around names and values do not count,
-    neither do a byte order mark, Excel's line `sep=;` and empty rows. UserError for a file that
-    cannot be read, for columns that are missing and for rows that are too long or too short.
+    Commas, semicolons and tabs separate; capitals, spaces around names and values, a byte order
+    mark, Excel's line `sep=;` and empty rows are ignored. UserError for a file that cannot be read,
+    for columns that are missing and for rows that are too long or too short.
     """
-    lines = list(io.StringIO(_text(path), newline=""))  # each kind of line end is one
+    lines = list(io.StringIO(_text(path), newline=""))  # all kinds of line ends
     stated = lines[0].strip().lower() if lines else ""
     said = stated[4:] if stated[:4] == "sep=" and len(stated) <= 5 else None
     start = 0 if said is None else 1
@@ -82,5 +82,5 @@ def _rows(path: Path, lines: list[str], separator: str) -> list[list[str]]:
 
 
 def _known(header: list[str], columns: Mapping[str, Sequence[str]]) -> int:
-    """How many of the columns a header names."""
+    """How many of the columns the header names."""
     return sum(any(name in header for name in names) for names in columns.values())

@@ -1,7 +1,7 @@
 """The models of a study: which stages it trains, with which flags, compared with what.
 
 `grid` is all models of the thesis; `ablation` varies one pair. reproduce.py turns an arm into
-trainings, one a fold and seed.
+trainings, one per fold and seed.
 """
 
 from itertools import product
@@ -17,7 +17,7 @@ PAIRS = {  # pair: its teacher, its plain student
 }
 STAGES = (*TEACHERS, *STUDENTS, *PAIRS)
 SHARES = (5, 10, 25, 50, 100)  # percent of the training patients whose labels are used
-# Off with every term, whatever the stages' defaults are; then an arm turns its own on.
+# Turns every term off, whatever the defaults; then an arm turns its own on.
 NO_TERMS = (
     ("--segmentation", "1")
     + tuple(word for name in TERMS for word in (f"--{name}", "0"))
@@ -79,7 +79,7 @@ def scales(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
 
 
 def contrast(teacher: Arm, plain: Arm, whole: Arm) -> list[Arm]:
-    """Which form of the contrast helps, over none."""
+    """Which form of the contrast helps, compared with none."""
     none = whole.variant("no contrast", "none", "--scales")
     forms = (
         ("images", "image", "--contrast", "image"),

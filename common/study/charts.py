@@ -15,7 +15,7 @@ from common.evaluation.embedding import Embedding
 from common.evaluation.error_types import KINDS
 from common.evaluation.figures import losses, save_figure
 
-# After Okabe and Ito: colours that colour-blind eyes tell apart, one a model.
+# Okabe and Ito's colours, which colour-blind eyes can tell apart, one per model.
 COLOURS = {
     "T1": "#000000",
     "T2": "#7f7f7f",
@@ -30,7 +30,7 @@ COLOURS_OF_ERRORS = ("#d55e00", "#e69f00", "#56b4e9", "#0072b2")  # in the order
 
 
 def colours(models: list[str]) -> dict[str, str | tuple]:
-    """A colour a model: its own, or for the arms of an ablation one of evenly spaced hues from
+    """One colour per model: its own, or for the arms of an ablation one of evenly spaced hues from
     green to red, in their order."""
     others = [model for model in models if model not in COLOURS]
     hues = colormaps["turbo"](np.linspace(0.35, 0.95, len(others)))
@@ -38,7 +38,7 @@ def colours(models: list[str]) -> dict[str, str | tuple]:
 
 
 def _two_panels(models: list[str], **sharing) -> tuple[Figure, tuple]:
-    """A figure of two panels, with room on its right for a legend of the models."""
+    """A figure of two panels, with room on the right for a legend of the models."""
     figure = Figure((9, max(3.6, 0.5 + 0.19 * len(models))), layout="constrained")
     return figure, figure.subplots(1, 2, **sharing)
 
@@ -68,7 +68,8 @@ def gains(path: Path, gained: dict[str, tuple[str, dict]]) -> None:
 
 
 def patients(path: Path, pairs: dict[tuple[str, str], tuple[dict, dict]]) -> None:
-    """A panel a pair (plain, distilled): each patient's Dice, joined by a line; the mean dashed.
+    """One panel per pair (plain, distilled): each patient's Dice, joined by a line; the mean
+    dashed.
 
     The values are dicts patient -> Dice (or None). Green: gained; orange: lost; grey: neither.
     """
@@ -100,7 +101,7 @@ def cost(path: Path, models: dict[str, dict]) -> None:
     colour = colours([*models])
     for axis, key, label, ticks in (
         (left, "parameters", "parameters", (1, 3)),
-        (right, "latency_ms", "milliseconds a slice (forward pass, batch 1)", (1, 2, 5)),
+        (right, "latency_ms", "milliseconds per slice (forward pass, batch 1)", (1, 2, 5)),
     ):
         for model, row in models.items():
             marker = "*" if model.startswith("T") else "o"
@@ -145,7 +146,7 @@ def errors(path: Path, shares: dict[str, dict[str, float]]) -> None:
 
 
 def repairs(path: Path, changes: dict[str, tuple[str, dict, dict]]) -> None:
-    """Two bars a model: errors of the base that it fixes, and new errors that it introduces.
+    """Two bars per model: errors of the base that it fixes, and new errors that it introduces.
 
     `changes` maps a model to its base's name and two dicts kind -> % of the foreground pixels.
     """
@@ -165,7 +166,8 @@ def repairs(path: Path, changes: dict[str, tuple[str, dict, dict]]) -> None:
 
 
 def _stack(axis, shares: list[dict[str, float]], sign: int = 1) -> None:
-    """A bar for each dict kind of error -> share, to the right of 0 or (`sign` -1) to the left."""
+    """A bar for each dict (kind of error -> fraction), to the right of 0 or (`sign` -1) to the
+    left."""
     left = np.zeros(len(shares))
     for kind, colour in zip(KINDS, COLOURS_OF_ERRORS, strict=True):
         widths = sign * np.array([share[kind] for share in shares])
@@ -184,8 +186,8 @@ def _name_bars(axis, names: list[str], label: str) -> None:
 
 
 def embeddings(path: Path, models: dict[str, Embedding]) -> None:
-    """A panel a model: its last features at the same pixels of test slices, in the plane of their
-    largest spread, and the share of pixels nearest to their own class's mean."""
+    """One panel per model: its last features at the same pixels of test slices, in the plane of
+    their largest spread, and the fraction of pixels nearest to their own class's mean."""
     columns = min(4, len(models))
     rows = -(-len(models) // columns)
     figure = Figure((2.6 * columns, 2.7 * rows + 0.4), layout="constrained")
@@ -211,12 +213,12 @@ def embeddings(path: Path, models: dict[str, Embedding]) -> None:
 
 
 def terms(path: Path, logs: dict[str, list[list[dict]]]) -> None:
-    """A panel a model: each of its weighted losses over the epochs, mean over its runs."""
+    """One panel per model: each of its weighted losses over the epochs, mean over its runs."""
     columns = min(4, len(logs))
     rows = -(-len(logs) // columns)
     figure = Figure((max(5.5, 3.4 * columns), 2.8 * rows + 0.6), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    lines = {}  # one colour and one entry of the legend a loss, over all panels
+    lines = {}  # one colour and one legend entry per loss, over all panels
     for axis, (model, runs) in zip(grid, logs.items(), strict=False):
         length = min(map(len, runs))
         for name in losses(runs[0][0]):
@@ -239,7 +241,7 @@ def terms(path: Path, logs: dict[str, list[list[dict]]]) -> None:
 
 
 def labels(path: Path, curves: dict[str, dict[int, tuple]]) -> None:
-    """Dice against the share of labelled patients, one line per model, with 95 % intervals.
+    """Dice against the fraction of labelled patients, one line per model, with 95 % intervals.
 
     `curves` maps a model to percent -> (mean Dice over patients, low, high; None where unknown).
     """

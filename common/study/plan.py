@@ -1,4 +1,4 @@
-"""What a study takes: the steps that make its data, its trainings, and the steps of each.
+"""What a study consists of: the steps that make its data, its trainings, and the steps of each.
 
 `config` is reproduce.py's: its `name`, its data, folds and seeds, and the flags that it passes on.
 """
@@ -24,7 +24,7 @@ TASK09 = ROOT / "data" / "Task09_Spleen"
 def data_steps(config) -> tuple[Path, list[Step]]:
     """The slice data set, and the steps that make it.
 
-    UserError if the volumes that the slices came from are gone: then nothing need be rebuilt.
+    UserError if the volumes that the slices came from are gone; the slices can still be used.
     """
     if config.data:
         return config.data, []
@@ -60,7 +60,7 @@ def data_steps(config) -> tuple[Path, list[Step]]:
 
 
 def epochs_for(arm: Arm, words: list[str]) -> tuple[str, ...]:
-    """Epochs with which an arm with more or fewer labels takes about as many steps as without."""
+    """Epochs that give an arm with more or fewer labels about the usual number of steps."""
     if arm.labels is None:
         return ()
     teaches = arm.stage in TEACHERS

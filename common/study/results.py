@@ -1,4 +1,4 @@
-"""What the runs of a study add up to: its tables and figures."""
+"""The tables and figures of a study's runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Run scripts in order: skip what is done, take up what was interrupted, keep one log.
+"""Run scripts in order: skip what is done, resume what was interrupted, keep one log.
 
 What is done is recorded next to what was made, so that it survives the loss of a results
 folder and travels with the runs from one machine to another.
@@ -66,7 +66,7 @@ class Step:
 
 @cache
 def _content(path: Path, changed: int) -> str:
-    """Hash of a file; `changed` (its time stamp) keeps the cache honest.
+    """Hash of a file; `changed` (its time stamp) keeps the cache valid.
 
     The colours that a dataset.json may give the classes change no result.
     """
@@ -125,7 +125,9 @@ def run_steps(steps: list[Step], log: Path, overwrite: bool = False) -> None:
     something would be replaced unasked, or at the first step that fails: the step has said why.
     """
     check_outdated(steps, overwrite)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, and ends the running script
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # unwinds, which also ends the running script
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as out:
         for place, step in enumerate(steps, start=1):
@@ -167,14 +169,15 @@ def _note(step: Step, state: dict) -> None:
 
 
 def _say(text: str, out) -> None:
-    """Onto the screen and into the log."""
+    """Print, and write to the log."""
     print(text, flush=True)
     out.write(f"{text}\n")
     out.flush()
 
 
 def _run(command: list[str], out) -> int:
-    """Run a script in the repository's root, its output to both places; its exit code."""
+    """Run a script in the repository's root, with its output to screen and log; returns its exit
+    code."""
     with subprocess.Popen(
         [sys.executable, "-u", *command],
         cwd=ROOT,
@@ -186,7 +189,7 @@ def _run(command: list[str], out) -> int:
         try:
             for line in process.stdout:
                 _say(line.rstrip("\n"), out)
-        except BaseException:  # interrupted or terminated: no script continues alone
+        except BaseException:  # interrupted or terminated: the script must not continue alone
             process.terminate()
             try:
                 process.wait(timeout=60)
@@ -203,8 +206,8 @@ def flags(**values) -> tuple[str, ...]:
 
 
 def check_words(flag: str, text: str, reserved: set[str], why="is set by the study itself") -> None:
-    """UserError if `text`, given with `flag` to be passed on, has an open quote or sets one of the
-    flags that are `reserved`."""
+    """UserError if `text`, given with `flag` to be passed on, has an unclosed quote or sets one of
+    the flags that are `reserved`."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -215,7 +218,7 @@ def check_words(flag: str, text: str, reserved: set[str], why="is set by the stu
 
 
 def check_flags(steps: list[Step]) -> dict[Step, TrainConfig]:
-    """Parse every training's flags now: a mistake shows before the first hour, not after it.
+    """Parse every training's flags now, so that a mistake shows before the first hour of work.
 
     Returns each training's settings.
     """
@@ -247,11 +250,11 @@ def _config_of(script: str) -> type[TrainConfig]:
 
 
 def check_settings(steps: list[Step], overwrite: bool) -> None:
-    """What a key does not see: a default that has changed since a run was trained.
+    """Check what a key does not cover: defaults that have changed since a run was trained.
 
     UserError naming these trainings with their old and new values, unless `overwrite` allows to
-    replace them: then they and their dependents no longer count as done. Runs of another
-    key are left to `check_outdated`.
+    replace them: then they and their dependents no longer count as done. Runs with another key are
+    left to `check_outdated`.
     """
     changes = {}
     for step, config in check_flags(steps).items():

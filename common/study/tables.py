@@ -59,7 +59,7 @@ EACH_CLASS = (
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """Rows of equal keys as an aligned Markdown table."""
+    """Rows with equal keys as an aligned Markdown table."""
     head = list(rows[0])
     widths = [max(len(name), *(len(row[name]) for row in rows)) for name in head]
     cells = [head, ["-" * w for w in widths], *([row[name] for name in head] for row in rows)]
@@ -119,7 +119,7 @@ def write_study(
 
 
 def _about(runs: dict[str, dict[tuple, dict]]) -> str:
-    """What the first table shows."""
+    """A description of the first table."""
     keys = {key for of_model in runs.values() for key in of_model}
     folds = sorted({fold for fold, _ in keys if fold is not None})
     seeds = sorted({seed for _, seed in keys})
@@ -127,7 +127,7 @@ def _about(runs: dict[str, dict[tuple, dict]]) -> str:
     cases = {row.get("patient", case) for r in results for case, row in r["cases"].items()}
     some = next(iter(next(iter(runs.values())).values()))
     caution = {1: ONE_TRAINING, 2: TWO_TRAININGS}.get(len(seeds), "")
-    if len(folds) > 1 or len(cases) < LEAST:  # of too few patients there is no interval
+    if len(folds) > 1 or len(cases) < LEAST:  # with too few patients there is no interval
         caution = ""
     where = f"folds {', '.join(map(str, folds))}" if folds else "one split"
     return (
@@ -176,7 +176,7 @@ def _classes(runs: dict[str, dict[tuple, dict]], bases: dict[str, str]) -> list[
 
 
 def _gain_cells(gained: dict | None, base: str | None, spread: float | None) -> dict[str, str]:
-    """The cells of a gain; empty for a model that is compared with nothing."""
+    """The cells of a gain; empty for a model without a comparison."""
     if not gained:
         return dict.fromkeys(("gain", "better", *CHANCES, "spread over seeds"), "")
     corrected, patients = (
