@@ -14,8 +14,8 @@ from data_prep.patients import name_slices
 
 NO_MASKS = (
     "Name the masks with --masks or, if they are in the images' folder, by --mask-suffix. New "
-    "pictures "
-    "without masks are predicted by `python inference.py --images FOLDER` in a stage's folder."
+    "pictures without masks are predicted by `python inference.py --images FOLDER` in a stage's "
+    "folder."
 )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from itertools import product
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from common.losses.segmentation import SegmentationObjective
 from common.models.unet import UNet, student_s1
 from common.settings import DistillationConfig, StudentConfig
 from common.training import checkpoint
-from common.training.engine import evaluate, fit
+from common.training.engine import evaluate, fit, seed_epoch
 from common.training.runs import start
 
 
@@ -47,6 +48,16 @@ def test_resume_is_exact_to_the_bit(stage, slices, monkeypatch, kind, workers, a
     states = [torch.load(runs / n / "last.pt", weights_only=True) for n in ("whole", "parts")]
     moments = [s["optimizer"]["state"][0]["exp_avg"] for s in states]
     assert torch.equal(*moments)
+
+
+def test_every_epoch_and_every_process_draws_anew():
+    draws = {}
+    for kind in product((0, 1), (1, 2, 3), (0, 1)):  # seed, epoch, process
+        seed_epoch(*kind)
+        draws[kind] = torch.rand(1).item()
+    assert len({*draws.values()}) == len(draws)
+    seed_epoch(1, 2, 0)  # and yet each is what it was
+    assert torch.rand(1).item() == draws[1, 2, 0]
 
 
 def test_one_seed_is_one_result_and_another_is_another(stage, slices):
