@@ -164,8 +164,7 @@ class DistillationConfig(MapWeights):
     recipe: str = option(
         "best",
         "best: the defaults below; thesis: the terms, weights, feature maps and segmentation loss "
-        "of arXiv 2406.03173 (docs/METHOD.md says what is not); flags beside it change what it "
-        "sets",
+        "of arXiv 2406.03173 (docs/METHOD.md says what is not); further flags override it",
         choices=tuple(RECIPES),
     )
     segmentation: float = option(1.0, "weight of the segmentation loss", low=0.0)
