@@ -189,7 +189,7 @@ def _add_flag(parser: argparse._ActionsContainer, f, kind) -> None:
     flag = "--" + f.name.replace("_", "-")
     default = shown(f.default) if isinstance(f.default, Path) else f.default
     if isinstance(default, tuple):
-        default = " ".join(map(str, default))
+        default = " ".join(map(str, default)) or None
     help = f.metadata["help"] + ("" if default is None else f" (default: {default})")
     keywords = {"dest": f.name, "default": f.default, "help": help.replace("%", "%%")}
     if get_origin(kind) in (Union, UnionType):  # X | None

@@ -61,7 +61,7 @@ class TrainConfig(Config):
     clip: float = option(1.0, "largest gradient norm; 0 turns clipping off", low=0.0)
     foreground_fraction: float = option(
         0.5,
-        "least fraction of drawn slices that show foreground; 0: as they come",
+        "minimum fraction of sampled slices that show foreground; 0: no balancing",
         low=0.0,
         high=1.0,
     )
@@ -75,7 +75,7 @@ class TrainConfig(Config):
     deterministic: bool = option(
         False,
         "on a GPU too, operations that add in a fixed order where PyTorch has them; it names the "
-        "others (a CPU's do anyway)",
+        "others (CPU operations already do)",
     )
     workers: int = option(-1, "loader processes; -1: none on a CPU, up to 8 on a GPU", low=-1)
     cache_mb: int = option(4096, "decoded slices kept in memory, in MB", low=0)
@@ -196,8 +196,8 @@ class DistillationConfig(MapWeights):
     )
     control: str = option(
         "none",
-        "negative control: a teacher with random weights; its maps and features, or its features "
-        "alone, of another image; the student instead of the teacher",
+        "negative control. random-teacher: random weights; other-image: the teacher's output for "
+        "another image; other-features: its features alone; no-teacher: the student's own output",
         choices=("none", "random-teacher", "other-image", "other-features", "no-teacher"),
     )
 

@@ -18,13 +18,13 @@ class named becomes mask value k, what is not named background. A name alone is 
 "labels" of the folder's dataset.json; `all` is all of them.
 
 Volumes are those of dataset.json (Decathlon), or those that --images and --masks find: patterns
-below --input, whose stars stand for the same texts. MR has no HU: --percentiles 0.5 99.5 takes the
+below --input, whose wildcards match the same text. MR has no HU: --percentiles 0.5 99.5 takes the
 bounds from each volume's voxels above its minimum, which is what lies outside the patient. Of 4D
 images (several contrasts) --channel takes one. --axis cuts in another plane; inference.py --volume
 then does not take the model.
 
-Missing files are all named at once, then all volumes that cannot be used; files are read to
-their checksum. The set is made in
+Missing files are all named at once, then all volumes that cannot be used; files are read
+in full and their checksums verified. The set is made in
 OUTPUT.partial and moved when it is whole, so an earlier one is there until then. Interrupted, it
 resumes where it stopped; volumes that have not changed are not sliced again; run twice, it writes
 the same bytes.

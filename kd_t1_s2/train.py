@@ -8,7 +8,7 @@
 
 The recipe (StudentConfig) is the one of student_s2, term for term; only the distillation terms
 (DistillationConfig) are added. With the teacher's terms 0 this is student_s2, weight for weight.
-Nothing of the teacher is needed at inference. Writes config.json, log.csv, curves.png, last.pt and
+The teacher is not needed at inference. Writes config.json, log.csv, curves.png, last.pt and
 best.pt into runs/NAME.
 """
 

@@ -26,7 +26,7 @@ from common.evaluation.metrics import (
 from common.files import atomic, shown, write_csv, write_json
 from common.inference.measures import largest_components
 from common.inference.picture_files import COLUMNS, PictureJob, list_pictures
-from common.inference.segment_volumes import seen_before
+from common.inference.segment_volumes import SEEN, seen_before, seen_in_words
 from common.inference.trained_run import Trained, in_16_bits, maps_of, range_in_words
 from common.inference.true_masks import check_truths, reader_of
 from common.inference.volume_files import begin, checksums, own_rows, untouched
@@ -272,6 +272,8 @@ def _sum_up(run: Trained, config: InferenceConfig, done: list[dict], table: Path
             )
         dice = mean_and_spread(about["scores"]["dice"] for about in done)
         if dice["n"] > 1:
-            print(f"Dice, mean over {dice['n']} pictures: {with_spread(dice)}")
+            seen = sum(SEEN in doubt for about in done for doubt in about["doubts"])
+            words = seen_in_words(seen)
+            print(f"Dice, mean over {dice['n']} pictures{words}: {with_spread(dice)}")
     if table and done:
         print(f"table -> {shown(table)}")

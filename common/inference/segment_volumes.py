@@ -42,6 +42,8 @@ from common.inference.volume_files import (
 from common.models.unet import decided
 from common.settings import InferenceConfig
 
+SEEN = "a patient of this name is among the"
+
 
 def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
     """Segment `--volume`: masks as .nii.gz, each with a sheet (.png) and its measures (.json).
@@ -79,8 +81,8 @@ def segment(model: nn.Module, run: Trained, config: InferenceConfig) -> None:
         elif table:  # without rows it could not be recognised as our table
             table.unlink(missing_ok=True)
     if len(dice) > 1:
-        trained = f", {seen} of them of patients that were trained or chosen on" if seen else ""
-        print(f"Dice, mean over {len(dice)} volumes{trained}: {with_spread(mean_and_spread(dice))}")
+        mean = with_spread(mean_and_spread(dice))
+        print(f"Dice, mean over {len(dice)} volumes{seen_in_words(seen)}: {mean}")
     if table and measured:
         print(f"table -> {shown(table)}")
     if problems:
@@ -147,7 +149,12 @@ def seen_before(volume: Path, run: Trained) -> list[str]:
     part = next((part for part, names in parts.items() if named & {*names}), None)
     own = f"training's {part}"
     role = {"teacher": "teacher's train", "teacher_val": "teacher's val"}.get(part, own)
-    return [f"a patient of this name is among the {role} patients"] if part else []
+    return [f"{SEEN} {role} patients"] if part else []
+
+
+def seen_in_words(count: int) -> str:
+    """What the mean over several files must say if `count` of them are of such patients."""
+    return f", {count} of them of patients that were trained or chosen on" if count else ""
 
 
 def class_maps(

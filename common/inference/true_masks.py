@@ -132,8 +132,8 @@ def check_truths(
     if problems:
         raise UserError(
             f"{len(problems)} of {len(truths)} true masks do not say what is foreground:"
-            f"{bullets(problems)}\nA mask of one class holds black and one other value, the same "
-            f"in all files; for others, set {THRESHOLD}."
+            f"{bullets(problems)}\nA mask of one class holds 0 and one other value, the same in "
+            f"every file; for soft masks, set {THRESHOLD}."
         )
     if len(run.classes) > 1:
         naming = "the run's classes do not include"

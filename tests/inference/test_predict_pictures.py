@@ -181,11 +181,14 @@ def test_a_run_of_volumes_says_that_pictures_may_be_strange_to_it(trained, tmp_p
     )
 
 
-def test_pictures_of_patients_that_were_trained_on_are_pointed_out(trained, tmp_path):
+def test_pictures_of_patients_that_were_trained_on_are_pointed_out(trained, tmp_path, capsys):
     trained.checkpoint["patients"] = {"train": ["p1", "ward"], "val": []}
     for name in ("p1.png", "p2.png", "ward/x.png"):
         put(tmp_path / "in" / name, blob())
-    rows = read_csv(go(trained, tmp_path / "in") / "pictures.csv")
+        put(tmp_path / "truth" / name, (blob() > 128) * np.uint8(255))
+    folder = go(trained, tmp_path / "in", ground_truth=tmp_path / "truth")
+    assert "mean over 3 pictures, 2 of them of patients that were" in capsys.readouterr().out
+    rows = read_csv(folder / "pictures.csv")
     assert ["train patients" in row["doubts"] for row in rows] == [True, False, True]
 
 
