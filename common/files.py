@@ -139,6 +139,18 @@ def known_runs(runs: Path, holding: str) -> list[str]:
     return sorted(path.parent.name for path in runs.glob(f"*/{holding}"))
 
 
+def unfinished(folder: Path) -> str:
+    """`16 of 100 epochs` for a run that stopped before its end; empty for any other, or if the
+    run's files do not say."""
+    about, log = folder / "config.json", folder / "log.csv"
+    if not (about.exists() and log.exists()):
+        return ""
+    config = read_json(about).get("config")
+    planned = config.get("epochs") if isinstance(config, dict) else None
+    done = len(read_csv(log))
+    return f"{done} of {planned} epochs" if isinstance(planned, int) and done < planned else ""
+
+
 def lock_folder(folder: Path):
     """Claim a folder for this process to write: `with lock_folder(...)`, or keep the result.
 

@@ -18,6 +18,7 @@ from common.files import (
     read_csv,
     read_json,
     replace_folder,
+    unfinished,
     write_csv,
     write_json,
     write_text,
@@ -195,3 +196,12 @@ def test_a_flag_of_version_1_is_taken_by_its_new_name(capsys):
     assert "--share is called --train-on now" in notes and "--affinity" in notes
     with pytest.raises(SystemExit):
         parse(MetricsConfig, ["--share", "train"])
+
+
+def test_a_run_that_stopped_early_is_told(tmp_path):
+    assert unfinished(tmp_path) == ""
+    write_json(tmp_path / "config.json", {"config": {"epochs": 3}})
+    assert unfinished(tmp_path) == ""  # nothing is known of its epochs
+    for done, said in ((2, "2 of 3 epochs"), (3, "")):
+        write_csv(tmp_path / "log.csv", [{"epoch": n} for n in range(1, done + 1)])
+        assert unfinished(tmp_path) == said

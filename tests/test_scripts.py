@@ -155,8 +155,11 @@ def test_what_is_printed(trained):
     assert "teacher" in log["kd_t1_s1"][0] and "validation Dice" in log["kd_t1_s1"][0]
     assert "contrast_bottleneck" in log["kd_t1_s1"][0]
     assert "PSNR" in log["teacher_t1_unet"][2]
-    assert "gain over plain S1: " in log["kd_t1_s1"][2] and "Dice points" in log["kd_t1_s1"][2]
-    assert "against T1: " in log["kd_t1_s1"][2]
+    assert (
+        "gain over plain S1 (default): " in log["kd_t1_s1"][2]
+        and "Dice points" in log["kd_t1_s1"][2]
+    )
+    assert "against T1 (default): " in log["kd_t1_s1"][2]
 
 
 def test_the_thesis_s_recipe_a_deep_student_and_unlabelled_patients(trained):

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.evaluation import metrics
 from common.evaluation.intervals import Run, estimate, patient_means, wilcoxon
 from common.evaluation.metrics import mean_and_spread, over_classes, pool
-from common.files import read_json, shown
+from common.files import read_json, shown, unfinished
 from common.settings import NOT_LEARNED, StudentConfig
 
 
@@ -166,6 +166,9 @@ def compare(
     sure = "" if gained["low"] is None else " (95 % CI over patients; one training of each)"
     chance = "" if gained["wilcoxon"] is None else f", Wilcoxon p {gained['wilcoxon']:.2g}"
     unequal = unequal_settings(path.parent, folder) if folder else []
+    for of_run, where in ((path.parent, "there"), (folder, "here")):
+        if of_run and (part := unfinished(of_run)):
+            unequal.append(f"{part} {where}")
     return (
         f"{title}: {in_words(gained)} Dice points per patient{sure}, "
         f"better in {gained['better']} of {gained['n']}{chance}"

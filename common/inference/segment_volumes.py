@@ -188,6 +188,8 @@ def _read_truth(path: Path, volume: Volume, run: Trained) -> tuple[np.ndarray, l
     if problems := problems_of(volume, truth, allowed):
         raise UserError(f"{shown(path)}: {'; '.join(problems)}.")
     odd = label_doubts(volume, truth)
+    if np.count_nonzero(truth.voxels) > truth.voxels.size / 2:
+        odd.append("the true mask covers more than half of the volume: is it inverted?")
     if not labels:
         return truth.voxels.astype(np.uint8), odd
     mask = to_mask(truth.voxels, labels)

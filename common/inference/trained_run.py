@@ -20,7 +20,7 @@ from common.dataset.slices import Slice, SliceSet, read_set
 from common.dataset.splits import check_patients, read_splits
 from common.device import autocast, fuse, layout, pick_device, to_device
 from common.errors import UserError
-from common.files import known_runs, shown
+from common.files import known_runs, shown, unfinished
 from common.models.unet import Output, probabilities
 from common.settings import InferenceConfig
 from common.training import checkpoint
@@ -82,7 +82,11 @@ def open_run(config: InferenceConfig, script: str) -> Trained:
     existing = known_runs(folder.parent, path.name)
     choose = f"There are {', '.join(existing)}: choose one with --name"
     hint = choose if existing else f"Run {stage.name}/train.py first"
+    if (folder / "config.json").exists() and not path.exists():
+        hint = "This run has not finished an epoch: continue it with train.py --resume"
     content = checkpoint.load_trained(path, stage.name, f"{hint}.")
+    if part := unfinished(folder):
+        print(f"warning: this run has stopped after {part}; train.py --resume continues it")
     if not config.of_slices:
         return Trained(folder, path, content, device)
     place = config.data or Path(content["config"]["data"])

@@ -12,11 +12,13 @@ from common.dataset.splits import check_patients
 from common.device import layout, to_device
 from common.errors import UserError
 from common.evaluation.metrics import number
-from common.files import shown
+from common.files import shown, unfinished
 from common.settings import DistillationConfig
 from common.training import checkpoint
 from common.training.engine import evaluate
 from common.training.runs import Run
+
+USELESS = 0.1  # a validation Dice below it
 
 
 def load_teacher(
@@ -54,6 +56,10 @@ def load_teacher(
     dice = evaluate(teacher, run.val, run, config)["per_patient"]["dice"]["mean"]
     random = ", its weights left random (a control)" if config.control == "random-teacher" else ""
     run.say(f"teacher {shown(path)}{random}: validation Dice {number(dice)} per patient")
+    if part := unfinished(path.parent):
+        run.say(f"warning: the teacher's training has stopped after {part}")
+    if not random and (dice or 0) < USELESS:
+        run.say("warning: this teacher finds next to nothing, and has little to teach")
     return teacher
 
 

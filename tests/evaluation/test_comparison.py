@@ -14,7 +14,7 @@ from common.evaluation.comparison import (
     seed_spread,
 )
 from common.evaluation.metrics import overlap_scores
-from common.files import write_json
+from common.files import write_csv, write_json
 
 
 def result(subset="test", weights="best", **dice):
@@ -125,6 +125,9 @@ def test_compare_names_what_is_not_one_recipe(tmp_path):
     line = compare(mine, "gain", plain, "", tmp_path / "other")
     assert line.endswith("NOT ONE RECIPE: lr 0.01, here 0.1")
     assert "RECIPE" not in compare(mine, "gain", plain, "", tmp_path / "none")
+    write_csv(tmp_path / "same" / "log.csv", [{"epoch": 1}, {"epoch": 2}])
+    line = compare(mine, "gain", plain, "", tmp_path / "same")
+    assert line.endswith("NOT ONE RECIPE: 2 of 60 epochs here")
     few = {"config": {"lr": 0.01}, "patients": {"train": ["a"]}, "size": 64}
     for name, changes in (("plain", {"patients": {"train": ["a", "b"]}, "size": 128}), ("few", {})):
         write_json(tmp_path / name / "config.json", few | changes)

@@ -233,3 +233,11 @@ def test_a_sheet_counts_slices_as_the_file_does(tmp_path):
     for codes, name in (("LPS", "k = 3"), ("RAI", "k = 5"), ("SPL", "i = 3"), ("LIP", "j = 5")):
         volume = read_volume(save(tmp_path / "v.nii.gz", np.zeros((9, 9, 9), np.int16), codes))
         assert _stored_index(volume, 3) == name
+
+
+def test_an_inverted_true_mask_is_doubted(trained, tmp_path, capsys):
+    volume = save(tmp_path / "v.nii.gz", ct())
+    for truth, told in ((ct() > 60, False), (ct() <= 60, True)):
+        path = save(tmp_path / "t.nii.gz", truth.astype(np.uint8))
+        go(trained, volume, ground_truth=path)
+        assert ("is it inverted?" in capsys.readouterr().out) is told
