@@ -119,7 +119,8 @@ def reference(folder: Path, stage: str) -> Path:
     the teacher that it learned from, else of the run of the same name, else of the one called
     default."""
     about = folder / "config.json"
-    learned_from = read_json(about)["config"].get("teacher") if about.exists() else None
+    config = read_json(about).get("config") if about.exists() else None
+    learned_from = config.get("teacher") if isinstance(config, dict) else None
     if learned_from and stage.startswith("teacher"):
         teacher = Path(learned_from).parent
         if teacher.parts[-3:-1] == (stage, "runs") and not teacher.is_dir():

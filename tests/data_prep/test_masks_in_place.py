@@ -91,26 +91,12 @@ def test_a_class_that_is_too_small_for_the_size_is_told(tmp_path, capsys):
             tmp_path / "2d/masks" / f"p{number}.png", (labels[..., 2] == 2) * np.uint8(255)
         )
     pairs = load_script(ROOT / "data_prep" / "import_pairs.py")
-    pairs.main(
-        pairs.Config(
-            images=tmp_path / "2d/images",
-            masks=tmp_path / "2d/masks",
-            output=tmp_path / "p",
-            size=16,
-        )
-    )
+    folders = {"images": tmp_path / "2d/images", "masks": tmp_path / "2d/masks", "size": 16}
+    pairs.main(pairs.Config(**folders, output=tmp_path / "p"))
     assert "the foreground is too small to be seen in 6 of the 6" in capsys.readouterr().out
     for number in range(6):
         save_picture(tmp_path / "2d/masks" / f"p{number}.png", labels[..., 2])
-    pairs.main(
-        pairs.Config(
-            images=tmp_path / "2d/images",
-            masks=tmp_path / "2d/masks",
-            output=tmp_path / "q",
-            size=16,
-            classes=("organ", "chalk"),
-        )
-    )
+    pairs.main(pairs.Config(**folders, output=tmp_path / "q", classes=("organ", "chalk")))
     said = capsys.readouterr().out
     assert "chalk is too small to be seen in 6 of the 6" in said and "organ is" not in said
 

@@ -1,4 +1,4 @@
-"""Scripts in order: what is skipped, resumed, refused and made anew."""
+"""Scripts in order: what is skipped, resumed, refused and rebuilt."""
 
 import json
 import os
